@@ -1,0 +1,236 @@
+"""Figures from saved results. Nothing here touches global matplotlib state, so it runs without a display."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TypeAlias
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import Normalize
+from matplotlib.figure import Figure
+from matplotlib.patches import Circle, Ellipse
+from matplotlib.ticker import MaxNLocator
+
+Array: TypeAlias = np.ndarray
+
+PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#444444")  # Okabe and Ito
+ROUND_COLORS = ("#B9C4CE", "#7FB2D6", "#2F7FBF", "#0B3C6F", "#05213F")  # pale prior, darker with every round
+INK, GRID = "#333333", "#E3E3E3"
+
+
+def plot_learning_curve(timesteps: Array, returns: Array, success: Array, path: str | Path, title: str = "") -> None:
+    """
+    Draw mean return and success after every adaptation round over the course of meta-training.
+
+    :param timesteps: (n_evals,) environment steps trained at each evaluation
+    :param returns: (n_evals, n_rounds + 1, ...) returns; the trailing dimensions are averaged
+    :param success: (n_evals, n_rounds + 1, ...) success of the same episodes
+    :param path: image file to write
+    :param title: title of the figure
+    """
+    figure, axes = _panels(2, title)
+    panels = (("mean return", returns, 1.0), ("successful episodes (%)", success, 100.0))
+    for ax, (label, values, unit) in zip(axes, panels, strict=True):
+        flat = np.asarray(values, dtype=float).reshape(*values.shape[:2], -1)  # (n_evals, n_rounds + 1, episodes)
+        by_round = unit * flat.mean(axis=2)
+        for r in range(by_round.shape[1]):
+            ax.plot(timesteps, by_round[:, r], color=_round_color(r), label=_round_name(r), marker="o", markersize=3)
+        ax.set(xlabel="environment steps", ylabel=label)
+    axes[1].set_ylim(0, 100)
+    axes[0].legend(frameon=False)
+    _save(figure, path)
+
+
+def plot_adaptation_curve(
+    curves: Mapping[str, tuple[Array, Array]],
+    path: str | Path,
+    title: str = "",
+    reference: Mapping[str, Array] | None = None,
+) -> None:
+    """
+    Draw mean return and success by adaptation round, with 95 % intervals over tasks.
+
+    :param curves: name -> (returns, success), each (n_rounds + 1, n_tasks, n_episodes)
+    :param path: image file to write
+    :param title: title of the figure
+    :param reference: name -> (n_rounds + 1,) mean returns of others, drawn as dashed lines
+    """
+    figure, axes = _panels(2, title)
+    for i, (name, values) in enumerate(curves.items()):
+        for ax, array, unit in zip(axes, values, (1.0, 100.0), strict=True):
+            mean, half_width = mean_and_interval(unit * np.asarray(array, dtype=float).mean(axis=2))
+            _line_with_band(ax, np.arange(len(mean)), mean, half_width, PALETTE[i % len(PALETTE)], name)
+    for name, line in (reference or {}).items():
+        axes[0].plot(np.arange(len(line)), line, linestyle="--", color=INK, linewidth=1.2, label=name)
+    for ax, label in zip(axes, ("mean return", "successful episodes (%)"), strict=True):
+        ax.set(xlabel="adaptation round", ylabel=label)
+        ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes[1].set_ylim(0, 100)
+    axes[0].legend(frameon=False)
+    _save(figure, path)
+
+
+def plot_few_episodes(curves: Mapping[str, tuple[Array, Array]], path: str | Path, title: str = "") -> None:
+    """
+    Draw the success of the policy that ``adapt`` would return against the episodes it was given, one line a rule.
+
+    :param curves: rule -> (n_points,) episodes spent and (n_points, n_tasks) share of fresh episodes that succeed
+    :param path: image file to write
+    :param title: title of the figure
+    """
+    figure, (ax,) = _panels(1, title)
+    for i, (rule, (episodes, success)) in enumerate(curves.items()):
+        mean, half_width = mean_and_interval(100 * np.asarray(success, dtype=float))
+        _line_with_band(ax, np.asarray(episodes), mean, half_width, PALETTE[i % len(PALETTE)], rule)
+    ax.set(xlabel="episodes of the new task", ylabel="successful episodes (%)", ylim=(0, 100))
+    ax.legend(frameon=False, loc="lower right")
+    _save(figure, path)
+
+
+def plot_trajectories(
+    before: Sequence[Array],
+    after: Sequence[Sequence[Array]],
+    goals: Array,
+    path: str | Path,
+    radius: float = 0.8,
+    title: str = "",
+) -> None:
+    """
+    Draw trajectories of the prior and of policies adapted to a few goals, one panel each.
+
+    :param before: trajectories (T, 2) of the policy before adaptation
+    :param after: for each goal the trajectories (T, 2) of the policy adapted to it
+    :param goals: (n_goals, 2) goals
+    :param path: image file to write
+    :param radius: an episode succeeds where it ends within this distance of its goal
+    :param title: title of the figure
+    """
+    figure, axes = _panels(1 + len(goals), title, width=3.0, height=3.2)
+    for trajectory in before:
+        axes[0].plot(trajectory[:, 0], trajectory[:, 1], color=INK, alpha=0.35, linewidth=1.0)
+    for i, goal in enumerate(goals):
+        color = PALETTE[i % len(PALETTE)]
+        for ax in (axes[0], axes[1 + i]):
+            ax.add_patch(Circle((float(goal[0]), float(goal[1])), radius, facecolor=color, alpha=0.18, edgecolor=color))
+            ax.plot(goal[0], goal[1], marker="x", color=color, markersize=7)
+        for trajectory in after[i]:
+            axes[1 + i].plot(trajectory[:, 0], trajectory[:, 1], color=color, alpha=0.6, linewidth=1.2)
+        axes[1 + i].set_title(f"adapted to goal {i + 1}", color=color, fontsize=10)
+    axes[0].set_title("before adaptation", fontsize=10)
+    for ax in axes:
+        ax.plot(0, 0, marker="o", color=INK, markersize=4)
+        ax.set_aspect("equal")
+    _share_limits(axes)
+    _save(figure, path)
+
+
+def plot_latent_map(
+    latents: Array, returns: Array, mean: Array, log_std: Array, path: str | Path, title: str = ""
+) -> None:
+    """
+    Draw one task's latent space: every episode's latent coloured by its return, and the distribution after every round.
+
+    :param latents: (n_rounds + 1, n_episodes, 2) latents the episodes ran with
+    :param returns: (n_rounds + 1, n_episodes) their returns
+    :param mean: (n_rounds + 1, 2) mean of the latent distribution by round
+    :param log_std: (n_rounds + 1, 2) log standard deviation by round
+    :param path: image file to write
+    :param title: title of the figure
+    """
+    figure, (ax,) = _panels(1, title, width=5.2, height=4.4)
+    scale = Normalize(float(np.min(returns)), float(np.max(returns)))
+    flat = latents.reshape(-1, latents.shape[-1])  # ((R + 1) * K, 2)
+    ax.scatter(flat[:, 0], flat[:, 1], c=returns.reshape(-1), norm=scale, cmap="viridis", s=18, linewidths=0)
+    for r, (center, spread) in enumerate(zip(mean, np.exp(log_std), strict=True)):
+        width, height = 4 * spread[:2]  # two standard deviations to either side
+        ellipse = Ellipse((center[0], center[1]), width, height, fill=False, edgecolor=PALETTE[1], linewidth=1.5)
+        ellipse.set_alpha(0.35 + 0.65 * r / max(len(mean) - 1, 1))
+        ax.add_patch(ellipse)
+        ax.annotate(str(r), (center[0], center[1]), color=PALETTE[1], weight="bold", ha="center", va="center")
+    ax.set(xlabel="$z_1$", ylabel="$z_2$")
+    ax.set_aspect("equal", adjustable="datalim")
+    figure.colorbar(ScalarMappable(scale, "viridis"), ax=ax, label="return of the episode")
+    _save(figure, path)
+
+
+def mean_and_interval(values: Array) -> tuple[Array, Array]:
+    """
+    Average over tasks with the half width of a 95 % normal interval.
+
+    :param values: (n_points, n_tasks)
+    :return: means and half widths, each (n_points,); the half width is 0 where there is one task only
+    """
+    n_tasks = values.shape[1]
+    if n_tasks < 2:
+        return values.mean(axis=1), np.zeros(values.shape[0])
+    return values.mean(axis=1), 1.96 * values.std(axis=1, ddof=1) / np.sqrt(n_tasks)
+
+
+def _panels(n: int, title: str, width: float = 4.6, height: float = 3.6) -> tuple[Figure, list[Axes]]:
+    """
+    Make a figure of panels side by side in the house style.
+
+    :param n: number of panels
+    :param title: title of the figure
+    :param width: inches of a panel
+    :param height: inches of the figure
+    :return: the figure and its panels
+    """
+    figure = Figure(figsize=(width * n, height), layout="constrained")
+    axes = [figure.add_subplot(1, n, i + 1) for i in range(n)]
+    for ax in axes:
+        ax.spines[["top", "right"]].set_visible(False)
+        ax.spines[["left", "bottom"]].set_color(GRID)
+        ax.grid(color=GRID, linewidth=0.8)
+        ax.set_axisbelow(True)
+        ax.tick_params(colors=INK, length=0)
+    if title:
+        figure.suptitle(title, fontsize=11, color=INK)
+    return figure, axes
+
+
+def _line_with_band(ax: Axes, x: Array, mean: Array, half_width: Array, color: str, label: str) -> None:
+    """
+    Draw a line and its interval.
+
+    :param ax: panel
+    :param x: (n,) positions
+    :param mean: (n,) line
+    :param half_width: (n,) half width of the band
+    :param color: colour of both
+    :param label: name in the legend
+    """
+    ax.plot(x, mean, color=color, label=label, marker="o", markersize=4)
+    ax.fill_between(x, mean - half_width, mean + half_width, color=color, alpha=0.15, linewidth=0)
+
+
+def _share_limits(axes: Sequence[Axes]) -> None:
+    """
+    Give all panels the widest limits among them.
+
+    :param axes: panels
+    """
+    x, y = np.array([ax.get_xlim() for ax in axes]), np.array([ax.get_ylim() for ax in axes])
+    for ax in axes:
+        ax.set_xlim(x.min(), x.max())
+        ax.set_ylim(y.min(), y.max())
+
+
+def _round_color(r: int) -> str:
+    return ROUND_COLORS[min(r, len(ROUND_COLORS) - 1)]
+
+
+def _round_name(r: int) -> str:
+    return "before adaptation" if r == 0 else f"after round {r}"
+
+
+def _save(figure: Figure, path: str | Path) -> None:
+    """
+    Write the figure, making the folder if it is missing.
+
+    :param figure: figure
+    :param path: image file
+    """
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=150)
