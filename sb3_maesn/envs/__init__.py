@@ -1,0 +1,52 @@
+"""The task families, each as a batched ``VecEnv`` and as a single ``gymnasium.Env``."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable
+from functools import partial
+
+from sb3_maesn.envs.batched import BatchedTaskVecEnv
+from sb3_maesn.envs.point import PointGoal
+from sb3_maesn.envs.task_family import TaskFamily
+from sb3_maesn.envs.wheeled import WheeledGoal
+
+__all__ = ["FAMILIES", "BatchedTaskVecEnv", "PointGoal", "TaskFamily", "WheeledGoal", "make_family", "make_vec"]
+
+#: Environment id -> what makes its task family. The sparse variants have the reward of meta-testing.
+FAMILIES: dict[str, Callable[[], TaskFamily]] = {
+    "WheeledGoal-v0": WheeledGoal,
+    "WheeledGoalSparse-v0": partial(WheeledGoal, sparse=True),
+    "PointGoal-v0": PointGoal,
+    "PointGoalSparse-v0": partial(PointGoal, sparse=True),
+}
+
+
+def make_family(env_id: str) -> TaskFamily:
+    """
+    Make one of the built-in task families.
+
+    :param env_id: a key of ``FAMILIES``
+    :return: the family
+    :raises ValueError: for an unknown id, with the nearest ones
+    """
+    if env_id not in FAMILIES:
+        near = difflib.get_close_matches(env_id, FAMILIES, n=3, cutoff=0.5)
+        hint = f"; did you mean {' or '.join(near)}?" if near else ""
+        raise ValueError(f"unknown task family {env_id!r}{hint} Known: {', '.join(FAMILIES)}")
+    return FAMILIES[env_id]()
+
+
+def make_vec(env_id: str, n_envs: int, n_threads: int = 0, render_mode: str | None = None) -> BatchedTaskVecEnv:
+    """
+    Make a batched ``VecEnv`` of one of the built-in task families.
+
+    :param env_id: a key of ``FAMILIES``, e.g. ``"WheeledGoal-v0"``
+    :param n_envs: number of members
+    :param n_threads: threads that step them, 0 for one per CPU
+    :param render_mode: None, ``"rgb_array"`` or ``"human"``
+    :return: the environment
+    :raises ValueError: for an unknown id, with the nearest ones
+    :raises ImportError: for a MuJoCo family below mujoco 4
+    """
+    return BatchedTaskVecEnv(make_family(env_id), n_envs, n_threads, render_mode)

@@ -1,0 +1,152 @@
+"""The native batched ``VecEnv``: all members of a task family step in one call."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from stable_baselines3.common.vec_env import VecEnv
+from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvStepReturn
+
+from sb3_maesn.envs.simulator import TaskMember, TaskSimulator, Transition
+from sb3_maesn.envs.task_family import Array, TaskFamily
+
+
+class BatchedTaskVecEnv(VecEnv):
+    """
+    A Stable-Baselines3 ``VecEnv`` whose members may have different tasks of one family.
+
+    A member's task counts from its next reset on; until one is set, every episode draws its own. At an episode's end
+    the info has ``is_success``, ``terminal_observation``, ``TimeLimit.truncated`` and, where the simulation diverged,
+    ``diverged``; other infos are empty. All arrays that are returned are new.
+
+    :param family: the task family
+    :param n_envs: number of members
+    :param n_threads: threads that step them, 0 for one per CPU
+    :param render_mode: None, ``"rgb_array"`` or ``"human"``
+    """
+
+    actions: NDArray[Any]
+
+    def __init__(self, family: TaskFamily, n_envs: int, n_threads: int = 0, render_mode: str | None = None) -> None:
+        if render_mode not in (None, "rgb_array", "human"):
+            raise ValueError(f"render_mode must be None, 'rgb_array' or 'human', got {render_mode!r}")
+        self.family = family
+        self.simulator = TaskSimulator(family, n_envs, n_threads)
+        self.members = [TaskMember(self.simulator, i, render_mode) for i in range(n_envs)]
+        super().__init__(n_envs, family.observation_space, family.action_space)
+
+    @property
+    def horizon(self) -> int:
+        """Steps of an episode that does not end early."""
+        return self.family.horizon
+
+    @property
+    def n_diverged(self) -> int:
+        """How many episodes ended because their simulation diverged."""
+        return int(self.simulator.n_diverged.sum())
+
+    def set_tasks(self, tasks: ArrayLike, indices: ArrayLike | None = None) -> None:
+        """
+        Give members tasks, which count from their next reset on.
+
+        :param tasks: tasks (m, G)
+        :param indices: the members (m,), all by default
+        :raises ValueError: for a task that is not one of the family's, or another number of tasks than of members
+        :raises IndexError: for a member that does not exist
+        """
+        self.simulator.set_tasks(tasks, indices)
+
+    def reset(self) -> Array:
+        """
+        Start new episodes in all members, with the seeds and options set since the last reset.
+
+        :return: the first observations (n, O)
+        """
+        for index, (seed, options) in enumerate(zip(self._seeds, self._options, strict=True)):
+            if seed is not None:
+                self.simulator.seed(index, seed)
+            self.members[index].apply_options(options)
+        self._reset_seeds()
+        self._reset_options()
+        self.reset_infos = [{} for _ in range(self.num_envs)]
+        return self.simulator.reset(np.arange(self.num_envs))
+
+    def step_async(self, actions: NDArray[Any]) -> None:
+        """
+        Keep the actions for ``step_wait``.
+
+        :param actions: actions (n, A)
+        """
+        self.actions = actions
+
+    def step_wait(self) -> VecEnvStepReturn:
+        """
+        Step all members, and start a new episode in those whose episode ended.
+
+        :return: observations (n, O), rewards (n,), dones (n,) and infos
+        :raises ValueError: for actions of another shape or with a NaN or an infinity in them
+        """
+        transition = self.simulator.step(self.actions)
+        infos: list[dict[str, Any]] = [{} for _ in range(self.num_envs)]
+        observations = transition.observations
+        dones = transition.terminated | transition.truncated
+        ended = np.flatnonzero(dones)
+        if ended.size:
+            self._describe_ends(infos, transition, ended)
+            if ended.size == self.num_envs:
+                observations = self.simulator.reset(ended)
+            else:
+                observations = observations.copy()
+                observations[ended] = self.simulator.reset(ended)
+        return observations, transition.rewards.astype(np.float32), dones, infos
+
+    def _describe_ends(self, infos: list[dict[str, Any]], transition: Transition, ended: NDArray[np.intp]) -> None:
+        """Fill in the infos of the members whose episode ended."""
+        for i in ended:
+            infos[i] = {
+                "is_success": bool(transition.success[i]),
+                "TimeLimit.truncated": bool(transition.truncated[i]),
+                "terminal_observation": transition.observations[i].copy(),
+            }
+            if transition.diverged[i]:
+                infos[i]["diverged"] = True
+            self.reset_infos[i] = {}
+
+    def close(self) -> None:
+        """Release the simulations and the renderer."""
+        self.simulator.close()
+
+    # What SB3 asks of single members
+
+    def _members(self, indices: VecEnvIndices) -> list[TaskMember]:
+        picked = None if indices is None else [indices] if isinstance(indices, int) else list(indices)
+        return [self.members[i] for i in self.simulator.check_indices(picked)]
+
+    def get_attr(self, attr_name: str, indices: VecEnvIndices = None) -> list[Any]:
+        """See SB3's ``VecEnv.get_attr``."""
+        return [getattr(member, attr_name) for member in self._members(indices)]
+
+    def set_attr(self, attr_name: str, value: Any, indices: VecEnvIndices = None) -> None:
+        """See SB3's ``VecEnv.set_attr``."""
+        for member in self._members(indices):
+            setattr(member, attr_name, value)
+
+    def env_method(self, method_name: str, *method_args: Any, indices: VecEnvIndices = None, **method_kwargs: Any) -> list[Any]:
+        """See SB3's ``VecEnv.env_method``."""
+        return [getattr(member, method_name)(*method_args, **method_kwargs) for member in self._members(indices)]
+
+    def env_is_wrapped(self, wrapper_class: type[gym.Wrapper[Any, Any, Any, Any]], indices: VecEnvIndices = None) -> list[bool]:
+        """See SB3's ``VecEnv.env_is_wrapped``; members have no wrappers."""
+        return [False for _ in self._members(indices)]
+
+    def get_images(self) -> Sequence[NDArray[np.uint8] | None]:
+        """See SB3's ``VecEnv.get_images``."""
+        if self.render_mode != "rgb_array":
+            warnings.warn(f"render_mode is {self.render_mode}, but get_images needs 'rgb_array'", stacklevel=2)
+            return [None for _ in self.members]
+        return [member.render() for member in self.members]

@@ -1,0 +1,130 @@
+"""The only importer of ``mujoco.batch``: many simulations of one MuJoCo model on a thread pool."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from importlib import resources
+from typing import Any
+
+import mujoco
+import numpy as np
+from numpy.typing import NDArray
+
+from sb3_maesn.envs.task_family import Array, Mask
+
+#: MuJoCo's own limit (mjMAXVAL): a state beyond it is reset by the next mj_step.
+MAX_VALUE = 1e10
+STAGES = {"none": 0, "pos": 1, "vel": 2, "acc": 3}  # mjtStage, spelled out because mujoco 3 has no such argument
+
+
+def load_model(asset: str) -> mujoco.MjModel:
+    """
+    Compile a model that ships with the package.
+
+    :param asset: file name in ``sb3_maesn/envs/assets``
+    :return: the model
+    """
+    xml = resources.files("sb3_maesn.envs").joinpath("assets", asset).read_text(encoding="utf-8")
+    return mujoco.MjModel.from_xml_string(xml)
+
+
+def require_batch() -> Any:
+    """
+    The batch API of mujoco 4.
+
+    :return: the module ``mujoco.batch``
+    :raises ImportError: if the installed mujoco is older
+    """
+    if int(mujoco.__version__.split(".")[0]) < 4:
+        raise ImportError(
+            "The built-in MuJoCo task families need mujoco>=4 (its batch API, mujoco.batch.Batch), found mujoco "
+            f"{mujoco.__version__}. Install it with `pip install 'mujoco>=4'`. With mujoco 3, PointGoal-v0 and any "
+            "environment of your own in a MultiTaskVecEnv still work."
+        )
+    from mujoco import batch
+
+    return batch
+
+
+@contextlib.contextmanager
+def quiet_mujoco() -> Iterator[None]:
+    """Keep MuJoCo from writing warnings to the console and MUJOCO_LOG.TXT; divergence is reported otherwise."""
+    config = mujoco.MjLogConfig.get()
+    quiet = mujoco.MjLogConfig.get()
+    quiet.logto_console = False
+    quiet.logto_file = False
+    quiet.set()
+    try:
+        yield
+    finally:
+        config.set()
+
+
+class MujocoPhysics:
+    """
+    ``n`` simulations of one model in a ``mujoco.batch.Batch``.
+
+    :param model: the model
+    :param n: number of simulations
+    :param n_threads: threads that step them, 0 for one per CPU
+    :param derived: names of MjData fields besides qpos and qvel that the family reads
+    :param stage: the forward stage those need after a step, a key of ``STAGES``
+    """
+
+    def __init__(
+        self, model: mujoco.MjModel, n: int, n_threads: int = 0, derived: Sequence[str] = (), stage: str = "none"
+    ) -> None:
+        batch = require_batch()
+        if n_threads < 0:
+            raise ValueError(f"n_threads must be 0 (one per CPU) or more, got {n_threads}")
+        self._error = batch.SimulationError
+        self._stage = STAGES[stage]
+        self.model = model
+        self.batch = batch.Batch(model, n, min(n_threads, n) if n_threads else 0, persistent=stage != "none")
+        self.state = {name: self.batch.bind(name) for name in ("qpos", "qvel", *derived)}
+        self._ctrl: Array = self.batch.bind("ctrl")
+        bad = int(mujoco.mjtWarning.mjWARN_BADQPOS), int(mujoco.mjtWarning.mjWARN_BADQACC)
+        self._warnings: NDArray[np.int32] = self.batch.warning[:, bad[0] : bad[1] + 1, 1]
+
+    def reset(self, ids: NDArray[np.int32], qpos: Array, qvel: Array) -> None:
+        """See ``Physics.reset``."""
+        with quiet_mujoco():
+            self.batch.reset(ids, stage=STAGES["none"])
+            self.state["qpos"][ids] = qpos
+            self.state["qvel"][ids] = qvel
+            if self._stage:
+                self.batch.forward(ids, stage=self._stage)
+
+    def step(self, controls: Array) -> Mask:
+        """See ``Physics.step``."""
+        self._ctrl[:] = controls
+        diverged = np.zeros(len(controls), dtype=np.bool_)
+        with quiet_mujoco():
+            try:
+                self.batch.step(stage=self._stage)
+            except self._error as error:
+                diverged[error.ids] = True
+            self._mark_diverged(diverged)
+            if diverged.any():
+                self.batch.reset(np.flatnonzero(diverged).astype(np.int32))
+        return diverged
+
+    def _mark_diverged(self, diverged: Mask) -> None:
+        """Add the simulations that MuJoCo reset by itself, and those it would reset at their next step."""
+        if self._warnings.any():
+            diverged |= self._warnings.any(axis=1)
+        for values in self.state.values():
+            # written so that a NaN counts as too large
+            if not np.abs(values).max() < MAX_VALUE:
+                diverged |= ~(np.abs(values).reshape(len(values), -1) < MAX_VALUE).all(axis=1)
+
+    def snapshot(self, index: int) -> mujoco.MjData:
+        """See ``Physics.snapshot``."""
+        data = self.batch.get_data(index)
+        with quiet_mujoco():
+            mujoco.mj_forward(self.model, data)
+        return data
+
+    def close(self) -> None:
+        """See ``Physics.close``."""

@@ -1,0 +1,157 @@
+"""The wrapper that gives any VecEnv tasks."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, TypeAlias
+
+import numpy as np
+from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper
+from stable_baselines3.common.vec_env.base_vec_env import VecEnvObs, VecEnvStepReturn
+
+SPLITS = ("train", "validation", "test")
+
+TaskAdapter: TypeAlias = Callable[[VecEnv, int, Any], None]
+"""(venv, member, task) -> None: gives a member its next task where the members have no ``set_task``"""
+
+
+class MultiTaskVecEnv(VecEnvWrapper):
+    """A VecEnv whose members solve different tasks of one family.
+
+    A new task counts from the member's next reset. The three sets of tasks are fixed for the life of the wrapper: those passed, else the
+    members' own ``task_set(split, n_tasks)``, else draws from the members' ``sample_tasks(n)``.
+
+    Of a VecEnv whose tasks and horizon are passed, the wrapper uses ``env_method("set_task", task, indices=[i])``, ``reset`` and ``step``.
+
+    :param venv: the VecEnv to wrap
+    :param horizon: most steps of an episode; asked of the members (``horizon``, or their Gymnasium spec) where None
+    :param train_tasks: whatever the members' ``set_task`` takes, for meta-training
+    :param validation_tasks: for tuning and model selection
+    :param test_tasks: for reporting
+    :param n_tasks: size of the sets that are not passed
+    :param task_adapter: sets a member's task in place of ``set_task``
+    :param task_seed: seed of the members before ``sample_tasks`` is called
+    :raises ValueError: if the members have no tasks, or their horizon is unknown
+    """
+
+    def __init__(
+        self,
+        venv: VecEnv,
+        horizon: int | None = None,
+        train_tasks: Sequence[Any] | None = None,
+        validation_tasks: Sequence[Any] | None = None,
+        test_tasks: Sequence[Any] | None = None,
+        n_tasks: int = 100,
+        task_adapter: TaskAdapter | None = None,
+        task_seed: int = 0,
+    ):
+        super().__init__(venv)
+        self.task_adapter = task_adapter
+        self.horizon = _find_horizon(venv) if horizon is None else horizon
+        if self.horizon < 1:
+            raise ValueError(f"horizon must be at least 1, got {self.horizon}")
+        given = (train_tasks, validation_tasks, test_tasks)
+        if train_tasks is None:
+            drawn = _draw_task_sets(venv, n_tasks, task_seed)
+            given = tuple(mine if mine is not None else theirs for mine, theirs in zip(given, drawn, strict=True))  # type: ignore[assignment]
+        self._task_sets = {split: [] if tasks is None else list(tasks) for split, tasks in zip(SPLITS, given, strict=True)}
+        if not self._task_sets["train"]:
+            raise ValueError("train_tasks is empty: expected at least one training task")
+
+    def task_set(self, split: str) -> list[Any]:
+        """The tasks of a set.
+
+        :param split: ``train``, ``validation`` or ``test``
+        :raises ValueError: for another name, or an empty set
+        """
+        if split not in SPLITS:
+            raise ValueError(f"split must be one of {', '.join(SPLITS)}, got {split!r}")
+        tasks = self._task_sets[split]
+        if not tasks:
+            raise ValueError(f"this environment has no {split} tasks: pass {split}_tasks to MultiTaskVecEnv")
+        return tasks
+
+    def task(self, split: str, task_id: int) -> Any:
+        """One task of a set.
+
+        :param split: ``train``, ``validation`` or ``test``
+        :param task_id: its place in the set, from 0
+        :raises ValueError: if there is no such task
+        """
+        tasks = self.task_set(split)
+        if not 0 <= task_id < len(tasks):
+            raise ValueError(f"expected a {split} task id from 0 to {len(tasks) - 1}, got {task_id}")
+        return tasks[task_id]
+
+    def set_tasks(self, tasks: Sequence[Any], indices: Sequence[int] | None = None) -> None:
+        """Give members their next tasks.
+
+        :param tasks: one for each member
+        :param indices: the members; all of them where None
+        :raises ValueError: if the numbers differ, or a task is not finite
+        """
+        members = range(self.num_envs) if indices is None else indices
+        if len(tasks) != len(members):
+            raise ValueError(f"expected one task for each of {len(members)} members, got {len(tasks)}")
+        native = getattr(self.venv.unwrapped, "set_tasks", None)
+        if self.task_adapter is None and native is not None:
+            native(np.stack([np.asarray(task) for task in tasks]), np.asarray(members))
+            return
+        for member, task in zip(members, tasks, strict=True):
+            _check_finite(task)
+            if self.task_adapter is None:
+                self.venv.env_method("set_task", task, indices=[member])
+            else:
+                self.task_adapter(self.venv, member, task)
+
+    def reset(self) -> VecEnvObs:
+        """Start new episodes in all members, with the tasks last set."""
+        return self.venv.reset()
+
+    def step_wait(self) -> VecEnvStepReturn:
+        """Observations, rewards, dones and infos of all members."""
+        return self.venv.step_wait()
+
+
+def _check_finite(task: Any) -> None:
+    if isinstance(task, np.ndarray | float | int | list | tuple):
+        values = np.asarray(task)
+        if np.issubdtype(values.dtype, np.number) and not np.isfinite(values).all():
+            raise ValueError(f"expected a finite task, got {task}")
+
+
+def _find_horizon(venv: VecEnv) -> int:
+    for name in ("horizon", "_max_episode_steps"):
+        if venv.has_attr(name) and (value := venv.get_attr(name, indices=[0])[0]) is not None:
+            return int(value)
+    if venv.has_attr("spec"):
+        spec = venv.get_attr("spec", indices=[0])[0]
+        if spec is not None and spec.max_episode_steps is not None:
+            return int(spec.max_episode_steps)
+    raise ValueError(
+        "the episode's horizon is unknown: expected members with an attribute `horizon` or a Gymnasium spec with max_episode_steps,"
+        " or MultiTaskVecEnv(venv, horizon=...)"
+    )
+
+
+def _draw_task_sets(venv: VecEnv, n_tasks: int, seed: int) -> tuple[Sequence[Any], ...]:
+    if venv.has_attr("task_set"):
+        return tuple(venv.env_method("task_set", split, n_tasks, indices=[0])[0] for split in SPLITS)
+    if not venv.has_attr("sample_tasks") or not venv.has_attr("set_task"):
+        raise ValueError(
+            "this environment has no tasks: expected members with `sample_tasks(n)` and `set_task(task)`,"
+            " or train_tasks (and task_adapter) passed to MultiTaskVecEnv"
+        )
+    venv.seed(seed)
+    venv.reset()  # SB3 hands a seed to its members with the next reset
+    return tuple(venv.env_method("sample_tasks", n_tasks, indices=[0])[0] for _ in SPLITS)
+
+
+def find_multi_task(env: VecEnv) -> MultiTaskVecEnv | None:
+    """The MultiTaskVecEnv among the wrappers of a VecEnv, or None.
+
+    :param env: perhaps wrapped
+    """
+    while isinstance(env, VecEnvWrapper):
+        if isinstance(env, MultiTaskVecEnv):
+            return env
+        env = env.venv
+    return None

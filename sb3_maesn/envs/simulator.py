@@ -1,0 +1,305 @@
+"""The rules of an episode, once: what the batched ``VecEnv`` and the single ``gymnasium.Env`` both run."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+from gymnasium.utils import seeding
+from numpy.typing import ArrayLike, NDArray
+
+from sb3_maesn.envs.task_family import Array, Mask, TaskFamily
+
+
+class Transition(NamedTuple):
+    """
+    What one step of all members gave; new arrays.
+
+    :param observations: the observations after the step (n, O)
+    :param rewards: rewards (n,)
+    :param terminated: episodes that ended by themselves, diverged ones among them (n,)
+    :param truncated: episodes that reached the horizon, and only did that (n,)
+    :param success: episodes that ended with their task solved (n,)
+    :param diverged: episodes whose simulation diverged (n,)
+    """
+
+    observations: Array
+    rewards: Array
+    terminated: Mask
+    truncated: Mask
+    success: Mask
+    diverged: Mask
+
+
+class TaskSimulator:
+    """
+    ``n`` members of a task family, each with its own task, random generator and episode.
+
+    :param family: the task family
+    :param n: number of members
+    :param n_threads: threads that step them, 0 for one per CPU
+    """
+
+    def __init__(self, family: TaskFamily, n: int, n_threads: int = 0) -> None:
+        if n < 1:
+            raise ValueError(f"the number of members must be at least 1, got {n}")
+        self.family = family
+        self.n = n
+        self.physics = family.make_physics(n, n_threads)
+        (size,) = family.task_space.shape
+        self.tasks: Array = np.full((n, size), np.nan)  # of the running episodes
+        self.next_tasks: Array = np.full((n, size), np.nan)  # NaN: drawn anew for every episode
+        self.elapsed_steps = np.zeros(n, dtype=np.int64)
+        self.started = np.zeros(n, dtype=np.bool_)
+        self.n_diverged = np.zeros(n, dtype=np.int64)
+        self._generators: list[np.random.Generator | None] = [None] * n
+
+    def generator(self, index: int) -> np.random.Generator:
+        """
+        One member's source of randomness, as Gymnasium seeds it; without a seed, an unpredictable one.
+
+        :param index: the member
+        :return: its generator
+        """
+        generator = self._generators[index]
+        if generator is None:
+            generator, _ = seeding.np_random()
+            self._generators[index] = generator
+        return generator
+
+    def set_generator(self, index: int, generator: np.random.Generator) -> None:
+        """
+        Replace one member's source of randomness.
+
+        :param index: the member
+        :param generator: its new generator
+        """
+        self._generators[index] = generator
+
+    def seed(self, index: int, seed: int) -> None:
+        """
+        Seed one member as ``gymnasium.Env.reset(seed=seed)`` does.
+
+        :param index: the member
+        :param seed: the seed
+        """
+        self._generators[index], _ = seeding.np_random(seed)
+
+    def set_tasks(self, tasks: ArrayLike, indices: ArrayLike | None = None) -> None:
+        """
+        Give members tasks, which count from their next reset on.
+
+        :param tasks: tasks (m, G)
+        :param indices: the members (m,), all by default
+        :raises ValueError: for a task that is not one of the family's, or another number of tasks than of members
+        :raises IndexError: for a member that does not exist
+        """
+        checked = self.family.check_tasks(tasks)
+        members = self.check_indices(indices)
+        if len(checked) != len(members):
+            raise ValueError(f"expected one task for each of {len(members)} members, got {len(checked)} tasks")
+        self.next_tasks[members] = checked
+
+    def clear_task(self, index: int) -> None:
+        """
+        Let a member draw a task from the family's distribution at every reset, as it does before its first task.
+
+        :param index: the member
+        """
+        self.next_tasks[index] = np.nan
+
+    def check_indices(self, indices: ArrayLike | None) -> NDArray[np.int64]:
+        """
+        Check member indices a caller gives.
+
+        :param indices: an index, indices or None for all; negative ones count from the end
+        :return: the indices (m,), all in [0, n)
+        :raises IndexError: if one is not an integer in [-n, n)
+        """
+        if indices is None:
+            return np.arange(self.n)
+        members = np.atleast_1d(np.asarray(indices))
+        if members.size == 0:
+            return np.zeros(0, dtype=np.int64)
+        if members.ndim != 1 or not np.issubdtype(members.dtype, np.integer):
+            raise IndexError(f"indices must be integers, got {indices!r}")
+        outside = members[(members < -self.n) | (members >= self.n)]
+        if outside.size:
+            raise IndexError(f"index {outside[0]} is out of range for {self.n} members")
+        return members.astype(np.int64) % self.n
+
+    def reset(self, ids: NDArray[np.int64]) -> Array:
+        """
+        Start new episodes.
+
+        :param ids: sorted, unique members (m,)
+        :return: their first observations, a new array (m, O)
+        """
+        starts = [self._start(int(i)) for i in ids]
+        qpos, qvel = (np.array(part) for part in zip(*starts, strict=True))
+        self.physics.reset(ids.astype(np.int32), qpos, qvel)
+        self.elapsed_steps[ids] = 0
+        self.started[ids] = True
+        if len(ids) == self.n:
+            return self.family.observation(self.physics.state)
+        # only the rows that were reset: a family's functions take any number of simulations
+        return self.family.observation({name: values[ids] for name, values in self.physics.state.items()})
+
+    def _start(self, index: int) -> tuple[Array, Array]:
+        """Fix one member's task and draw its initial state."""
+        rng = self.generator(index)
+        if np.isnan(self.next_tasks[index, 0]):
+            self.tasks[index] = self.family.sample_tasks(1, rng)[0]
+        else:
+            self.tasks[index] = self.next_tasks[index]
+        return self.family.initial_state(self.tasks[index], rng)
+
+    def step(self, actions: ArrayLike) -> Transition:
+        """
+        Take one step in every member.
+
+        :param actions: actions (n, A)
+        :return: the transition, without any reset
+        :raises ValueError: for actions of another shape or with a NaN or an infinity in them
+        :raises RuntimeError: before the first reset
+        """
+        checked = self._check_actions(actions)
+        if not self.started.all():
+            raise RuntimeError(f"{self.family.env_id}: reset() must be called before step()")
+        family, state = self.family, self.physics.state
+        controls = family.controls(checked)
+        diverged = self.physics.step(controls)
+        self.elapsed_steps += 1
+        terminated = family.terminated(state) | diverged
+        truncated = (self.elapsed_steps >= family.horizon) & ~terminated
+        success = truncated & family.success(state, self.tasks) if truncated.any() else truncated
+        self.n_diverged += diverged
+        rewards = family.reward(state, controls, self.tasks)
+        return Transition(family.observation(state), rewards, terminated, truncated, success, diverged)
+
+    def _check_actions(self, actions: ArrayLike) -> Array:
+        """Check actions and convert them to float64 (n, A)."""
+        checked = np.asarray(actions, dtype=np.float64)
+        expected = (self.n, *self.family.action_space.shape)
+        if checked.shape != expected:
+            raise ValueError(f"{self.family.env_id}: actions must have shape {expected}, got {checked.shape}")
+        if not np.isfinite(checked).all():
+            member = int(np.flatnonzero(~np.isfinite(checked).all(axis=1))[0])
+            raise ValueError(
+                f"{self.family.env_id}: actions must be finite, got {checked[member].tolist()} for member {member}"
+            )
+        return checked
+
+    def close(self) -> None:
+        """Release the simulations."""
+        self.physics.close()
+
+
+class TaskMember:
+    """
+    One member of a simulator, with the attributes and methods a ``gymnasium.Env`` of the family has.
+
+    :param simulator: the simulator
+    :param index: the member
+    :param render_mode: as in Gymnasium
+    """
+
+    def __init__(self, simulator: TaskSimulator, index: int, render_mode: str | None = None) -> None:
+        self._simulator = simulator
+        self._index = index
+        self.render_mode = render_mode
+
+    @property
+    def family(self) -> TaskFamily:
+        """The task family."""
+        return self._simulator.family
+
+    @property
+    def horizon(self) -> int:
+        """Steps of an episode that does not end early."""
+        return self.family.horizon
+
+    @property
+    def observation_space(self) -> Any:
+        """The observation space."""
+        return self.family.observation_space
+
+    @property
+    def action_space(self) -> Any:
+        """The action space."""
+        return self.family.action_space
+
+    @property
+    def task(self) -> Array | None:
+        """The running episode's task (G,), None before the first reset; a task that is set counts from the next."""
+        if not self._simulator.started[self._index]:
+            return None
+        return self._simulator.tasks[self._index].copy()
+
+    @task.setter
+    def task(self, task: ArrayLike | None) -> None:
+        self.set_task(task)
+
+    @property
+    def np_random(self) -> np.random.Generator:
+        """The member's source of randomness."""
+        return self._simulator.generator(self._index)
+
+    @np_random.setter
+    def np_random(self, generator: np.random.Generator) -> None:
+        self._simulator.set_generator(self._index, generator)
+
+    @property
+    def elapsed_steps(self) -> int:
+        """Steps taken in the running episode."""
+        return int(self._simulator.elapsed_steps[self._index])
+
+    @property
+    def n_diverged(self) -> int:
+        """How many episodes ended because the simulation diverged."""
+        return int(self._simulator.n_diverged[self._index])
+
+    def set_task(self, task: ArrayLike | None) -> None:
+        """
+        Give the member a task, which counts from its next reset on.
+
+        :param task: the task (G,), or None to draw one at every reset
+        :raises ValueError: if it is not one of the family's
+        """
+        if task is None:
+            self._simulator.clear_task(self._index)
+        else:
+            self._simulator.set_tasks(np.asarray(task, dtype=np.float64)[None], [self._index])
+
+    def apply_options(self, options: dict[str, Any] | None) -> None:
+        """
+        Apply the options of a reset.
+
+        :param options: ``{"task": task}`` gives the member a task as ``set_task`` does; None or empty for none
+        :raises ValueError: for another option
+        """
+        if not options:
+            return
+        unknown = sorted(set(options) - {"task"})
+        if unknown:
+            raise ValueError(f"the only reset option is 'task', got {', '.join(map(repr, unknown))}")
+        self.set_task(options["task"])
+
+    def sample_tasks(self, n: int) -> Array:
+        """
+        Draw tasks from the family's distribution, with the member's generator.
+
+        :param n: number of tasks
+        :return: tasks (n, G)
+        """
+        return self.family.sample_tasks(n, self.np_random)
+
+    def task_set(self, split: str, n_tasks: int = 100) -> Array:
+        """
+        One of the family's fixed task sets.
+
+        :param split: ``"train"``, ``"validation"`` or ``"test"``
+        :param n_tasks: number of tasks
+        :return: tasks (n_tasks, G)
+        """
+        return self.family.task_set(split, n_tasks)
