@@ -12,6 +12,8 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Circle, Ellipse
 from matplotlib.ticker import MaxNLocator
 
+from sb3_maesn.results import mean_and_interval
+
 Array: TypeAlias = np.ndarray
 
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#444444")  # Okabe and Ito
@@ -152,19 +154,6 @@ def plot_latent_map(
     ax.set_aspect("equal", adjustable="datalim")
     figure.colorbar(ScalarMappable(scale, "viridis"), ax=ax, label="return of the episode")
     _save(figure, path)
-
-
-def mean_and_interval(values: Array) -> tuple[Array, Array]:
-    """
-    Average over tasks with the half width of a 95 % normal interval.
-
-    :param values: (n_points, n_tasks)
-    :return: means and half widths, each (n_points,); the half width is 0 where there is one task only
-    """
-    n_tasks = values.shape[1]
-    if n_tasks < 2:
-        return values.mean(axis=1), np.zeros(values.shape[0])
-    return values.mean(axis=1), 1.96 * values.std(axis=1, ddof=1) / np.sqrt(n_tasks)
 
 
 def _panels(n: int, title: str, width: float = 4.6, height: float = 3.6) -> tuple[Figure, list[Axes]]:

@@ -1,0 +1,189 @@
+"""Hyperparameter files: safe YAML in, constructor arguments out. No string of a file is ever evaluated."""
+
+import difflib
+import inspect
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from stable_baselines3.common.utils import LinearSchedule
+from torch import nn
+
+ACTIVATIONS: dict[str, type[nn.Module]] = {
+    "relu": nn.ReLU,
+    "tanh": nn.Tanh,
+    "elu": nn.ELU,
+    "gelu": nn.GELU,
+    "silu": nn.SiLU,
+}
+#: Keys of an entry that are the training script's, not the constructor's.
+SCRIPT_KEYS = ("policy", "n_timesteps", "n_envs")
+
+
+class ConfigError(ValueError):
+    """A user's mistake in a file or a flag; its message stands alone."""
+
+
+def load_yaml(path: str | Path) -> dict[str, Any]:
+    """
+    Read a YAML mapping with plain values only.
+
+    :param path: YAML file
+    :return: its content
+    :raises ConfigError: if the file is missing, not YAML, asks for Python objects, or is no mapping
+    """
+    try:
+        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"cannot read the configuration file {path}: {error.strerror}") from error
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path} is not plain YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(content, dict):
+        raise ConfigError(f"{path} must hold a mapping of environment ids, got {type(content).__name__}")
+    return content
+
+
+def load_entry(path: str | Path, env_id: str) -> dict[str, Any]:
+    """
+    Read the hyperparameters of one environment, or the entry ``default`` where it has none of its own.
+
+    :param path: YAML file such as ``zoo_configs/maesn.yml``
+    :param env_id: environment id
+    :return: the entry
+    :raises ConfigError: if there is neither entry, or it is no mapping
+    """
+    content = load_yaml(path)
+    key = env_id if env_id in content else "default"
+    if key not in content:
+        raise ConfigError(f"{path} has no entry for {env_id} and no default{did_you_mean(env_id, content)}")
+    entry = content[key]
+    if not isinstance(entry, dict):
+        raise ConfigError(f"the entry {key} of {path} must be a mapping, got {type(entry).__name__}")
+    return dict(entry)
+
+
+def parse_overrides(pairs: Iterable[str]) -> dict[str, Any]:
+    """
+    Parse ``key:value`` arguments of the command line, the values being YAML.
+
+    :param pairs: such as ``["gamma:0.95", "policy_kwargs:{latent_dim: 3}"]``
+    :return: keys and values
+    :raises ConfigError: if an argument is not of that form
+    """
+    overrides = {}
+    for pair in pairs:
+        key, colon, value = pair.partition(":")
+        if not colon or not key:
+            raise ConfigError(f"--hyperparams takes key:value, got {pair!r}")
+        try:
+            overrides[key] = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise ConfigError(f"the value of {key} is not plain YAML: {value!r}") from error
+    return overrides
+
+
+def constructor_arguments(entry: Mapping[str, Any], algorithm: type) -> dict[str, Any]:
+    """
+    Turn an entry into keyword arguments of an algorithm: schedules and activation functions by name become objects.
+
+    :param entry: keys and plain values, without the script's own keys
+    :param algorithm: class whose constructor takes them
+    :return: keyword arguments
+    :raises ConfigError: if the constructor knows no such key, or a schedule or an activation is malformed
+    """
+    check_keys(entry, constructor_parameters(algorithm), f"{algorithm.__name__}'s constructor")
+    arguments = {key: to_value(value) for key, value in entry.items()}
+    if arguments.get("policy_kwargs") is not None:
+        arguments["policy_kwargs"] = policy_arguments(arguments["policy_kwargs"])
+    return arguments
+
+
+def constructor_parameters(algorithm: type) -> list[str]:
+    """
+    List what a constructor takes by name, following ``**kwargs`` up the base classes.
+
+    :param algorithm: class
+    :return: parameter names
+    """
+    names: list[str] = []
+    for cls in algorithm.__mro__:
+        if "__init__" not in vars(cls):
+            continue
+        parameters = list(inspect.signature(vars(cls)["__init__"]).parameters.values())[1:]
+        names += [p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
+        if not any(p.kind == p.VAR_KEYWORD for p in parameters):
+            break
+    return [name for name in dict.fromkeys(names) if name not in ("policy", "env")]
+
+
+def policy_arguments(policy_kwargs: Any) -> dict[str, Any]:
+    """
+    Replace the name of an activation function by its class.
+
+    :param policy_kwargs: mapping of plain values
+    :return: keyword arguments of a policy
+    :raises ConfigError: if it is no mapping, or the activation is unknown
+    """
+    if not isinstance(policy_kwargs, Mapping):
+        raise ConfigError(f"policy_kwargs must be a mapping, got {policy_kwargs!r}")
+    arguments = dict(policy_kwargs)
+    name = arguments.get("activation_fn")
+    if isinstance(name, str):
+        if name.lower() not in ACTIVATIONS:
+            raise ConfigError(f"activation_fn must be one of {', '.join(ACTIVATIONS)}, got {name!r}")
+        arguments["activation_fn"] = ACTIVATIONS[name.lower()]
+    return arguments
+
+
+def to_value(value: Any) -> Any:
+    """
+    Turn ``"lin_x"`` into a schedule that falls linearly from x to 0, and ``"1e-3"``, a string to YAML, into a number.
+
+    :param value: value of a hyperparameter
+    :return: the schedule, the number, or the value as it is
+    :raises ConfigError: if x is not a number
+    """
+    if not isinstance(value, str):
+        return value
+    if value.startswith("lin_"):
+        slope = _number(value.removeprefix("lin_"))
+        if slope is None:
+            raise ConfigError(f"a linear schedule is written lin_<number>, got {value!r}")
+        return LinearSchedule(slope, 0.0, 1.0)
+    number = _number(value)
+    return value if number is None else number
+
+
+def _number(text: str) -> float | None:
+    try:
+        return float(text)
+    except ValueError:
+        return None
+
+
+def check_keys(keys: Iterable[str], known: Sequence[str], owner: str) -> None:
+    """
+    Refuse the first key that is not known.
+
+    :param keys: keys given
+    :param known: keys that exist
+    :param owner: who knows the keys, for the message
+    :raises ConfigError: naming the nearest known key
+    """
+    for key in keys:
+        if key not in known:
+            raise ConfigError(f"{owner} knows no {key!r}{did_you_mean(key, known)}")
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """
+    Suggest the nearest known names.
+
+    :param name: name given
+    :param known: names that exist
+    :return: the end of a sentence, empty where nothing is near
+    """
+    by_lower = {str(k).lower(): str(k) for k in known}
+    near = [by_lower[k] for k in difflib.get_close_matches(name.lower(), by_lower, n=3, cutoff=0.5)]
+    return f"; did you mean {' or '.join(near)}?" if near else ""

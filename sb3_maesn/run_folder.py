@@ -1,0 +1,135 @@
+"""The folder of one training run, laid out and named as by rl-zoo: ``logs/maesn/WheeledGoal-v0_1/``."""
+
+import os
+import re
+import shlex
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.callbacks import BaseCallback
+
+
+def create_run_folder(log_folder: str | Path, algo: str, env_id: str) -> Path:
+    """
+    Create the next free folder ``{log_folder}/{algo}/{env_id}_{n}``. Two runs that start at once get two folders.
+
+    :param log_folder: root of all logs
+    :param algo: name of the algorithm
+    :param env_id: environment id
+    :return: the new folder, which holds the folder ``{env_id}`` for the settings
+    """
+    parent = Path(log_folder) / algo
+    parent.mkdir(parents=True, exist_ok=True)
+    n = latest_run_number(parent, env_id) + 1
+    while True:
+        folder = parent / f"{file_name(env_id)}_{n}"
+        try:
+            folder.mkdir()
+        except FileExistsError:
+            n += 1
+            continue
+        (folder / file_name(env_id)).mkdir()
+        return folder
+
+
+def latest_run_number(parent: Path, env_id: str) -> int:
+    """
+    Find the highest number among the runs of an environment.
+
+    :param parent: folder of an algorithm's runs
+    :param env_id: environment id
+    :return: highest n of ``{env_id}_{n}``, 0 if there is none
+    """
+    pattern = re.compile(re.escape(file_name(env_id)) + r"_(\d+)")
+    matches = [pattern.fullmatch(path.name) for path in parent.iterdir()]
+    return max((int(match.group(1)) for match in matches if match), default=0)
+
+
+def file_name(env_id: str) -> str:
+    """
+    Make an environment id fit for a file name.
+
+    :param env_id: environment id, such as ``"namespace/Env-v0"``
+    :return: the id without slashes
+    """
+    return env_id.replace("/", "-")
+
+
+def write_settings(
+    folder: Path, env_id: str, config: Mapping[str, Any], args: Mapping[str, Any], argv: Sequence[str]
+) -> None:
+    """
+    Write ``config.yml``, ``args.yml`` and ``command.txt`` into ``{folder}/{env_id}``, as plain YAML.
+
+    :param folder: folder of the run
+    :param env_id: environment id
+    :param config: hyperparameters as the configuration file gives them
+    :param args: arguments of the command line
+    :param argv: the command itself
+    """
+    settings = folder / file_name(env_id)
+    (settings / "config.yml").write_text(yaml.safe_dump(dict(config), sort_keys=False), encoding="utf-8")
+    (settings / "args.yml").write_text(yaml.safe_dump(dict(args)), encoding="utf-8")
+    (settings / "command.txt").write_text(shlex.join(argv) + "\n", encoding="utf-8")
+
+
+def save_atomically(model: BaseAlgorithm, path: str | Path) -> None:
+    """
+    Save a model so that the file is either the old one or the new one, whole, whatever interrupts the save.
+
+    :param model: model
+    :param path: ``.zip`` file
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.stem}.{os.getpid()}.tmp.zip")
+    try:
+        model.save(temporary)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+class AtomicCheckpoints(BaseCallback):
+    """
+    Save ``rl_model_{steps}_steps.zip`` where a rollout starts, once every ``save_freq`` environment steps.
+
+    A model saved there, between two iterations, resumes exactly.
+
+    :param save_freq: environment steps between two checkpoints
+    :param folder: folder of the run
+    :param verbose: 1 to print each file
+    """
+
+    def __init__(self, save_freq: int, folder: str | Path, verbose: int = 0) -> None:
+        super().__init__(verbose)
+        self.save_freq = save_freq
+        self.folder = Path(folder)
+        self._next_save = 0
+
+    def _on_training_start(self) -> None:
+        self._next_save = self.num_timesteps + self.save_freq
+
+    def _on_rollout_start(self) -> None:
+        if self.num_timesteps >= self._next_save:
+            path = self.folder / f"rl_model_{self.model.num_timesteps}_steps.zip"
+            save_atomically(self.model, path)
+            self._next_save = self.model.num_timesteps + self.save_freq
+            if self.verbose:
+                print(f"Saved {path}")
+
+    def _on_step(self) -> bool:
+        return True
+
+
+def latest_checkpoint(folder: Path) -> Path | None:
+    """
+    Find the checkpoint with the most steps.
+
+    :param folder: folder of a run
+    :return: its path, None if there is none
+    """
+    numbered = [(int(path.stem.split("_")[2]), path) for path in folder.glob("rl_model_*_steps.zip")]
+    return max(numbered)[1] if numbered else None
