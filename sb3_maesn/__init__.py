@@ -1,1 +1,10 @@
-"""Meta-reinforcement learning for Stable-Baselines3."""
+"""Meta-reinforcement learning that learns to explore, for Stable-Baselines3."""
+
+from sb3_maesn.common.meta_on_policy_algorithm import MetaOnPolicyAlgorithm
+from sb3_maesn.common.policies import LatentActorCriticPolicy, LatentMlpPolicy
+from sb3_maesn.envs.multi_task import MultiTaskVecEnv
+from sb3_maesn.maesn import MAESN
+
+__version__ = "0.1.0"
+
+__all__ = ["MAESN", "LatentActorCriticPolicy", "LatentMlpPolicy", "MetaOnPolicyAlgorithm", "MultiTaskVecEnv"]

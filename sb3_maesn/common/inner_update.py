@@ -1,0 +1,190 @@
+"""The inner update: the only adaptation code, for meta-training and for test time.
+
+Equations refer to Gupta et al. 2018 (arXiv:1802.07245).
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import torch as th
+
+from sb3_maesn.common.distributions import ActionDistribution, DiagGaussian
+from sb3_maesn.common.objectives import episode_std, normalise_episodes, normalise_steps
+from sb3_maesn.common.type_aliases import Adapted, NamedParameters, StepSizes, TaskBatch
+
+ActorFunction: TypeAlias = Callable[[NamedParameters, th.Tensor, th.Tensor], ActionDistribution]
+"""(theta, observations (..., *obs_shape), latents (..., L)) -> distribution (..., A)"""
+
+INNER_UPDATES = ("likelihood_ratio", "reparameterised", "reward_weighted")
+MIN_WEIGHTED_STD = 0.05
+
+
+@dataclass(frozen=True)
+class InnerUpdate:
+    """Which update is made.
+
+    :param estimator: one of ``INNER_UPDATES``
+    :param adapt_policy: whether theta is updated too (Eq. 4)
+    :param first_order: stop the gradient through the inner gradient
+    :param std_floor: least standard deviation by which episode advantages are normalised
+    """
+
+    estimator: str = "likelihood_ratio"
+    adapt_policy: bool = False
+    first_order: bool = False
+    std_floor: float = 1e-8
+
+    def __post_init__(self) -> None:
+        if self.estimator not in INNER_UPDATES:
+            raise ValueError(f"inner_update must be one of {', '.join(INNER_UPDATES)}, got {self.estimator!r}")
+
+
+def likelihood_ratio_gradient(latents: DiagGaussian, z: th.Tensor, advantages: th.Tensor, mask: th.Tensor) -> DiagGaussian:
+    """Gradient of mean_k A_k log q(z_k) in (mean, log_std), in closed form (Eq. 5).
+
+    :param latents: q, (B, L) each
+    :param z: drawn latents, constants (B, K, L)
+    :param advantages: of the episodes (B, K)
+    :param mask: (B, K)
+    :return: the gradient, (B, L) each
+    """
+    weights = (advantages * mask / mask.sum(dim=1, keepdim=True).clamp(min=1.0)).unsqueeze(-1)  # (B, K, 1)
+    inverse_std = th.exp(-latents.log_std).unsqueeze(1)  # (B, 1, L)
+    standardised = (z - latents.mean.unsqueeze(1)) * inverse_std  # (B, K, L)
+    return DiagGaussian((weights * standardised * inverse_std).sum(dim=1), (weights * (standardised.square() - 1.0)).sum(dim=1))
+
+
+def sample_z(latents: DiagGaussian, noise: th.Tensor) -> th.Tensor:
+    """z = mean + std * eps.
+
+    :param latents: (B, L) each
+    :param noise: eps (B, K, L)
+    :return: (B, K, L)
+    """
+    return latents.mean.unsqueeze(1) + th.exp(latents.log_std).unsqueeze(1) * noise
+
+
+def apply_actor(actor: ActorFunction, policy: NamedParameters, adapted: Adapted, observations: th.Tensor, z: th.Tensor) -> ActionDistribution:
+    """Action distributions of all tasks at once, with the shared or each task's own theta.
+
+    :param actor: the actor as a function of its parameters
+    :param policy: shared theta, used where ``adapted`` has none
+    :param adapted: the tasks' adapted values
+    :param observations: (T, B, K, *obs_shape)
+    :param z: (B, K, L)
+    :return: (T, B, K, A)
+    """
+    z = z.expand(observations.shape[0], *z.shape)  # (T, B, K, L)
+    if adapted.policy is None:
+        return actor(policy, observations, z)
+    parts = th.vmap(actor, in_dims=(0, 1, 1), out_dims=1)(adapted.policy, observations, z)
+    return type(parts)(*parts)
+
+
+def action_surrogate(actor: ActorFunction, policy: NamedParameters, adapted: Adapted, batch: TaskBatch, z: th.Tensor, scale: th.Tensor) -> th.Tensor:
+    """sum over tasks of mean_k sum_t scale * log pi(a_t | s_t, z) A_t; its gradient in a task's values is that task's policy gradient.
+
+    :param actor: the actor as a function of its parameters
+    :param policy: shared theta
+    :param adapted: the tasks' values
+    :param batch: the tasks' episodes
+    :param z: (B, K, L)
+    :param scale: (T, B, K), broadcastable
+    """
+    rollout = batch.rollout
+    log_prob = apply_actor(actor, policy, adapted, rollout.observations, z).log_prob(rollout.actions)
+    n_episodes = batch.episode_mask.sum(dim=1).clamp(min=1.0)  # (B,)
+    return ((log_prob * scale * rollout.mask).sum(dim=(0, 2)) / n_episodes).sum()
+
+
+def reparameterised_gradient(
+    actor: ActorFunction, policy: NamedParameters, adapted: Adapted, batch: TaskBatch, advantages: th.Tensor
+) -> DiagGaussian:
+    """Gradient of mean_k sum_t A_t log pi(a_t | s_t, mean + std * eps_k) in (mean, log_std), with its graph (Eq. 3 through the policy).
+
+    :param actor: the actor as a function of its parameters
+    :param policy: shared theta
+    :param adapted: the tasks' values before this update; their latents must require gradients
+    :param batch: the tasks' episodes
+    :param advantages: (T, B, K)
+    """
+    z = sample_z(adapted.latents, batch.rollout.noise)
+    objective = action_surrogate(actor, policy, adapted, batch, z, advantages)
+    return DiagGaussian(*th.autograd.grad(objective, list(adapted.latents), create_graph=True))
+
+
+def reward_weighted_target(latents: DiagGaussian, noise: th.Tensor, advantages: th.Tensor, mask: th.Tensor, log_temperature: th.Tensor) -> DiagGaussian:
+    """Mean and log std of the drawn latents, weighted by softmax(A / temperature).
+
+    :param latents: q, (B, L) each
+    :param noise: eps (B, K, L)
+    :param advantages: normalised episode advantages (B, K)
+    :param mask: (B, K)
+    :param log_temperature: scalar
+    """
+    z = sample_z(latents, noise)
+    logits = (advantages * th.exp(-log_temperature)).masked_fill(mask == 0.0, -th.inf)
+    weights = th.softmax(logits, dim=1).unsqueeze(-1)  # (B, K, 1)
+    mean = (weights * z).sum(dim=1)
+    variance = (weights * (z - mean.unsqueeze(1)).square()).sum(dim=1)
+    return DiagGaussian(mean, 0.5 * th.log(variance + MIN_WEIGHTED_STD**2))
+
+
+def _latent_direction(spec: InnerUpdate, actor: ActorFunction, policy: NamedParameters, adapted: Adapted, steps: StepSizes, batch: TaskBatch) -> DiagGaussian:
+    """What the step sizes multiply, (B, L) each."""
+    latents, rollout, mask = adapted.latents, batch.rollout, batch.episode_mask
+    advantages = normalise_episodes(batch.episode_advantages, mask, spec.std_floor)
+    if spec.estimator == "likelihood_ratio":
+        # the score function takes z as data: the estimator of the next iteration's parameters uses the same draws
+        return likelihood_ratio_gradient(latents, rollout.latents, advantages, mask)
+    if spec.estimator == "reward_weighted":
+        target = reward_weighted_target(latents, rollout.noise, advantages, mask, steps.log_temperature)
+        return DiagGaussian(target.mean - latents.mean, target.log_std - latents.log_std)
+    # dividing by the episodes' standard deviation gives both estimators the same expectation and scale
+    scale = episode_std(batch.episode_advantages, mask).clamp(min=spec.std_floor)
+    return reparameterised_gradient(actor, policy, adapted, batch, batch.advantages / scale.squeeze(1).view(1, -1, 1))
+
+
+def _policy_gradient(actor: ActorFunction, policy: NamedParameters, adapted: Adapted, batch: TaskBatch) -> NamedParameters:
+    """Gradient of the mean step's log pi * A in each task's theta, with its graph (Eq. 4): a leading B each."""
+    n_tasks = batch.rollout.rewards.shape[1]
+    theta = adapted.policy
+    if theta is None:
+        theta = {name: value.expand(n_tasks, *value.shape) for name, value in policy.items()}
+    z = sample_z(adapted.latents, batch.rollout.noise)
+    advantages = normalise_steps(batch.advantages, batch.rollout.mask)
+    mean_length = batch.rollout.mask.sum(dim=(0, 2)) / batch.episode_mask.sum(dim=1).clamp(min=1.0)  # (B,)
+    scale = advantages / mean_length.clamp(min=1.0).view(1, -1, 1)
+    objective = action_surrogate(actor, policy, Adapted(adapted.latents, theta), batch, z, scale)
+    gradients = th.autograd.grad(objective, list(theta.values()), create_graph=True)
+    return dict(zip(theta, gradients, strict=True))
+
+
+def inner_update(
+    spec: InnerUpdate, actor: ActorFunction, policy: NamedParameters, steps: StepSizes, adapted: Adapted, batch: TaskBatch
+) -> Adapted:
+    """One inner update of all tasks at once, differentiable in every argument that requires gradients (Eqs. 3 and 4).
+
+    :param spec: which update
+    :param actor: the actor as a function of its parameters
+    :param policy: shared theta
+    :param steps: step sizes
+    :param adapted: the tasks' values before the update
+    :param batch: episodes collected with these values
+    :return: the tasks' values after the update
+    """
+    if not adapted.latents.mean.requires_grad:  # test time: the gradients below are taken in the latents themselves
+        adapted = Adapted(DiagGaussian(*(value.detach().requires_grad_() for value in adapted.latents)), adapted.policy)
+    with th.enable_grad():
+        direction = _latent_direction(spec, actor, policy, adapted, steps, batch)
+        gradients = _policy_gradient(actor, policy, adapted, batch) if spec.adapt_policy else {}
+    if spec.first_order:
+        direction = DiagGaussian(direction.mean.detach(), direction.log_std.detach())
+        gradients = {name: gradient.detach() for name, gradient in gradients.items()}
+    latents = DiagGaussian(
+        adapted.latents.mean + steps.mean * direction.mean, adapted.latents.log_std + steps.log_std * direction.log_std
+    )
+    before = adapted.policy or policy
+    theta = {name: before[name] + steps.policy[name] * gradient for name, gradient in gradients.items()}
+    return Adapted(latents, theta or adapted.policy)

@@ -1,0 +1,71 @@
+"""The meta-learned quantities beside the policy, as a module that SB3 saves with the policy."""
+
+import torch as th
+from torch import nn
+
+from sb3_maesn.common.distributions import DiagGaussian
+from sb3_maesn.common.policies import LatentActor
+from sb3_maesn.common.type_aliases import MetaParameters, NamedParameters, StepSizes
+
+
+class TaskLatents(nn.Module):
+    """Latent distributions of all training tasks and the inner update's step sizes.
+
+    :param n_tasks: N training tasks
+    :param latent_dim: L
+    :param adapted_policy: the policy parameters that the inner update changes; empty if it changes none
+    :param mean_init_std: standard deviation from which the initial means are drawn
+    :param step_size_init: initial step size of mean and log std
+    :param policy_step_size_init: initial step size of each policy parameter
+    :param temperature_init: initial temperature of the reward-weighted update
+    :param generator: source of the initial means
+    """
+
+    def __init__(
+        self,
+        n_tasks: int,
+        latent_dim: int,
+        adapted_policy: NamedParameters,
+        mean_init_std: float,
+        step_size_init: float,
+        policy_step_size_init: float,
+        temperature_init: float,
+        generator: th.Generator,
+    ):
+        super().__init__()
+        self.mean = nn.Parameter(mean_init_std * th.randn(n_tasks, latent_dim, generator=generator))
+        self.log_std = nn.Parameter(th.zeros(n_tasks, latent_dim))
+        self.mean_step = nn.Parameter(th.full((latent_dim,), step_size_init))
+        self.log_std_step = nn.Parameter(th.full((latent_dim,), step_size_init))
+        self.log_temperature = nn.Parameter(th.tensor(temperature_init).log())
+        self.policy_names = tuple(adapted_policy)
+        self.policy_steps = nn.ParameterList(th.full_like(value, policy_step_size_init) for value in adapted_policy.values())
+
+    def step_sizes(self) -> StepSizes:
+        """The step sizes as values."""
+        policy = dict(zip(self.policy_names, (step.detach() for step in self.policy_steps), strict=True))
+        return StepSizes(self.mean_step.detach(), self.log_std_step.detach(), self.log_temperature.detach(), policy)
+
+
+def read_parameters(actor: LatentActor, latents: TaskLatents) -> MetaParameters:
+    """All meta-parameters as values.
+
+    :param actor: holder of theta
+    :param latents: holder of the rest
+    """
+    theta = {name: value.detach() for name, value in actor.named_parameters()}
+    return MetaParameters(theta, DiagGaussian(latents.mean.detach(), latents.log_std.detach()), latents.step_sizes())
+
+
+def write_parameters(actor: LatentActor, latents: TaskLatents, params: MetaParameters) -> None:
+    """Put values into their holders.
+
+    :param actor: holder of theta
+    :param latents: holder of the rest
+    :param params: what to write
+    """
+    own = [latents.mean, latents.log_std, latents.mean_step, latents.log_std_step, latents.log_temperature]
+    holders = [*actor.parameters(), *own, *latents.policy_steps]
+    with th.no_grad():
+        for holder, value in zip(holders, params.leaves(), strict=True):
+            holder.copy_(value)

@@ -1,0 +1,238 @@
+"""Latent-conditioned actor-critic policies: the latent is the policy's recurrent state."""
+
+from typing import Any
+
+import numpy as np
+import torch as th
+from gymnasium import spaces
+from stable_baselines3.common.distributions import DiagGaussianDistribution, Distribution
+from stable_baselines3.common.policies import ActorCriticPolicy
+from stable_baselines3.common.preprocessing import preprocess_obs
+from stable_baselines3.common.torch_layers import MlpExtractor
+from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
+from torch import nn
+
+from sb3_maesn.common.distributions import ActionDistribution, Categorical, DiagGaussian, check_action_space
+
+
+class LatentActor(nn.Module):
+    """The part of a policy that acts, as a module of its own: its parameters are theta.
+
+    :param policy: the policy whose modules it refers to
+    """
+
+    def __init__(self, policy: "LatentActorCriticPolicy"):
+        super().__init__()
+        self.features_extractor = policy.pi_features_extractor
+        self.policy_net = policy.mlp_extractor.policy_net
+        self.action_net = policy.action_net
+        self.observation_shape = policy.preprocessed_shape
+        self.log_std = policy.log_std if isinstance(policy.action_dist, DiagGaussianDistribution) else None
+
+    def forward(self, observations: th.Tensor, latents: th.Tensor) -> ActionDistribution:
+        """Action distributions.
+
+        :param observations: preprocessed (..., *obs_shape)
+        :param latents: (..., L)
+        :return: (..., A)
+        """
+        leading = observations.shape[: observations.ndim - len(self.observation_shape)]
+        features = self.features_extractor(observations.reshape(-1, *self.observation_shape))  # (N, F)
+        hidden = self.policy_net(th.cat([features, latents.reshape(features.shape[0], -1)], dim=-1))
+        output = self.action_net(hidden).view(*leading, -1)  # (..., A)
+        if self.log_std is None:
+            return Categorical(output)
+        return DiagGaussian(output, self.log_std.view(*(1,) * len(leading), -1))
+
+
+class LatentActorCriticPolicy(ActorCriticPolicy):
+    """Actor-critic policy whose actor and critic also see a latent z, drawn once an episode (Gupta et al. 2018, section 4.1).
+
+    ``predict(obs, state, episode_start)`` draws z from N(latent_mean, exp(latent_log_std)) where an episode starts and carries it in
+    ``state``, as SB3's recurrent policies carry theirs. The latent is drawn for deterministic predictions too: ``deterministic`` speaks
+    of the action given z. The latent distribution is the prior N(0, I) until :meth:`set_latent_distribution` installs an adapted one.
+
+    :param observation_space: any space but a Dict
+    :param action_space: Box or Discrete
+    :param lr_schedule: learning rate of the critic
+    :param latent_dim: L, dimensions of z; 0 gives an ordinary policy
+    :param net_arch: as in SB3; the paper's two layers of 100 by default
+    :param activation_fn: the paper's ReLU by default
+    :param kwargs: further arguments of ActorCriticPolicy
+    """
+
+    latent_mean: th.Tensor
+    latent_log_std: th.Tensor
+
+    def __init__(
+        self,
+        observation_space: spaces.Space,
+        action_space: spaces.Space,
+        lr_schedule: Schedule,
+        latent_dim: int = 2,
+        net_arch: list[int] | dict[str, list[int]] | None = None,
+        activation_fn: type[nn.Module] = nn.ReLU,
+        **kwargs: Any,
+    ):
+        if isinstance(observation_space, spaces.Dict):
+            raise ValueError("expected a flat observation space, got a Dict: wrap the environment in gymnasium.wrappers.FlattenObservation")
+        if kwargs.get("use_sde"):
+            raise ValueError("expected use_sde=False: the latent takes the place of state-dependent exploration")
+        if latent_dim < 0:
+            raise ValueError(f"latent_dim must not be negative, got {latent_dim}")
+        check_action_space(action_space)
+        self.latent_dim = latent_dim
+        net_arch = {"pi": [100, 100], "vf": [100, 100]} if net_arch is None else net_arch
+        super().__init__(observation_space, action_space, lr_schedule, net_arch, activation_fn, **kwargs)
+        self.register_buffer("latent_mean", th.zeros(latent_dim))
+        self.register_buffer("latent_log_std", th.zeros(latent_dim))
+
+    def _get_constructor_parameters(self) -> dict[str, Any]:
+        return {**super()._get_constructor_parameters(), "latent_dim": self.latent_dim}
+
+    def _build_mlp_extractor(self) -> None:
+        self.mlp_extractor = MlpExtractor(
+            self.features_dim + self.latent_dim, net_arch=self.net_arch, activation_fn=self.activation_fn, device=self.device
+        )
+
+    @property
+    def preprocessed_shape(self) -> tuple[int, ...]:
+        """Shape of one observation after SB3's preprocessing (one-hot for discrete spaces)."""
+        space = self.observation_space
+        if isinstance(space, spaces.Discrete):
+            return (int(space.n),)
+        if isinstance(space, spaces.MultiDiscrete):
+            return (int(sum(space.nvec)),)
+        assert space.shape is not None
+        return space.shape
+
+    def make_actor(self) -> LatentActor:
+        """The acting part as a module that shares this policy's parameters."""
+        return LatentActor(self)
+
+    def critic_parameters(self) -> list[nn.Parameter]:
+        """Parameters that only the critic uses."""
+        modules: list[nn.Module] = [self.mlp_extractor.value_net, self.value_net]
+        if not self.share_features_extractor:
+            modules.append(self.vf_features_extractor)
+        return [parameter for module in modules for parameter in module.parameters()]
+
+    def preprocess(self, observations: np.ndarray) -> th.Tensor:
+        """SB3's preprocessing of a batch of raw observations: (N, *preprocessed_shape), float."""
+        tensor = th.as_tensor(observations, device=self.device)
+        processed = preprocess_obs(tensor, self.observation_space, normalize_images=self.normalize_images)
+        assert isinstance(processed, th.Tensor)
+        return processed
+
+    def set_latent_distribution(self, mean: np.ndarray | th.Tensor, log_std: np.ndarray | th.Tensor) -> None:
+        """Install the distribution from which :meth:`predict` draws.
+
+        :param mean: (L,)
+        :param log_std: (L,)
+        :raises ValueError: unless both are finite and of shape (L,)
+        """
+        for name, value in (("mean", mean), ("log_std", log_std)):
+            tensor = th.as_tensor(value, dtype=self.latent_mean.dtype, device=self.device)
+            if tensor.shape != (self.latent_dim,) or not bool(th.isfinite(tensor).all()):
+                raise ValueError(f"expected a finite latent {name} of shape ({self.latent_dim},), got {value}")
+            getattr(self, f"latent_{name}").copy_(tensor)
+
+    def draw_latents(self, n: int) -> th.Tensor:
+        """``n`` draws from the current latent distribution, (n, L), with torch's global generator as SB3 draws its actions."""
+        noise = th.randn(n, self.latent_dim, device=self.device)
+        return self.latent_mean + th.exp(self.latent_log_std) * noise
+
+    def _conditioned(self, obs: PyTorchObs, latents: th.Tensor | None, extractor: nn.Module) -> th.Tensor:
+        features = super(ActorCriticPolicy, self).extract_features(obs, extractor)  # type: ignore[arg-type]  # an extractor is a module
+        if latents is None:
+            latents = self.latent_mean.expand(features.shape[0], -1)
+        return th.cat([features, latents], dim=-1)
+
+    def get_distribution(self, obs: PyTorchObs, latents: th.Tensor | None = None) -> Distribution:
+        """Action distribution.
+
+        :param obs: (N, *obs_shape)
+        :param latents: (N, L); the latent distribution's mean where None
+        """
+        features = self._conditioned(obs, latents, self.pi_features_extractor)
+        return self._get_action_dist_from_latent(self.mlp_extractor.forward_actor(features))
+
+    def predict_values(self, obs: PyTorchObs, latents: th.Tensor | None = None) -> th.Tensor:
+        """Values (N, 1).
+
+        :param obs: (N, *obs_shape)
+        :param latents: (N, L); the latent distribution's mean where None
+        """
+        features = self._conditioned(obs, latents, self.vf_features_extractor)
+        values: th.Tensor = self.value_net(self.mlp_extractor.forward_critic(features))
+        return values
+
+    def forward(
+        self, obs: th.Tensor, deterministic: bool = False, latents: th.Tensor | None = None
+    ) -> tuple[th.Tensor, th.Tensor, th.Tensor]:
+        """Actions (N, A), values (N, 1) and log probabilities (N,).
+
+        :param obs: (N, *obs_shape)
+        :param deterministic: the most likely action
+        :param latents: (N, L); the latent distribution's mean where None
+        """
+        distribution = self.get_distribution(obs, latents)
+        actions = distribution.get_actions(deterministic=deterministic)
+        log_prob = distribution.log_prob(actions)
+        return actions.reshape(-1, *(self.action_space.shape or ())), self.predict_values(obs, latents), log_prob
+
+    def evaluate_actions(
+        self, obs: PyTorchObs, actions: th.Tensor, latents: th.Tensor | None = None
+    ) -> tuple[th.Tensor, th.Tensor, th.Tensor | None]:
+        """Values (N, 1), log probabilities (N,) and entropies (N,) of given actions.
+
+        :param obs: (N, *obs_shape)
+        :param actions: (N, A)
+        :param latents: (N, L); the latent distribution's mean where None
+        """
+        distribution = self.get_distribution(obs, latents)
+        return self.predict_values(obs, latents), distribution.log_prob(actions), distribution.entropy()
+
+    def predict(
+        self,
+        observation: np.ndarray | dict[str, np.ndarray],
+        state: tuple[np.ndarray, ...] | None = None,
+        episode_start: np.ndarray | None = None,
+        deterministic: bool = False,
+    ) -> tuple[np.ndarray, tuple[np.ndarray, ...] | None]:
+        """Actions, with one latent an episode carried in ``state``.
+
+        :param observation: one observation or a batch of n
+        :param state: what the last call returned, a tuple of one array (n, L); None draws new latents
+        :param episode_start: (n,), true where an episode starts and a new latent is drawn
+        :param deterministic: the most likely action given the latent
+        :return: actions, state
+        :raises ValueError: if the state's shape does not fit the observations
+        """
+        self.set_training_mode(False)
+        obs, vectorized = self.obs_to_tensor(observation)
+        assert isinstance(obs, th.Tensor)
+        latents = self._next_latents(obs.shape[0], state, episode_start)
+        with th.no_grad():
+            distribution = self.get_distribution(obs, latents)
+            actions = distribution.get_actions(deterministic=deterministic).cpu().numpy()
+        actions = actions.reshape(-1, *(self.action_space.shape or ()))
+        if isinstance(self.action_space, spaces.Box):
+            actions = np.clip(actions, self.action_space.low, self.action_space.high)
+        return (actions if vectorized else actions.squeeze(axis=0)), (latents.cpu().numpy(),)
+
+    def _next_latents(self, n: int, state: tuple[np.ndarray, ...] | None, episode_start: np.ndarray | None) -> th.Tensor:
+        drawn = self.draw_latents(n)
+        if state is None:
+            return drawn
+        carried = th.as_tensor(np.asarray(state[0]), dtype=drawn.dtype, device=self.device)
+        if carried.shape != drawn.shape:
+            raise ValueError(f"expected a state of shape {tuple(drawn.shape)} for {n} environments, got {tuple(carried.shape)}")
+        if episode_start is None:
+            return carried
+        starts = th.as_tensor(np.asarray(episode_start), dtype=th.bool, device=self.device).reshape(-1, 1)
+        return th.where(starts, drawn, carried)
+
+
+LatentMlpPolicy = LatentActorCriticPolicy
+

@@ -1,0 +1,120 @@
+"""The trust-region meta step, on the pieces of sb3-contrib's TRPO (Schulman et al. 2015, arXiv:1502.05477)."""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from types import SimpleNamespace
+
+import torch as th
+from sb3_contrib import TRPO
+from sb3_contrib.common.utils import conjugate_gradient_solver
+
+from sb3_maesn.common.type_aliases import ObjectiveValue, StepResult
+
+
+@dataclass(frozen=True)
+class TrustRegion:
+    """Settings of a step, named as in sb3-contrib's TRPO.
+
+    :param target_kl: bound on the mean KL
+    :param cg_max_steps: conjugate-gradient iterations
+    :param cg_damping: added to the Fisher matrix's diagonal
+    :param line_search_shrinking_factor: by which a refused step is shortened
+    :param line_search_max_iter: tries of the line search
+    """
+
+    target_kl: float = 0.01
+    cg_max_steps: int = 10
+    cg_damping: float = 0.01
+    line_search_shrinking_factor: float = 0.8
+    line_search_max_iter: int = 10
+
+
+def flatten(tensors: Sequence[th.Tensor]) -> th.Tensor:
+    """All tensors in one vector (P,)."""
+    return th.cat([tensor.reshape(-1) for tensor in tensors])
+
+
+def unflatten(vector: th.Tensor, like: Sequence[th.Tensor]) -> list[th.Tensor]:
+    """The inverse of :func:`flatten`.
+
+    :param vector: (P,)
+    :param like: tensors with the shapes wanted
+    """
+    parts = vector.split([tensor.numel() for tensor in like])
+    return [part.view_as(tensor) for part, tensor in zip(parts, like, strict=True)]
+
+
+def fisher_product(kl: th.Tensor, leaves: Sequence[th.Tensor], damping: float) -> Callable[[th.Tensor], th.Tensor]:
+    """The product of a vector with the KL's Hessian plus damping.
+
+    :param kl: scalar with its graph
+    :param leaves: parameters
+    :param damping: added to the diagonal
+    :return: (P,) -> (P,)
+    """
+    # flat_grad drops parameters whose gradient is None; a term of no effect keeps every parameter in place at both orders
+    kl = kl + 0.0 * sum(leaf.square().sum() for leaf in leaves)
+    kl_gradient = flatten(th.autograd.grad(kl, leaves, create_graph=True))
+    settings = SimpleNamespace(cg_damping=damping)
+
+    def product(vector: th.Tensor) -> th.Tensor:
+        return TRPO.hessian_vector_product(settings, list(leaves), kl_gradient, vector)  # type: ignore[arg-type]  # reads cg_damping only
+
+    return product
+
+
+def search_direction(
+    product: Callable[[th.Tensor], th.Tensor], gradient: th.Tensor, settings: TrustRegion, seed: int
+) -> tuple[th.Tensor, float]:
+    """The natural gradient and the longest step along it inside the trust region.
+
+    :param product: Fisher-vector product
+    :param gradient: (P,)
+    :param settings: of the step
+    :param seed: of the noise from which the solver starts
+    :return: direction (P,), step length
+    """
+    with th.random.fork_rng(devices=[]):
+        th.manual_seed(seed)
+        direction = conjugate_gradient_solver(product, gradient, max_iter=settings.cg_max_steps)
+    curvature = float(direction @ product(direction))
+    if not math.isfinite(curvature) or curvature <= 0.0:
+        return th.zeros_like(direction), 0.0
+    return direction, math.sqrt(2.0 * settings.target_kl / curvature)
+
+
+def trust_region_step(
+    evaluate: Callable[[Sequence[th.Tensor]], ObjectiveValue],
+    fisher_kl: Callable[[Sequence[th.Tensor]], th.Tensor],
+    leaves: Sequence[th.Tensor],
+    settings: TrustRegion,
+    seed: int,
+) -> StepResult:
+    """Maximise the objective inside a trust region: natural gradient, then a backtracking line search.
+
+    The line search runs with gradients enabled, since the objective may contain an inner update that needs them.
+
+    :param evaluate: objective and its parts as a function of the parameters
+    :param fisher_kl: the KL whose Hessian measures the step, perhaps on part of the data
+    :param leaves: current parameters
+    :param settings: of the step
+    :param seed: of the conjugate-gradient solver's start
+    :return: the new parameters and what happened
+    """
+    leaves = [leaf.detach().requires_grad_() for leaf in leaves]
+    before = evaluate(leaves)
+    # allow_unused: a parameter that the objective does not contain keeps its value
+    gradients = th.autograd.grad(before.objective, leaves, allow_unused=True, materialize_grads=True)
+    product = fisher_product(fisher_kl(leaves), leaves, settings.cg_damping)
+    direction, length = search_direction(product, flatten(gradients), settings, seed)
+    before = ObjectiveValue(*(part.detach() for part in before))
+    n_tries = settings.line_search_max_iter if length > 0.0 else 0
+    for n_backtracks in range(n_tries):
+        scale = length * settings.line_search_shrinking_factor**n_backtracks
+        steps = unflatten(scale * direction, leaves)
+        candidate = [(leaf + step).detach().requires_grad_() for leaf, step in zip(leaves, steps, strict=True)]
+        after = ObjectiveValue(*(part.detach() for part in evaluate(candidate)))
+        if after.kl <= settings.target_kl and after.objective > before.objective:
+            return StepResult([leaf.detach() for leaf in candidate], True, n_backtracks, before, after)
+    return StepResult([leaf.detach() for leaf in leaves], False, n_tries, before, before)

@@ -1,0 +1,245 @@
+"""Frozen data that crosses module boundaries.
+
+Shapes: B tasks, K episodes of each, T time steps, L latent dimensions, O observation and A action dimensions.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple, TypeAlias
+
+import numpy as np
+import torch as th
+
+from sb3_maesn.common.distributions import ActionDistribution, DiagGaussian
+
+NamedParameters: TypeAlias = dict[str, th.Tensor]
+
+
+@dataclass(frozen=True)
+class Tasks:
+    """One draw of tasks from a family's training set.
+
+    :param ids: indices into the training set (B,)
+    :param values: what the environments' ``set_task`` takes, one for each id
+    """
+
+    ids: np.ndarray
+    values: Sequence[Any]
+
+    def __post_init__(self) -> None:
+        if self.ids.shape != (len(self.values),):
+            raise ValueError(f"expected one id for each of {len(self.values)} tasks, got ids of shape {self.ids.shape}")
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """K episodes for each of B tasks.
+
+    :param observations: preprocessed observations (T, B, K, *obs_shape), float
+    :param actions: as sampled, before clipping to the action space: (T, B, K, A), or (T, B, K) integers
+    :param distribution: the behaviour policy's distributions, mean or logits (T, B, K, A)
+    :param log_prob: of the actions under the behaviour policy (T, B, K)
+    :param rewards: (T, B, K), zero after the episode's end
+    :param mask: (T, B, K), 1 for a real step of a valid episode, else 0
+    :param latents: z, one for each episode (B, K, L)
+    :param noise: eps of z = mean + std * eps (B, K, L)
+    :param success: (B, K), 1 or 0, NaN where the environment does not say
+    :param n_diverged: episodes that ended because the simulation diverged; their mask is 0
+    """
+
+    observations: th.Tensor
+    actions: th.Tensor
+    distribution: ActionDistribution
+    log_prob: th.Tensor
+    rewards: th.Tensor
+    mask: th.Tensor
+    latents: th.Tensor
+    noise: th.Tensor
+    success: np.ndarray
+    n_diverged: int = 0
+
+    def __post_init__(self) -> None:
+        steps = self.rewards.shape
+        if len(steps) != 3:
+            raise ValueError(f"expected rewards of shape (T, B, K), got {tuple(steps)}")
+        for name in ("observations", "actions", "log_prob", "mask"):
+            if getattr(self, name).shape[:3] != steps:
+                raise ValueError(f"expected {name} to begin with {tuple(steps)}, got {tuple(getattr(self, name).shape)}")
+        for name in ("latents", "noise", "success"):
+            if tuple(getattr(self, name).shape[:2]) != tuple(steps[1:]):
+                raise ValueError(f"expected {name} to begin with {tuple(steps[1:])}, got {tuple(getattr(self, name).shape)}")
+
+    @property
+    def returns(self) -> th.Tensor:
+        """Undiscounted return of each episode (B, K)."""
+        return self.rewards.sum(dim=0)
+
+    @property
+    def lengths(self) -> th.Tensor:
+        """Number of valid steps of each episode (B, K)."""
+        return self.mask.sum(dim=0)
+
+
+@dataclass(frozen=True)
+class TaskBatch:
+    """A rollout with its advantages.
+
+    :param rollout: the episodes
+    :param advantages: generalised advantages of each step (T, B, K), not normalised
+    :param discounted_returns: discounted return from each step on (T, B, K)
+    :param explained_variance: of the value baseline, one number for the batch
+    """
+
+    rollout: Rollout
+    advantages: th.Tensor
+    discounted_returns: th.Tensor
+    explained_variance: float
+
+    def __post_init__(self) -> None:
+        if self.advantages.shape != self.rollout.rewards.shape:
+            raise ValueError(
+                f"expected advantages of shape {tuple(self.rollout.rewards.shape)}, got {tuple(self.advantages.shape)}"
+            )
+
+    @property
+    def episode_advantages(self) -> th.Tensor:
+        """The advantage of each episode's first step (B, K): what the likelihood-ratio estimator credits to z."""
+        return self.advantages[0]
+
+    @property
+    def episode_mask(self) -> th.Tensor:
+        """(B, K), 1 for a valid episode."""
+        return self.rollout.mask[0]
+
+
+@dataclass(frozen=True)
+class MetaBatch:
+    """All data of one meta-iteration.
+
+    :param tasks: the B tasks
+    :param pre: the batches before each inner update, in order; empty without inner updates
+    :param post: the batch after the last inner update
+    """
+
+    tasks: Tasks
+    pre: tuple[TaskBatch, ...]
+    post: TaskBatch
+
+
+@dataclass(frozen=True)
+class StepSizes:
+    """Learned step sizes of the inner update, one for each latent dimension and parameter (MAESN, section 4.2).
+
+    :param mean: of the latent mean (L,)
+    :param log_std: of the latent log standard deviation (L,)
+    :param log_temperature: log of the temperature of the reward-weighted update, a scalar
+    :param policy: of each policy parameter, shaped like it; empty unless the policy is adapted
+    """
+
+    mean: th.Tensor
+    log_std: th.Tensor
+    log_temperature: th.Tensor
+    policy: NamedParameters
+
+
+@dataclass(frozen=True)
+class MetaParameters:
+    """Everything that the meta step changes, as values.
+
+    :param policy: theta, the actor's parameters by name
+    :param latents: the distributions of all N training tasks, (N, L) each
+    :param step_sizes: of the inner update
+    """
+
+    policy: NamedParameters
+    latents: DiagGaussian
+    step_sizes: StepSizes
+
+    def leaves(self) -> list[th.Tensor]:
+        """All tensors, in a fixed order."""
+        steps = self.step_sizes
+        own = [*self.latents, steps.mean, steps.log_std, steps.log_temperature]
+        return [*self.policy.values(), *own, *steps.policy.values()]
+
+    def with_leaves(self, leaves: Sequence[th.Tensor]) -> "MetaParameters":
+        """The same structure around other tensors, in the order of :meth:`leaves`."""
+        n_policy = len(self.policy)
+        mean, log_std, step_mean, step_log_std, log_temperature = leaves[n_policy : n_policy + 5]
+        steps = StepSizes(
+            step_mean, step_log_std, log_temperature, dict(zip(self.step_sizes.policy, leaves[n_policy + 5 :], strict=True))
+        )
+        return MetaParameters(
+            dict(zip(self.policy, leaves[:n_policy], strict=True)), DiagGaussian(mean, log_std), steps
+        )
+
+
+class Adapted(NamedTuple):
+    """What an inner update changes, for B tasks, passed on as a value.
+
+    :param latents: (B, L) each
+    :param policy: adapted theta with a leading B, or None where all tasks share the unadapted theta
+    """
+
+    latents: DiagGaussian
+    policy: NamedParameters | None
+
+
+class ObjectiveValue(NamedTuple):
+    """The meta-objective and its parts, scalars.
+
+    :param objective: what the meta step maximises
+    :param surrogate: importance-weighted advantage after the inner updates
+    :param kl: mean KL between old and new action distributions after the inner updates
+    :param prior_kl: mean KL of the tasks' latent distributions from the prior
+    """
+
+    objective: th.Tensor
+    surrogate: th.Tensor
+    kl: th.Tensor
+    prior_kl: th.Tensor
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What a trust-region step did.
+
+    :param leaves: the new parameters (the old ones where the step was rejected)
+    :param accepted: whether the line search found a step
+    :param n_backtracks: how often the step was shortened
+    :param before: objective and its parts at the old parameters
+    :param after: the same at the new parameters
+    """
+
+    leaves: list[th.Tensor]
+    accepted: bool
+    n_backtracks: int
+    before: ObjectiveValue
+    after: ObjectiveValue
+
+
+def detached(value: Adapted) -> Adapted:
+    """The same values without their graph."""
+    policy = None if value.policy is None else {name: tensor.detach() for name, tensor in value.policy.items()}
+    return Adapted(DiagGaussian(*(tensor.detach() for tensor in value.latents)), policy)
+
+
+def every_nth_step(batch: TaskBatch, stride: int) -> TaskBatch:
+    """Every ``stride``-th time step of a batch, for the Fisher product.
+
+    :param batch: the batch
+    :param stride: at least 1
+    """
+    if stride == 1:
+        return batch
+    rollout = batch.rollout
+    distribution = type(rollout.distribution)(
+        *(part[::stride] if part.ndim == rollout.mask.ndim + 1 and part.shape[0] > 1 else part for part in rollout.distribution)
+    )
+    time_fields = ("observations", "actions", "log_prob", "rewards", "mask")
+    thinned = {name: getattr(rollout, name)[::stride] for name in time_fields}
+    return TaskBatch(
+        replace(rollout, distribution=distribution, **thinned),
+        batch.advantages[::stride],
+        batch.discounted_returns[::stride],
+        batch.explained_variance,
+    )
