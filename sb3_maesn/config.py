@@ -18,7 +18,7 @@ ACTIVATIONS: dict[str, type[nn.Module]] = {
     "silu": nn.SiLU,
 }
 #: Keys of an entry that are the training script's, not the constructor's.
-SCRIPT_KEYS = ("policy", "n_timesteps", "n_envs")
+SCRIPT_KEYS = ("policy", "n_timesteps", "n_envs", "eval_rule")
 
 
 class ConfigError(ValueError):

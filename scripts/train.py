@@ -1,0 +1,155 @@
+"""Meta-train an agent: ``python scripts/train.py --algo maesn --env WheeledGoal-v0``. Flags and files are rl-zoo's."""
+
+import argparse
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+CONFIGS = Path(__file__).resolve().parent.parent / "zoo_configs"
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """Make the parser of the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    add = parser.add_argument
+    add("--algo", default="maesn", help="algorithm")
+    add("--env", default="WheeledGoal-v0", help="environment id")
+    add("-n", "--n-timesteps", type=int, default=-1, help="environment steps; -1: as configured, or what is left of it with -i")
+    add("--seed", type=int, default=-1, help="seed, -1 for a random one; with -i the agent's own randomness goes on instead")
+    add("--eval-freq", type=int, default=0, help="steps between evaluations, 0: every 10 meta-iterations, -1: never")
+    add("--eval-episodes", type=int, default=20, help="episodes of an adaptation round in an evaluation")
+    add("--eval-tasks", type=int, default=20, help="validation tasks of an evaluation")
+    add("--save-freq", type=int, default=0, help="steps between checkpoints, 0: every 10 meta-iterations, -1: never")
+    add("-f", "--log-folder", default="logs", help="root of the logs")
+    add("-tb", "--tensorboard-log", default="", help="folder for TensorBoard")
+    add("--device", default="auto", help="torch device")
+    add("--num-threads", type=int, default=-1, help="threads of torch, -1 for one, the fastest while physics runs on all cores")
+    add("-P", "--progress", action="store_true", help="show a progress bar")
+    add("-i", "--trained-agent", default="", help="model file to go on with, exactly where it stopped")
+    add("-params", "--hyperparams", nargs="+", default=[], metavar="KEY:VALUE", help="overrides; the values are YAML")
+    add("-conf", "--conf-file", default="", help="file of hyperparameters (zoo_configs/<algo>.yml if empty)")
+    add("--verbose", type=int, default=1, help="0: silent, 1: logs, 2: logs and tracebacks")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """
+    Run the script.
+
+    :param argv: arguments of the command line
+    :return: exit code
+    """
+    args = make_parser().parse_args(argv)
+    from sb3_maesn.cli import one_line_errors  # after --help, which must be quick
+
+    with one_line_errors(args.verbose):
+        return run(args, ["python", *(sys.argv if argv is None else [__file__, *argv])])
+
+
+def run(args: argparse.Namespace, command: Sequence[str]) -> int:
+    """
+    Train as the arguments say.
+
+    :param args: parsed arguments
+    :param command: the command, for the record
+    :return: exit code
+    """
+    import torch
+
+    from sb3_maesn import config as files
+    from sb3_maesn import run_folder, training
+    from sb3_maesn.cli import check_env_id, check_file
+
+    algorithm = training.find_algorithm(args.algo)
+    check_env_id(args.env)
+    if args.trained_agent:
+        check_file(args.trained_agent)
+    overrides = files.parse_overrides(args.hyperparams)
+    config = {**files.load_entry(args.conf_file or CONFIGS / f"{args.algo}.yml", args.env), **overrides}
+    files.constructor_arguments({k: v for k, v in config.items() if k not in files.SCRIPT_KEYS}, algorithm)
+    torch.set_num_threads(max(args.num_threads, 1))
+    folder = run_folder.create_run_folder(args.log_folder, args.algo, args.env)
+    seed = choose_seed(args.seed)
+    run_folder.write_settings(folder, args.env, config, {**vars(args), "seed": seed, "env_kwargs": None}, command)
+    request = training.TrainingRun(
+        algo=args.algo,
+        env_id=args.env,
+        config=config,
+        folder=folder,
+        overrides=overrides,
+        n_timesteps=args.n_timesteps if args.n_timesteps >= 0 else None,
+        trained_agent=args.trained_agent or None,
+        seed=seed,
+        device=args.device,
+        tensorboard_log=args.tensorboard_log or None,
+        eval_freq=args.eval_freq,
+        eval_tasks=args.eval_tasks,
+        eval_episodes=args.eval_episodes,
+        save_freq=args.save_freq,
+        progress_bar=args.progress,
+        verbose=args.verbose,
+    )
+    return train(request, args)
+
+
+def train(request: Any, args: argparse.Namespace) -> int:
+    """
+    Train; on Ctrl-C say how to go on.
+
+    :param request: a ``TrainingRun``
+    :param args: parsed arguments
+    :return: exit code, 130 if interrupted
+    """
+    from sb3_maesn import training
+
+    print(f"Writing to {request.folder}")
+    model = training.build_model(request)
+    goal = (training.steps_to_train(request, model) or 0) + model.num_timesteps
+    try:
+        path = training.train(request, model)
+    except KeyboardInterrupt:
+        print("\n" + resume_advice(request.folder, args, goal))
+        return 130
+    print(f"Saved {path}")
+    return 0
+
+
+def resume_advice(folder: Path, args: argparse.Namespace, goal: int) -> str:
+    """
+    Say how an interrupted run goes on.
+
+    :param folder: folder of the run
+    :param args: its arguments
+    :param goal: environment steps at which it would have ended
+    :return: what to print
+    """
+    from sb3_maesn.run_folder import latest_checkpoint
+
+    checkpoint = latest_checkpoint(folder)
+    if checkpoint is None:
+        return "Interrupted before the first checkpoint; --save-freq sets how often one is written."
+    left = goal - int(checkpoint.stem.split("_")[2])
+    command = ["python", "scripts/train.py", "--algo", args.algo, "--env", args.env, "-i", str(checkpoint)]
+    if args.conf_file:
+        command += ["--conf-file", args.conf_file]
+    if left > 0:
+        command += ["-n", str(left)]
+    return f"Interrupted; go on with\n  {shlex.join(command)}"
+
+
+def choose_seed(seed: int) -> int:
+    """
+    Draw a seed where none is given.
+
+    :param seed: seed, negative for none
+    :return: seed
+    """
+    import numpy as np
+
+    return seed if seed >= 0 else int(np.random.default_rng().integers(2**31))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
