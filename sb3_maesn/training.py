@@ -171,7 +171,7 @@ def make_callbacks(run: TrainingRun, model: MAESN) -> list[BaseCallback]:
     :param model: the model
     :return: callbacks
     """
-    steps = iteration_steps(model)
+    steps = model.timesteps_per_iteration
     callbacks: list[BaseCallback] = []
     if run.save_freq >= 0:
         save_freq = run.save_freq or ITERATIONS_BETWEEN_EVALUATIONS * steps
@@ -191,19 +191,6 @@ def make_callbacks(run: TrainingRun, model: MAESN) -> list[BaseCallback]:
             )
         )
     return callbacks
-
-
-def iteration_steps(model: MAESN) -> int:
-    """
-    Count the environment steps of a meta-iteration whose episodes all reach the horizon.
-
-    :param model: the model, with its environment
-    :return: environment steps
-    """
-    env = model.get_env()
-    assert env is not None
-    horizon = int(env.get_attr("horizon", indices=[0])[0])
-    return model.meta_batch_size * model.n_episodes * (model.n_inner_steps + 1) * horizon
 
 
 def make_logger(run: TrainingRun) -> Logger:

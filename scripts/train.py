@@ -16,8 +16,19 @@ def make_parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("--algo", default="maesn", help="algorithm")
     add("--env", default="WheeledGoal-v0", help="environment id")
-    add("-n", "--n-timesteps", type=int, default=-1, help="environment steps; -1: as configured, or what is left of it with -i")
-    add("--seed", type=int, default=-1, help="seed, -1 for a random one; with -i the agent's own randomness goes on instead")
+    add(
+        "-n",
+        "--n-timesteps",
+        type=int,
+        default=-1,
+        help="environment steps; -1: as configured, or what is left of it with -i",
+    )
+    add(
+        "--seed",
+        type=int,
+        default=-1,
+        help="seed, -1 for a random one; with -i the agent's own randomness goes on instead",
+    )
     add("--eval-freq", type=int, default=0, help="steps between evaluations, 0: every 10 meta-iterations, -1: never")
     add("--eval-episodes", type=int, default=20, help="episodes of an adaptation round in an evaluation")
     add("--eval-tasks", type=int, default=20, help="validation tasks of an evaluation")
@@ -25,7 +36,12 @@ def make_parser() -> argparse.ArgumentParser:
     add("-f", "--log-folder", default="logs", help="root of the logs")
     add("-tb", "--tensorboard-log", default="", help="folder for TensorBoard")
     add("--device", default="auto", help="torch device")
-    add("--num-threads", type=int, default=-1, help="threads of torch, -1 for one, the fastest while physics runs on all cores")
+    add(
+        "--num-threads",
+        type=int,
+        default=-1,
+        help="threads of torch, -1 for one, the fastest while physics runs on all cores",
+    )
     add("-P", "--progress", action="store_true", help="show a progress bar")
     add("-i", "--trained-agent", default="", help="model file to go on with, exactly where it stopped")
     add("-params", "--hyperparams", nargs="+", default=[], metavar="KEY:VALUE", help="overrides; the values are YAML")

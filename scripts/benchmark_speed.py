@@ -1,0 +1,370 @@
+"""Measure speed against bare physics, in ratios that do not depend on the machine. Run it on an idle machine."""
+
+import argparse
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+MUJOCO_FAMILIES = ("WheeledGoal-v0", "AntGoal-v0", "PusherBlock-v0")
+SECTIONS = ("collect", "iteration", "trpo", "memory", "scaling")
+N_TASKS, N_EPISODES = 20, 20
+TRPO_BATCH = 16_000
+#: Least ratios (collect, iteration) to bare physics that the project promises.
+TARGETS = {"WheeledGoal-v0": (0.6, 0.45), "AntGoal-v0": (0.75, 0.65), "PusherBlock-v0": (0.6, 0.45)}
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """Make the parser of the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    add = parser.add_argument
+    add(
+        "families",
+        nargs="*",
+        default=list(MUJOCO_FAMILIES),
+        metavar="FAMILY",
+        help="MuJoCo families, by environment id",
+    )
+    add("--sections", nargs="+", default=list(SECTIONS), choices=SECTIONS, help="what to measure")
+    add("--repeats", type=int, default=5, help="measurements of which the median counts")
+    add("--seed", type=int, default=0, help="seed")
+    add("--csv", default="results/speed.csv", help="table to write")
+    add("--verbose", type=int, default=1, help="2: tracebacks")
+    add(
+        "--peak-memory-of", default="", help=argparse.SUPPRESS
+    )  # how the memory section runs one family in a new process
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """
+    Run the script.
+
+    :param argv: arguments of the command line
+    :return: exit code
+    """
+    args = make_parser().parse_args(argv)
+    import torch
+
+    from sb3_maesn.cli import check_env_id, one_line_errors
+    from sb3_maesn.results import format_table, provenance, write_table
+
+    torch.set_num_threads(1)
+    if args.peak_memory_of:
+        print(peak_memory_gb(args.peak_memory_of, args.seed))
+        return 0
+    with one_line_errors(args.verbose):
+        rows: list[dict[str, Any]] = []
+        for family in args.families:
+            check_env_id(family)
+            for section in args.sections:
+                for row in MEASUREMENTS[section](family, args):
+                    print(", ".join(f"{key} {value}" for key, value in row.items()), flush=True)
+                    rows.append(row)
+        write_table(args.csv, rows, provenance(args.seed, repeats=args.repeats, torch_threads=1))
+        print("\n" + format_table(rows))
+    return 0
+
+
+def measure_collect(family: str, args: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """
+    Collecting with the policy over bare ``Batch.step`` of the same model, count and threads.
+
+    :param family: environment id
+    :param args: arguments of the command line
+    :return: one row
+    """
+    import numpy as np
+    import torch
+
+    from sb3_maesn.common.distributions import DiagGaussian
+    from sb3_maesn.common.rollouts import Behaviour, collect
+    from sb3_maesn.common.type_aliases import Adapted
+
+    model = make_model(family, args.seed)
+    env = model.env
+    assert env is not None
+    noise = torch.randn(N_TASKS, N_EPISODES, model.policy.latent_dim)
+    zeros = torch.zeros(N_TASKS, model.policy.latent_dim)
+    actor = model.policy.make_actor()
+    theta = {name: value.detach() for name, value in actor.named_parameters()}
+
+    def act(parameters: Any, observations: Any, latents: Any) -> Any:
+        return torch.func.functional_call(actor, parameters, (observations, latents))
+
+    behaviour = Behaviour(model.policy, act, theta, Adapted(DiagGaussian(zeros, zeros), None), noise, noise)
+    tasks = env.task_set("train")[:N_TASKS]
+    rng = np.random.default_rng(args.seed)
+
+    def collect_once() -> int:
+        n_steps = 0
+
+        def count(_: dict[str, Any]) -> bool:
+            nonlocal n_steps
+            n_steps += env.num_envs
+            return True
+
+        collect(env, tasks, behaviour, rng, count)
+        return n_steps
+
+    bare = BarePhysics(family, env.num_envs, args.seed)
+    yield ratio_row(
+        "collect", family, speed_of(collect_once), bare.run, args.repeats, TARGETS.get(family, (None, None))[0]
+    )
+
+
+def measure_iteration(family: str, args: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """
+    A whole meta-iteration of 20 tasks x (20 + 20) episodes over bare physics.
+
+    :param family: environment id
+    :param args: arguments of the command line
+    :return: one row
+    """
+    model = make_model(family, args.seed)
+    bare = BarePhysics(family, N_TASKS * N_EPISODES, args.seed)
+    target = TARGETS.get(family, (None, None))[1]
+    yield ratio_row("iteration", family, speed_of(partial(iterate, model)), bare.run, args.repeats, target)
+
+
+def measure_trpo(family: str, args: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """
+    Training of sb3-contrib's TRPO on the native VecEnv over the same on a DummyVecEnv of 8 single environments.
+
+    :param family: environment id
+    :param args: arguments of the command line
+    :return: one row
+    """
+    from sb3_contrib import TRPO
+    from stable_baselines3.common.env_util import make_vec_env
+
+    from sb3_maesn.envs import make_vec
+
+    def make(env: Any) -> Callable[[], float]:
+        n_steps = TRPO_BATCH // env.num_envs
+        model = TRPO("MlpPolicy", env, n_steps=n_steps, batch_size=TRPO_BATCH // 8, seed=args.seed, device="cpu")
+        model.learn(1)  # one iteration to warm up
+
+        def train_once() -> int:
+            before = model.num_timesteps
+            model.learn(1, reset_num_timesteps=False)
+            return model.num_timesteps - before
+
+        return speed_of(train_once)
+
+    native, single = make(make_vec(family, TRPO_BATCH // 50)), make(make_vec_env(family, 8))
+    yield ratio_row("trpo", family, native, single, args.repeats, 5.0)
+
+
+def measure_memory(family: str, args: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """
+    Peak memory of a meta-iteration at 20 tasks x 50 episodes, in a process of its own.
+
+    :param family: environment id
+    :param args: arguments of the command line
+    :return: one row
+    """
+    command = [sys.executable, str(Path(__file__).resolve()), "--peak-memory-of", family, "--seed", str(args.seed)]
+    output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    yield make_row("memory", family, "peak GB at 20 x 50", float(output.split()[-1]), None, None, 3.0)
+
+
+def measure_scaling(family: str, args: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """
+    Seconds of a meta-iteration at 5, 10, 20 and 40 tasks.
+
+    :param family: environment id
+    :param args: arguments of the command line
+    :return: one row for each number of tasks
+    """
+    for n_tasks in (5, 10, 20, 40):
+        model = make_model(family, args.seed, n_tasks)
+        iterate(model)  # to warm up
+        seconds = [seconds_of(partial(iterate, model)) for _ in range(args.repeats)]
+        yield make_row("scaling", family, f"seconds at {n_tasks} tasks", *spread(seconds), None)
+
+
+MEASUREMENTS: dict[str, Callable[[str, argparse.Namespace], Iterator[dict[str, Any]]]] = {
+    "collect": measure_collect,
+    "iteration": measure_iteration,
+    "trpo": measure_trpo,
+    "memory": measure_memory,
+    "scaling": measure_scaling,
+}
+
+
+class BarePhysics:
+    """
+    The simulator alone: ``Batch.step`` with random controls, an episode from the initial state at each run.
+
+    :param env_id: environment id of a MuJoCo family
+    :param n: number of simulations
+    :param seed: seed of the controls
+    """
+
+    def __init__(self, env_id: str, n: int, seed: int) -> None:
+        import numpy as np
+
+        from sb3_maesn.envs import make_family
+
+        self.family = make_family(env_id)
+        self.physics: Any = self.family.make_physics(n)
+        if not hasattr(self.physics, "batch"):
+            raise ValueError(f"{env_id} has no physics to compare with; expected one of {', '.join(MUJOCO_FAMILIES)}")
+        self.rng = np.random.default_rng(seed)
+        self.n = n
+
+    def run(self) -> float:
+        """
+        Run an episode in all simulations; only the steps themselves are timed.
+
+        :return: simulation steps a second
+        """
+        import numpy as np
+
+        batch, controls = self.physics.batch, self.physics.batch.bind("ctrl")
+        tasks = self.family.sample_tasks(self.n, self.rng)
+        starts = [self.family.initial_state(task, self.rng) for task in tasks]
+        qpos, qvel = (np.array(part) for part in zip(*starts, strict=True))
+        self.physics.reset(np.arange(self.n, dtype=np.int32), qpos, qvel)
+        seconds = 0.0
+        for _ in range(self.family.horizon):
+            actions = self.rng.standard_normal((self.n, controls.shape[1])).clip(-1, 1)
+            controls[:] = self.family.controls(actions)
+            start = time.perf_counter()
+            batch.step()
+            seconds += time.perf_counter() - start
+        return self.n * self.family.horizon / seconds
+
+
+def make_model(family: str, seed: int, n_tasks: int = N_TASKS, n_episodes: int = N_EPISODES) -> Any:
+    """
+    Make MAESN with the paper's settings.
+
+    :param family: environment id
+    :param seed: seed
+    :param n_tasks: tasks of a meta-iteration
+    :param n_episodes: episodes of a task in each rollout
+    :return: the model
+    """
+    from sb3_maesn import MAESN
+
+    return MAESN("LatentMlpPolicy", family, meta_batch_size=n_tasks, n_episodes=n_episodes, seed=seed)
+
+
+def iterate(model: Any) -> int:
+    """
+    Run one meta-iteration.
+
+    :param model: the model
+    :return: environment steps it took
+    """
+    before = model.num_timesteps
+    model.learn(1, reset_num_timesteps=False)
+    return int(model.num_timesteps - before)
+
+
+def peak_memory_gb(family: str, seed: int) -> float:
+    """
+    Run one meta-iteration of 20 tasks x (50 + 50) episodes in this process.
+
+    :param family: environment id
+    :param seed: seed
+    :return: the process's peak memory
+    """
+    iterate(make_model(family, seed, n_episodes=50))
+    scale = 2**30 if sys.platform == "darwin" else 2**20  # macOS counts bytes, Linux kilobytes
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / scale
+
+
+def seconds_of(run: Callable[[], int]) -> float:
+    """
+    Time a run.
+
+    :param run: what to time
+    :return: seconds
+    """
+    start = time.perf_counter()
+    run()
+    return time.perf_counter() - start
+
+
+def speed_of(run: Callable[[], int]) -> Callable[[], float]:
+    """
+    Turn a run into a measurement.
+
+    :param run: returns the environment steps it took
+    :return: returns environment steps a second
+    """
+
+    def measure() -> float:
+        start = time.perf_counter()
+        steps = run()
+        return steps / (time.perf_counter() - start)
+
+    return measure
+
+
+def ratio_row(
+    section: str,
+    family: str,
+    ours: Callable[[], float],
+    other: Callable[[], float],
+    repeats: int,
+    target: float | None,
+) -> dict[str, Any]:
+    """
+    Compare two speeds, measured in turn.
+
+    :param section: name of the section
+    :param family: environment id
+    :param ours: returns environment steps a second
+    :param other: likewise, what to compare with
+    :param repeats: number of pairs
+    :param target: least ratio promised
+    :return: row with the median ratio
+    """
+    ours()
+    other()  # both once to warm up
+    pairs = [(ours(), other()) for _ in range(repeats)]
+    row = make_row(section, family, "ratio", *spread([a / b for a, b in pairs]), target)
+    return {**row, "steps_per_second": round(statistics.median(a for a, _ in pairs))}
+
+
+def spread(values: Sequence[float]) -> tuple[float, float, float]:
+    """
+    Median, least and greatest value.
+
+    :param values: measurements
+    :return: the three
+    """
+    return statistics.median(values), min(values), max(values)
+
+
+def make_row(
+    section: str, family: str, measure: str, value: float, low: float | None, high: float | None, target: float | None
+) -> dict[str, Any]:
+    """
+    Make one row of the table.
+
+    :param section: name of the section
+    :param family: environment id
+    :param measure: what the value is
+    :param value: median
+    :param low: least measurement
+    :param high: greatest measurement
+    :param target: what the project promises: a least ratio, or the most memory
+    :return: row
+    """
+    numbers = {"value": value, "low": low, "high": high, "target": target}
+    rounded = {key: "" if number is None else round(number, 4) for key, number in numbers.items()}
+    return {"section": section, "family": family, "measure": measure, **rounded, "steps_per_second": ""}
+
+
+if __name__ == "__main__":
+    sys.exit(main())
