@@ -6,17 +6,33 @@ import difflib
 from collections.abc import Callable
 from functools import partial
 
+from sb3_maesn.envs.ant import AntGoal
 from sb3_maesn.envs.batched import BatchedTaskVecEnv
 from sb3_maesn.envs.point import PointGoal
+from sb3_maesn.envs.pusher import PusherBlock
 from sb3_maesn.envs.task_family import TaskFamily
 from sb3_maesn.envs.wheeled import WheeledGoal
 
-__all__ = ["FAMILIES", "BatchedTaskVecEnv", "PointGoal", "TaskFamily", "WheeledGoal", "make_family", "make_vec"]
+__all__ = [
+    "FAMILIES",
+    "AntGoal",
+    "BatchedTaskVecEnv",
+    "PointGoal",
+    "PusherBlock",
+    "TaskFamily",
+    "WheeledGoal",
+    "make_family",
+    "make_vec",
+]
 
 #: Environment id -> what makes its task family. The sparse variants have the reward of meta-testing.
 FAMILIES: dict[str, Callable[[], TaskFamily]] = {
     "WheeledGoal-v0": WheeledGoal,
     "WheeledGoalSparse-v0": partial(WheeledGoal, sparse=True),
+    "AntGoal-v0": AntGoal,
+    "AntGoalSparse-v0": partial(AntGoal, sparse=True),
+    "PusherBlock-v0": PusherBlock,
+    "PusherBlockSparse-v0": partial(PusherBlock, sparse=True),
     "PointGoal-v0": PointGoal,
     "PointGoalSparse-v0": partial(PointGoal, sparse=True),
 }

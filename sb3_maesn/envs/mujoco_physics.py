@@ -81,7 +81,7 @@ class MujocoPhysics:
         self._error = batch.SimulationError
         self._stage = STAGES[stage]
         self.model = model
-        self.batch = batch.Batch(model, n, min(n_threads, n) if n_threads else 0, persistent=stage != "none")
+        self.batch = batch.Batch(model, n, min(n_threads, n) if n_threads else 0)
         self.state = {name: self.batch.bind(name) for name in ("qpos", "qvel", *derived)}
         self._ctrl: Array = self.batch.bind("ctrl")
         bad = int(mujoco.mjtWarning.mjWARN_BADQPOS), int(mujoco.mjtWarning.mjWARN_BADQACC)

@@ -1,0 +1,120 @@
+"""PusherBlock: a planar hand that has to push the right one of five blocks to a goal."""
+
+from __future__ import annotations
+
+import numpy as np
+from gymnasium import spaces
+from numpy.typing import ArrayLike
+
+from sb3_maesn.envs.mujoco_family import MujocoFamily
+from sb3_maesn.envs.task_family import Array, Mask, State, action_box, distance, norm, unbounded_box
+
+N_BLOCKS = 5
+SPARSE_RADIUS = 0.2
+REWARD_SCALE = 5.0
+BLOCK_X = (0.35, 0.65)
+GOAL_X = (0.75, 0.95)
+BAND_WIDTH = 0.2
+LOWEST_BAND = -0.5
+TABLE_BOUND = 2.0
+#: World x and y of the block bodies where their joints are at zero, as in pusher.xml: qpos = world - offset.
+BLOCK_OFFSETS = np.array([[0.2 * (i + 1), 0.0] for i in range(N_BLOCKS)])
+
+
+class PusherBlock(MujocoFamily):
+    """
+    Push one of five blocks to a goal; neither which one nor where to is observed (Gupta et al. 2018, section 6).
+
+    Task (13): the block's index, the goal's x and y, and the layout, x and y of block 0, ..., 4 at the start.
+    Observation (26): the hand's qpos (x, y, yaw), x and y of the five blocks, and qvel. Action (3): forces on the hand's
+    joints, in [-1, 1]. Dense reward: -5 * distance from the block to the goal; sparse: the distance from the origin to
+    the goal instead, wherever the block is further than 0.2 from it. Solved: the episode ends with the block within 0.2.
+
+    :param sparse: use the reward of meta-testing
+    """
+
+    base_name = "PusherBlock"
+    horizon = 100
+    asset = "pusher.xml"
+
+    def __init__(self, sparse: bool = False) -> None:
+        super().__init__(sparse)
+        self.observation_space = unbounded_box(26)
+        self.action_space = action_box(3)
+        bound = np.full(2 + 2 * N_BLOCKS, TABLE_BOUND)
+        self.task_space = spaces.Box(np.append(0.0, -bound), np.append(N_BLOCKS - 1.0, bound), dtype=np.float64)
+
+    def sample_tasks(self, n: int, rng: np.random.Generator) -> Array:
+        """See ``TaskFamily.sample_tasks``; every task has a layout of its own."""
+        tasks = [_layout_tasks(rng)[rng.integers(N_BLOCKS)] for _ in range(n)]
+        return np.array(tasks, dtype=np.float64).reshape(n, self.task_space.shape[0])
+
+    def _fixed_tasks(self, n: int, rng: np.random.Generator) -> Array:
+        """All five blocks of each layout in turn: 20 layouts make 100 tasks."""
+        layouts = [_layout_tasks(rng) for _ in range(-(-n // N_BLOCKS))]
+        return np.array(layouts, dtype=np.float64).reshape(-1, self.task_space.shape[0])[:n]
+
+    def check_tasks(self, tasks: ArrayLike) -> Array:
+        """See ``TaskFamily.check_tasks``; the block's index must be an integer."""
+        checked = super().check_tasks(tasks)
+        fractional = np.flatnonzero(checked[:, 0] % 1.0)
+        if fractional.size:
+            row = int(fractional[0])
+            raise ValueError(
+                f"{self.name} tasks begin with a block index, one of 0..{N_BLOCKS - 1}, "
+                f"got {checked[row, 0]:g} in task {row}"
+            )
+        return checked
+
+    def initial_state(self, task: Array, rng: np.random.Generator) -> tuple[Array, Array]:
+        """See ``TaskFamily.initial_state``; exactly the task's layout, the hand at the origin."""
+        blocks = task[3:].reshape(N_BLOCKS, 2) - BLOCK_OFFSETS
+        return np.concatenate([np.zeros(3), blocks.ravel()]), np.zeros(self.model.nv)
+
+    def controls(self, actions: Array) -> Array:
+        """See ``TaskFamily.controls``."""
+        return np.clip(2.0 * actions, -2.0, 2.0)
+
+    def observation(self, state: State) -> Array:
+        """See ``TaskFamily.observation``."""
+        qpos = state["qpos"]
+        observation = np.concatenate([qpos, state["qvel"]], axis=1)
+        observation[:, 3:13] += BLOCK_OFFSETS.ravel()
+        return observation
+
+    def reward(self, state: State, controls: Array, tasks: Array) -> Array:
+        """See ``TaskFamily.reward``."""
+        goals = tasks[:, 1:3]
+        to_goal = distance(_task_block(state, tasks), goals)
+        if self.sparse:
+            to_goal = np.where(to_goal > SPARSE_RADIUS, norm(goals), to_goal)
+        return -REWARD_SCALE * to_goal
+
+    def success(self, state: State, tasks: Array) -> Mask:
+        """See ``TaskFamily.success``."""
+        return distance(_task_block(state, tasks), tasks[:, 1:3]) < SPARSE_RADIUS
+
+    def markers(self, task: Array) -> list[tuple[Array, float]]:
+        """See ``MujocoFamily.markers``."""
+        return [(np.array([task[1], task[2], -0.325]), SPARSE_RADIUS)]
+
+
+def _layout_tasks(rng: np.random.Generator) -> Array:
+    """Draw a layout and a goal for each of its blocks: one task per block (5, 13), in the order of the bands."""
+    order = rng.permutation(N_BLOCKS)  # order[band] is the block in that band
+    lows = LOWEST_BAND + BAND_WIDTH * np.arange(N_BLOCKS)
+    positions = np.empty((N_BLOCKS, 2))
+    positions[order, 0] = rng.uniform(*BLOCK_X, N_BLOCKS)
+    positions[order, 1] = lows + BAND_WIDTH * rng.random(N_BLOCKS)
+    goals = np.stack([rng.uniform(*GOAL_X, N_BLOCKS), lows + BAND_WIDTH * rng.random(N_BLOCKS)], axis=1)
+    layouts = np.broadcast_to(positions.ravel(), (N_BLOCKS, 2 * N_BLOCKS))
+    return np.concatenate([order[:, None], goals, layouts], axis=1)
+
+
+def _task_block(state: State, tasks: Array) -> Array:
+    """World x and y of each task's block (n, 2)."""
+    blocks = tasks[:, 0].astype(np.intp)
+    rows = np.arange(len(tasks))
+    qpos = state["qpos"]
+    position = np.stack([qpos[rows, 3 + 2 * blocks], qpos[rows, 4 + 2 * blocks]], axis=1)
+    return position + BLOCK_OFFSETS[blocks]
