@@ -9,6 +9,7 @@ import gymnasium as gym
 
 from sb3_maesn.config import ConfigError, did_you_mean
 from sb3_maesn.envs import FAMILIES
+from sb3_maesn.maesn import MAESN
 
 #: What bad input raises; anything else is a bug and keeps its traceback.
 USER_ERRORS = (ValueError, OSError, ImportError, IndexError, gym.error.Error)
@@ -65,3 +66,33 @@ def check_file(path: str | Path) -> Path:
         if candidate.is_file():
             return candidate
     raise ConfigError(f"there is no model file {path}")
+
+
+def guess_test_env(model: str | Path) -> str:
+    """
+    Tell from a model's name which environment it is to be tested on.
+
+    :param model: model file or name of a pretrained model
+    :return: the sparse variant of the family that the name, or else the nearest folder, speaks of
+    :raises ConfigError: if none is named
+    """
+    for part in reversed(Path(model).parts):
+        named = [env_id for env_id in FAMILIES if env_id in part]
+        if named:
+            return sparse_variant(max(named, key=len))
+    raise ConfigError(f"{model} does not tell its environment: say it with --env")
+
+
+def load_model(name: str | Path) -> MAESN:
+    """
+    Load a model file or a pretrained model.
+
+    :param name: path, with or without ``.zip``, or name of a pretrained model
+    :return: the model, on the CPU
+    :raises ValueError: if there is neither
+    """
+    if Path(name).is_file() or Path(f"{name}.zip").is_file():
+        return MAESN.load(check_file(name), device="cpu")
+    if Path(name).suffix == ".zip" or len(Path(name).parts) > 1:
+        raise ConfigError(f"there is no model file {name}")
+    return MAESN.from_pretrained(str(name))

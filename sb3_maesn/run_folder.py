@@ -1,6 +1,5 @@
 """The folder of one training run, laid out and named as by rl-zoo: ``logs/maesn/WheeledGoal-v0_1/``."""
 
-import os
 import re
 import shlex
 from collections.abc import Mapping, Sequence
@@ -8,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
 
 
@@ -76,27 +74,11 @@ def write_settings(
     (settings / "command.txt").write_text(shlex.join(argv) + "\n", encoding="utf-8")
 
 
-def save_atomically(model: BaseAlgorithm, path: str | Path) -> None:
+class IterationCheckpoints(BaseCallback):
     """
-    Save a model so that the file is either the old one or the new one, whole, whatever interrupts the save.
+    Save ``rl_model_{steps}_steps.zip`` between two iterations, once every ``save_freq`` environment steps.
 
-    :param model: model
-    :param path: ``.zip`` file
-    """
-    path = Path(path)
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}.tmp.zip")
-    try:
-        model.save(temporary)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-class AtomicCheckpoints(BaseCallback):
-    """
-    Save ``rl_model_{steps}_steps.zip`` where a rollout starts, once every ``save_freq`` environment steps.
-
-    A model saved there, between two iterations, resumes exactly.
+    SB3's CheckpointCallback saves within an iteration, whose steps a resumed run then counts twice.
 
     :param save_freq: environment steps between two checkpoints
     :param folder: folder of the run
@@ -115,7 +97,7 @@ class AtomicCheckpoints(BaseCallback):
     def _on_rollout_start(self) -> None:
         if self.num_timesteps >= self._next_save:
             path = self.folder / f"rl_model_{self.model.num_timesteps}_steps.zip"
-            save_atomically(self.model, path)
+            self.model.save(path)
             self._next_save = self.model.num_timesteps + self.save_freq
             if self.verbose:
                 print(f"Saved {path}")

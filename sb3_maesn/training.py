@@ -16,7 +16,7 @@ from sb3_maesn.config import SCRIPT_KEYS, ConfigError, constructor_arguments, di
 from sb3_maesn.envs import FAMILIES, make_vec
 from sb3_maesn.envs.multi_task import MultiTaskVecEnv
 from sb3_maesn.maesn import MAESN
-from sb3_maesn.run_folder import AtomicCheckpoints, file_name, save_atomically
+from sb3_maesn.run_folder import IterationCheckpoints, file_name
 
 ALGOS: dict[str, type[MAESN]] = {"maesn": MAESN}
 MAX_SINGLE_ENVS = 8  # members of a DummyVecEnv, which gains nothing from more
@@ -137,7 +137,7 @@ def train(run: TrainingRun, model: MAESN) -> Path:
         progress_bar=run.progress_bar,
     )
     path = run.folder / f"{file_name(run.env_id)}.zip"
-    save_atomically(model, path)
+    model.save(path)
     return path
 
 
@@ -158,7 +158,7 @@ def steps_to_train(run: TrainingRun, model: MAESN) -> int | None:
     left = int(budget) - model.num_timesteps
     if left <= 0:
         raise ConfigError(
-            f"{run.trained_agent} has trained {model.num_timesteps} of {int(budget)} steps already: say with -n how many more"
+            f"{run.trained_agent} has trained {model.num_timesteps} of {int(budget)} steps: say with -n how many more"
         )
     return left
 
@@ -175,7 +175,7 @@ def make_callbacks(run: TrainingRun, model: MAESN) -> list[BaseCallback]:
     callbacks: list[BaseCallback] = []
     if run.save_freq >= 0:
         save_freq = run.save_freq or ITERATIONS_BETWEEN_EVALUATIONS * steps
-        callbacks.append(AtomicCheckpoints(save_freq, run.folder, verbose=max(run.verbose - 1, 0)))
+        callbacks.append(IterationCheckpoints(save_freq, run.folder, verbose=max(run.verbose - 1, 0)))
     if run.eval_freq >= 0:
         eval_env = make_training_env(sparse_variant(run.env_id), run.eval_tasks * run.eval_episodes)
         callbacks.append(

@@ -1,0 +1,137 @@
+"""Adapt a meta-trained model to one new task and show what happened round by round."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """Make the parser of the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    add = parser.add_argument
+    add("model", help="model file, or the name of a pretrained model such as maesn-WheeledGoal-v0")
+    add(
+        "--env",
+        default="",
+        help="environment id (if empty, the sparse variant of the family that the model's name tells)",
+    )
+    add("--task", default="0", help="index into the set of tasks, or the task's own values separated by commas")
+    add(
+        "--split",
+        default="validation",
+        choices=("train", "validation", "test"),
+        help="set of tasks that an index counts in",
+    )
+    add("--rounds", type=int, default=3, help="adaptation rounds")
+    add("--episodes", type=int, default=50, help="episodes of a round")
+    add("--rule", default=None, help="adaptation rule")
+    add("--seed", type=int, default=0, help="seed")
+    add("--csv", default="", help="table to write, with a figure beside it")
+    add("--save", default="", help="file for the adapted model")
+    add("--verbose", type=int, default=1, help="2: tracebacks")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """
+    Run the script.
+
+    :param argv: arguments of the command line
+    :return: exit code
+    """
+    args = make_parser().parse_args(argv)
+    from sb3_maesn.cli import one_line_errors
+
+    with one_line_errors(args.verbose):
+        adapt(args)
+    return 0
+
+
+def adapt(args: argparse.Namespace) -> None:
+    """
+    Adapt as the arguments say; print the rounds and write what was asked for.
+
+    :param args: parsed arguments
+    """
+    from sb3_maesn.cli import check_env_id, guess_test_env, load_model
+    from sb3_maesn.evaluation import evaluate_adaptation
+    from sb3_maesn.results import adaptation_rows, format_table
+
+    env_id = args.env or guess_test_env(args.model)
+    check_env_id(env_id)
+    model = load_model(args.model)
+    task = parse_task(args.task, args.split, env_id)
+    settings = {"n_rounds": args.rounds, "n_episodes": args.episodes, "rule": args.rule, "seed": args.seed}
+    result = evaluate_adaptation(model, env_id, [task], **settings)
+    rows: list[dict[str, Any]] = []
+    for r, row in enumerate(adaptation_rows(result.returns, result.success)):
+        z = " ".join(f"{m:+.2f}±{s:.2f}" for m, s in zip(result.mean[r, 0], _exp(result.log_std[r, 0]), strict=True))
+        rows.append({key: row[key] for key in ("round", "episodes", "mean_return", "success")} | {"latent": z})
+    print(f"{env_id}, task {task}\n{format_table(rows)}")
+    if args.csv:
+        write_files(args, env_id, result, rows)
+    if args.save:
+        model.adapt(env_id, task=task, **settings).save(args.save)
+        print(f"Saved the adapted model as {args.save}")
+
+
+def parse_task(text: str, split: str, env_id: str) -> Any:
+    """
+    Turn the argument ``--task`` into a task.
+
+    :param text: an index, or values separated by commas
+    :param split: set of tasks that an index counts in
+    :param env_id: environment id
+    :return: the task
+    :raises ConfigError: if it is neither
+    """
+    from sb3_maesn.config import ConfigError
+    from sb3_maesn.training import make_training_env
+
+    try:
+        if "," in text:
+            return [float(value) for value in text.split(",")]
+        index = int(text)
+    except ValueError as error:
+        raise ConfigError(f"--task takes an index or values separated by commas, got {text!r}") from error
+    env = make_training_env(env_id, 1)
+    try:
+        return env.task(split, index)
+    finally:
+        env.close()
+
+
+def write_files(args: argparse.Namespace, env_id: str, result: Any, rows: Sequence[dict[str, Any]]) -> None:
+    """
+    Write the table, how it was made, and the figure of the rounds in return, success and latent space.
+
+    :param args: parsed arguments
+    :param env_id: environment id
+    :param result: from ``evaluate_adaptation``
+    :param rows: the table
+    """
+    from pathlib import Path
+
+    from sb3_maesn import plots
+    from sb3_maesn.results import provenance, write_table
+
+    path = Path(args.csv)
+    write_table(path, rows, provenance(args.seed, model=args.model, env=env_id, task=args.task, split=args.split))
+    title = f"{env_id}, task {args.task}"
+    curves = {args.rule or "default rule": (result.returns, result.success)}
+    plots.plot_adaptation_curve(curves, path.with_suffix(".png"), title)
+    if result.mean.shape[2] >= 2:
+        latents = (result.latents[:, 0], result.returns[:, 0], result.mean[:, 0], result.log_std[:, 0])
+        plots.plot_latent_map(*latents, path.with_name(f"{path.stem}-latents.png"), title)
+    print(f"Wrote {path} and figures beside it")
+
+
+def _exp(values: Any) -> Any:
+    import numpy as np
+
+    return np.exp(values)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,247 @@
+"""
+Measure a meta-trained model on the test tasks and write tables and figures, with the command that made them beside.
+
+learning: adaptation by rounds of many episodes. few-episodes: the success of the adapted policy after 0, 5, 10, 20 and
+45 episodes, for each rule. coverage: where episodes drawn from the prior end.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+BUDGETS = (0, 5, 10, 20, 45)
+EPISODES_A_ROUND = 5
+FRESH_EPISODES = 20
+#: Mean returns of the authors' policies after rounds 0 to 3, by the paper's rule (on their 30 validation tasks).
+AUTHORS = {
+    "WheeledGoal": (-398, -370, -360, -350),
+    "AntGoal": (321, 357, 362, 378),
+    "PusherBlock": (-391, -311, -276, -262),
+}
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """Make the parser of the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    add = parser.add_argument
+    add("what", choices=("learning", "few-episodes", "coverage"), help="what to measure")
+    add(
+        "models",
+        nargs="+",
+        metavar="MODEL",
+        help="model files, or names of pretrained models; several are seeds of one setting",
+    )
+    add(
+        "--env",
+        default="",
+        help="environment id (if empty, the sparse variant of the family that the model's name tells)",
+    )
+    add("--split", default="test", choices=("train", "validation", "test"), help="set of tasks")
+    add("--tasks", type=int, default=100, help="tasks, the first of the set")
+    add("--rounds", type=int, default=3, help="learning: adaptation rounds")
+    add("--episodes", type=int, default=50, help="learning: episodes of a round; coverage: episodes for each task")
+    add(
+        "--rules",
+        nargs="+",
+        default=[],
+        metavar="RULE",
+        help="rules (learning: the default one, few-episodes: all, if none)",
+    )
+    add("--seed", type=int, default=0, help="seed")
+    add("--out", default="results", help="folder to write to")
+    add("--name", default="", help="start of the files' names (the first model's name if empty)")
+    add("--verbose", type=int, default=1, help="2: tracebacks")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """
+    Run the script.
+
+    :param argv: arguments of the command line
+    :return: exit code
+    """
+    args = make_parser().parse_args(argv)
+    from sb3_maesn.cli import check_env_id, guess_test_env, one_line_errors
+
+    with one_line_errors(args.verbose):
+        args.env = args.env or guess_test_env(args.models[0])
+        check_env_id(args.env)
+        {"learning": learning, "few-episodes": few_episodes, "coverage": coverage}[args.what](args)
+    return 0
+
+
+def learning(args: argparse.Namespace) -> None:
+    """
+    Adapt to all tasks at once and report every round.
+
+    :param args: parsed arguments
+    """
+    import numpy as np
+
+    from sb3_maesn import plots
+    from sb3_maesn.evaluation import evaluate_adaptation
+    from sb3_maesn.results import adaptation_rows
+
+    rows: list[dict[str, Any]] = []
+    curves: dict[str, tuple[Any, Any]] = {}
+    tasks = test_tasks(args)
+    for name, model in load_models(args):
+        for rule in args.rules or [None]:
+            result = evaluate_adaptation(
+                model, args.env, tasks, n_rounds=args.rounds, n_episodes=args.episodes, rule=rule, seed=args.seed
+            )
+            label = {"model": name, "rule": rule or "default"}
+            rows += [label | row for row in adaptation_rows(result.returns, result.success)]
+            curves[f"{name}, {label['rule']}"] = result.returns, result.success
+    path = write(args, rows)
+    reference = AUTHORS.get(args.env.split("-v")[0].removesuffix("Sparse"))
+    lines = {"authors' policy": np.array(reference)} if reference else None
+    plots.plot_adaptation_curve(curves, path.with_suffix(".png"), figure_title(args), lines)
+
+
+def few_episodes(args: argparse.Namespace) -> None:
+    """
+    Measure the policy that ``adapt`` would return after a few episodes, on fresh episodes that the rule never sees.
+
+    :param args: parsed arguments
+    """
+    import numpy as np
+
+    from sb3_maesn import plots
+    from sb3_maesn.common.adaptation_rules import RULES
+    from sb3_maesn.evaluation import evaluate_adaptation
+
+    rows: list[dict[str, Any]] = []
+    rounds = [budget // EPISODES_A_ROUND for budget in BUDGETS]
+    tasks = test_tasks(args)
+    models = load_models(args)
+    curves = {}
+    for rule in args.rules or list(RULES):
+        by_model = []
+        for name, model in models:
+            result = evaluate_adaptation(
+                model,
+                args.env,
+                tasks,
+                n_rounds=rounds[-1],
+                n_episodes=EPISODES_A_ROUND,
+                rule=rule,
+                seed=args.seed,
+                n_eval_episodes=FRESH_EPISODES,
+                eval_rounds=rounds,
+            )
+            by_task = result.eval_success[rounds].mean(axis=2)  # (n_budgets, n_tasks)
+            returns = result.eval_returns[rounds].mean(axis=2)
+            by_model.append(by_task)
+            rows += few_episode_rows({"model": name, "rule": rule}, by_task, returns)
+        curves[rule] = np.array(BUDGETS), np.concatenate(by_model, axis=1)
+    path = write(args, rows)
+    plots.plot_few_episodes(curves, path.with_suffix(".png"), figure_title(args))
+
+
+def few_episode_rows(label: dict[str, Any], success: Any, returns: Any) -> list[dict[str, Any]]:
+    """
+    Make one row for each number of episodes.
+
+    :param label: first columns
+    :param success: (n_budgets, n_tasks) share of fresh episodes that succeed
+    :param returns: (n_budgets, n_tasks) their mean return
+    :return: rows
+    """
+    from sb3_maesn.results import mean_and_interval
+
+    mean, interval = mean_and_interval(success)
+    columns = zip(BUDGETS, mean, interval, returns.mean(axis=1), strict=True)
+    return [
+        label
+        | {
+            "episodes": episodes,
+            "success": round(float(share), 4),
+            "success_interval": round(float(half_width), 4),
+            "mean_return": round(float(mean_return), 2),
+        }
+        for episodes, share, half_width, mean_return in columns
+    ]
+
+
+def coverage(args: argparse.Namespace) -> None:
+    """
+    Count where episodes drawn from the prior end, by sectors of 30 degrees.
+
+    :param args: parsed arguments
+    """
+    import numpy as np
+
+    from sb3_maesn.results import sector_shares
+    from sb3_maesn.trajectories import record_paths
+
+    rows = []
+    tasks = np.repeat(np.asarray(test_tasks(args)), args.episodes, axis=0)  # (n_tasks * n_episodes, G)
+    for name, model in load_models(args):
+        ends = record_paths(model, args.env, tasks, args.seed).end_points
+        far = float((np.linalg.norm(ends, axis=1) > 1.2).mean())
+        shares = sector_shares(ends)
+        row = {"model": name, "episodes": len(ends), "beyond_1.2": round(far, 4)}
+        rows.append(row | {f"{30 * i}-{30 * (i + 1)}": round(float(share), 4) for i, share in enumerate(shares)})
+    write(args, rows)
+
+
+def load_models(args: argparse.Namespace) -> list[tuple[str, Any]]:
+    """
+    Load the models, each with a name for the table.
+
+    :param args: parsed arguments
+    :return: names and models
+    """
+    from sb3_maesn.cli import load_model
+
+    return [(name, load_model(name)) for name in args.models]
+
+
+def test_tasks(args: argparse.Namespace) -> list[Any]:
+    """
+    Look the tasks up.
+
+    :param args: parsed arguments
+    :return: tasks
+    """
+    from sb3_maesn.training import make_training_env
+
+    env = make_training_env(args.env, 1)
+    try:
+        return list(env.task_set(args.split)[: args.tasks])
+    finally:
+        env.close()
+
+
+def write(args: argparse.Namespace, rows: Sequence[dict[str, Any]]) -> Path:
+    """
+    Print the table and write it, with how it was made beside it.
+
+    :param args: parsed arguments
+    :param rows: the table
+    :return: CSV file
+    """
+    from sb3_maesn.results import format_table, provenance, write_table
+
+    path = Path(args.out) / f"{args.name or Path(args.models[0]).stem}-{args.what}.csv"
+    write_table(path, rows, provenance(args.seed, env=args.env, split=args.split, tasks=args.tasks))
+    print(f"{figure_title(args)}\n{format_table(rows)}\nWrote {path}")
+    return path
+
+
+def figure_title(args: argparse.Namespace) -> str:
+    """
+    Say what a figure shows.
+
+    :param args: parsed arguments
+    :return: title
+    """
+    return f"{args.env}, {args.tasks} {args.split} tasks"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
