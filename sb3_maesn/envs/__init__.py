@@ -6,10 +6,13 @@ import difflib
 from collections.abc import Callable
 from functools import partial
 
+import gymnasium as gym
+
 from sb3_maesn.envs.ant import AntGoal
 from sb3_maesn.envs.batched import BatchedTaskVecEnv
 from sb3_maesn.envs.point import PointGoal
 from sb3_maesn.envs.pusher import PusherBlock
+from sb3_maesn.envs.single import TaskEnv
 from sb3_maesn.envs.task_family import TaskFamily
 from sb3_maesn.envs.wheeled import WheeledGoal
 
@@ -19,8 +22,10 @@ __all__ = [
     "BatchedTaskVecEnv",
     "PointGoal",
     "PusherBlock",
+    "TaskEnv",
     "TaskFamily",
     "WheeledGoal",
+    "make_env",
     "make_family",
     "make_vec",
 ]
@@ -66,3 +71,21 @@ def make_vec(env_id: str, n_envs: int, n_threads: int = 0, render_mode: str | No
     :raises ImportError: for a MuJoCo family below mujoco 4
     """
     return BatchedTaskVecEnv(make_family(env_id), n_envs, n_threads, render_mode)
+
+
+def make_env(env_id: str, render_mode: str | None = None, width: int = 480, height: int = 360) -> TaskEnv:
+    """
+    Make the single environment of one of the built-in task families, as ``gymnasium.make(env_id)`` does.
+
+    :param env_id: a key of ``FAMILIES``
+    :param render_mode: None, ``"rgb_array"`` or ``"human"``
+    :param width: frame width in pixels
+    :param height: frame height in pixels
+    :return: the environment
+    """
+    return TaskEnv(make_family(env_id), render_mode, width, height)
+
+
+for _env_id in FAMILIES:
+    # without max_episode_steps: the environment truncates by itself
+    gym.register(_env_id, entry_point="sb3_maesn.envs:make_env", kwargs={"env_id": _env_id})

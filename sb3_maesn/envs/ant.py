@@ -6,6 +6,7 @@ import numpy as np
 from gymnasium import spaces
 
 from sb3_maesn.envs.mujoco_family import MujocoFamily
+from sb3_maesn.envs.rendering import Marker
 from sb3_maesn.envs.task_family import Array, Mask, State, action_box, distance, half_circle_goals, unbounded_box
 
 GOAL_RADIUS = 2.0
@@ -77,6 +78,10 @@ class AntGoal(MujocoFamily):
     def success(self, state: State, tasks: Array) -> Mask:
         """See ``TaskFamily.success``."""
         return distance(state["subtree_com"][:, TORSO, :2], tasks) < SPARSE_RADIUS
+
+    def marker(self, task: Array) -> Marker:
+        """See ``MujocoFamily.marker``."""
+        return Marker(np.array([task[0], task[1], 0.0]), SPARSE_RADIUS)
 
 
 def _contact_forces(state: State) -> Array:

@@ -10,9 +10,9 @@ import gymnasium as gym
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from stable_baselines3.common.vec_env import VecEnv
-from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvStepReturn
+from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvStepReturn, tile_images
 
-from sb3_maesn.envs.simulator import TaskMember, TaskSimulator, Transition
+from sb3_maesn.envs.simulator import TaskMember, TaskSimulator, Transition, check_render_mode
 from sb3_maesn.envs.task_family import Array, TaskFamily
 
 
@@ -33,8 +33,7 @@ class BatchedTaskVecEnv(VecEnv):
     actions: NDArray[Any]
 
     def __init__(self, family: TaskFamily, n_envs: int, n_threads: int = 0, render_mode: str | None = None) -> None:
-        if render_mode not in (None, "rgb_array", "human"):
-            raise ValueError(f"render_mode must be None, 'rgb_array' or 'human', got {render_mode!r}")
+        check_render_mode(render_mode)
         self.family = family
         self.simulator = TaskSimulator(family, n_envs, n_threads)
         self.members = [TaskMember(self.simulator, i, render_mode) for i in range(n_envs)]
@@ -109,12 +108,10 @@ class BatchedTaskVecEnv(VecEnv):
         """Fill in the infos of the members whose episode ended."""
         for i in ended:
             infos[i] = {
-                "is_success": bool(transition.success[i]),
                 "TimeLimit.truncated": bool(transition.truncated[i]),
                 "terminal_observation": transition.observations[i].copy(),
+                **transition.end_info(int(i)),
             }
-            if transition.diverged[i]:
-                infos[i]["diverged"] = True
             self.reset_infos[i] = {}
 
     def close(self) -> None:
@@ -136,17 +133,33 @@ class BatchedTaskVecEnv(VecEnv):
         for member in self._members(indices):
             setattr(member, attr_name, value)
 
-    def env_method(self, method_name: str, *method_args: Any, indices: VecEnvIndices = None, **method_kwargs: Any) -> list[Any]:
+    def env_method(
+        self, method_name: str, *method_args: Any, indices: VecEnvIndices = None, **method_kwargs: Any
+    ) -> list[Any]:
         """See SB3's ``VecEnv.env_method``."""
         return [getattr(member, method_name)(*method_args, **method_kwargs) for member in self._members(indices)]
 
-    def env_is_wrapped(self, wrapper_class: type[gym.Wrapper[Any, Any, Any, Any]], indices: VecEnvIndices = None) -> list[bool]:
+    def env_is_wrapped(
+        self, wrapper_class: type[gym.Wrapper[Any, Any, Any, Any]], indices: VecEnvIndices = None
+    ) -> list[bool]:
         """See SB3's ``VecEnv.env_is_wrapped``; members have no wrappers."""
         return [False for _ in self._members(indices)]
 
     def get_images(self) -> Sequence[NDArray[np.uint8] | None]:
         """See SB3's ``VecEnv.get_images``."""
         if self.render_mode != "rgb_array":
-            warnings.warn(f"render_mode is {self.render_mode}, but get_images needs 'rgb_array'", stacklevel=2)
+            warnings.warn(f"render_mode is {self.render_mode!r}, but get_images needs 'rgb_array'", stacklevel=2)
             return [None for _ in self.members]
         return [member.render() for member in self.members]
+
+    def render(self, mode: str | None = None) -> NDArray[np.uint8] | None:
+        """
+        Draw all members in one image, or show it in one window.
+
+        :param mode: ``"rgb_array"`` or ``"human"``, the environment's render mode by default
+        :return: the image (height, width, 3), None for ``"human"``
+        """
+        if "human" not in (mode, self.render_mode) or self.render_mode is None:
+            return super().render(mode)
+        self.simulator.show(tile_images([self.simulator.render(i) for i in range(self.num_envs)]))
+        return None

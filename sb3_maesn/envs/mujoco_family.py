@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import functools
+from abc import abstractmethod
 from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
 from sb3_maesn.envs.mujoco_physics import MujocoPhysics, load_model
+from sb3_maesn.envs.rendering import Marker, MujocoSceneRenderer
 from sb3_maesn.envs.task_family import Array, Renderer, TaskFamily
 
 if TYPE_CHECKING:
@@ -51,15 +53,13 @@ class MujocoFamily(TaskFamily):
 
     def make_renderer(self, width: int, height: int) -> Renderer:
         """See ``TaskFamily.make_renderer``."""
-        from sb3_maesn.envs.rendering import MujocoSceneRenderer
+        return MujocoSceneRenderer(self.model, self.marker, width, height)
 
-        return MujocoSceneRenderer(self.model, self.markers, width, height)
-
-    def markers(self, task: Array) -> list[tuple[Array, float]]:
+    @abstractmethod
+    def marker(self, task: Array) -> Marker:
         """
-        Where the goal is drawn.
+        How the goal is drawn.
 
         :param task: the task (G,)
-        :return: pairs of a world position (3,) and a radius
+        :return: the marker
         """
-        return [(np.array([task[0], task[1], 0.0]), 0.1)]

@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import sys
 from collections.abc import Iterator, Sequence
 from importlib import resources
 from typing import Any
+
+# MuJoCo chooses its OpenGL backend when it is imported, and by default one that needs a display.
+if sys.platform == "linux" and not os.environ.get("DISPLAY") and not os.environ.get("WAYLAND_DISPLAY"):
+    os.environ.setdefault("MUJOCO_GL", "egl")
 
 import mujoco
 import numpy as np
@@ -125,6 +131,3 @@ class MujocoPhysics:
         with quiet_mujoco():
             mujoco.mj_forward(self.model, data)
         return data
-
-    def close(self) -> None:
-        """See ``Physics.close``."""

@@ -6,6 +6,7 @@ import numpy as np
 from gymnasium import spaces
 from numpy.typing import NDArray
 
+from sb3_maesn.envs.rendering import PlaneRenderer
 from sb3_maesn.envs.task_family import (
     Array,
     Mask,
@@ -43,16 +44,13 @@ class PointPhysics:
         """See ``Physics.step``."""
         qpos = self.state["qpos"]
         qpos += STEP_SIZE * controls
-        diverged = ~np.isfinite(qpos).all(axis=1)
+        diverged: Mask = np.logical_not(np.isfinite(qpos.sum(axis=1)))
         qpos[diverged] = 0.0
         return diverged
 
     def snapshot(self, index: int) -> Array:
         """See ``Physics.snapshot``."""
         return self.state["qpos"][index].copy()
-
-    def close(self) -> None:
-        """See ``Physics.close``."""
 
 
 class PointGoal(TaskFamily):
@@ -68,6 +66,7 @@ class PointGoal(TaskFamily):
 
     base_name = "PointGoal"
     horizon = 20
+    render_fps = 10
 
     def __init__(self, sparse: bool = False) -> None:
         super().__init__(sparse)
@@ -104,6 +103,4 @@ class PointGoal(TaskFamily):
 
     def make_renderer(self, width: int, height: int) -> Renderer:
         """See ``TaskFamily.make_renderer``."""
-        from sb3_maesn.envs.rendering import PlaneRenderer
-
         return PlaneRenderer(width, height, SPARSE_RADIUS)

@@ -7,6 +7,7 @@ from gymnasium import spaces
 from numpy.typing import ArrayLike
 
 from sb3_maesn.envs.mujoco_family import MujocoFamily
+from sb3_maesn.envs.rendering import Marker
 from sb3_maesn.envs.task_family import Array, Mask, State, action_box, distance, norm, unbounded_box
 
 N_BLOCKS = 5
@@ -26,9 +27,10 @@ class PusherBlock(MujocoFamily):
     Push one of five blocks to a goal; neither which one nor where to is observed (Gupta et al. 2018, section 6).
 
     Task (13): the block's index, the goal's x and y, and the layout, x and y of block 0, ..., 4 at the start.
-    Observation (26): the hand's qpos (x, y, yaw), x and y of the five blocks, and qvel. Action (3): forces on the hand's
-    joints, in [-1, 1]. Dense reward: -5 * distance from the block to the goal; sparse: the distance from the origin to
-    the goal instead, wherever the block is further than 0.2 from it. Solved: the episode ends with the block within 0.2.
+    Observation (26): the hand's qpos (x, y, yaw), x and y of the five blocks, and qvel. Action (3): forces on the
+    hand's joints, in [-1, 1]. Dense reward: -5 * distance from the block to the goal; sparse: the distance from the
+    origin to the goal instead, wherever the block is further than 0.2 from it. Solved: the episode ends with the block
+    within 0.2 of the goal.
 
     :param sparse: use the reward of meta-testing
     """
@@ -46,13 +48,13 @@ class PusherBlock(MujocoFamily):
 
     def sample_tasks(self, n: int, rng: np.random.Generator) -> Array:
         """See ``TaskFamily.sample_tasks``; every task has a layout of its own."""
-        tasks = [_layout_tasks(rng)[rng.integers(N_BLOCKS)] for _ in range(n)]
-        return np.array(tasks, dtype=np.float64).reshape(n, self.task_space.shape[0])
+        layouts = _layout_tasks(n, rng)
+        return layouts[np.arange(n), rng.integers(N_BLOCKS, size=n)]
 
     def _fixed_tasks(self, n: int, rng: np.random.Generator) -> Array:
         """All five blocks of each layout in turn: 20 layouts make 100 tasks."""
-        layouts = [_layout_tasks(rng) for _ in range(-(-n // N_BLOCKS))]
-        return np.array(layouts, dtype=np.float64).reshape(-1, self.task_space.shape[0])[:n]
+        layouts = _layout_tasks(-(-n // N_BLOCKS), rng)
+        return layouts.reshape(-1, layouts.shape[-1])[:n]  # (layouts, 5, 13) -> (n, 13)
 
     def check_tasks(self, tasks: ArrayLike) -> Array:
         """See ``TaskFamily.check_tasks``; the block's index must be an integer."""
@@ -94,27 +96,33 @@ class PusherBlock(MujocoFamily):
         """See ``TaskFamily.success``."""
         return distance(_task_block(state, tasks), tasks[:, 1:3]) < SPARSE_RADIUS
 
-    def markers(self, task: Array) -> list[tuple[Array, float]]:
-        """See ``MujocoFamily.markers``."""
-        return [(np.array([task[1], task[2], -0.325]), SPARSE_RADIUS)]
+    def marker(self, task: Array) -> Marker:
+        """See ``MujocoFamily.marker``; the goal has the colour of the block."""
+        red, green, blue, _ = self.model.geom(f"block_{int(task[0]) + 1}").rgba
+        return Marker(np.array([task[1], task[2], -0.325]), SPARSE_RADIUS, (red, green, blue))
 
 
-def _layout_tasks(rng: np.random.Generator) -> Array:
-    """Draw a layout and a goal for each of its blocks: one task per block (5, 13), in the order of the bands."""
-    order = rng.permutation(N_BLOCKS)  # order[band] is the block in that band
+def _layout_tasks(n: int, rng: np.random.Generator) -> Array:
+    """Draw layouts, and a goal for each block: tasks (n, 5, 13), a layout's in the order of the bands."""
+    # one row of numbers per layout, so that fewer layouts are the first of more
+    order, block_x, block_y, goal_x, goal_y = rng.random((n, 5, N_BLOCKS)).transpose(1, 0, 2)
+    blocks = np.argsort(order, axis=1)  # (n, band): a random order
     lows = LOWEST_BAND + BAND_WIDTH * np.arange(N_BLOCKS)
-    positions = np.empty((N_BLOCKS, 2))
-    positions[order, 0] = rng.uniform(*BLOCK_X, N_BLOCKS)
-    positions[order, 1] = lows + BAND_WIDTH * rng.random(N_BLOCKS)
-    goals = np.stack([rng.uniform(*GOAL_X, N_BLOCKS), lows + BAND_WIDTH * rng.random(N_BLOCKS)], axis=1)
-    layouts = np.broadcast_to(positions.ravel(), (N_BLOCKS, 2 * N_BLOCKS))
-    return np.concatenate([order[:, None], goals, layouts], axis=1)
+    in_bands = np.stack([_uniform(BLOCK_X, block_x), lows + BAND_WIDTH * block_y], axis=2)  # (n, band, 2)
+    layout = np.empty_like(in_bands)  # (n, block, 2)
+    layout[np.arange(n)[:, None], blocks] = in_bands
+    goals = np.stack([_uniform(GOAL_X, goal_x), lows + BAND_WIDTH * goal_y], axis=2)
+    layouts = np.repeat(layout.reshape(n, 1, 2 * N_BLOCKS), N_BLOCKS, axis=1)
+    return np.concatenate([blocks[:, :, None], goals, layouts], axis=2)
+
+
+def _uniform(bounds: tuple[float, float], u: Array) -> Array:
+    """Map numbers uniform on (0, 1) to numbers uniform between the bounds."""
+    return bounds[0] + (bounds[1] - bounds[0]) * u
 
 
 def _task_block(state: State, tasks: Array) -> Array:
     """World x and y of each task's block (n, 2)."""
     blocks = tasks[:, 0].astype(np.intp)
-    rows = np.arange(len(tasks))
-    qpos = state["qpos"]
-    position = np.stack([qpos[rows, 3 + 2 * blocks], qpos[rows, 4 + 2 * blocks]], axis=1)
-    return position + BLOCK_OFFSETS[blocks]
+    columns = 3 + 2 * blocks[:, None] + np.arange(2)
+    return np.take_along_axis(state["qpos"], columns, axis=1) + BLOCK_OFFSETS[blocks]

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any, NamedTuple
 
 import numpy as np
+from gymnasium import spaces
 from gymnasium.utils import seeding
 from numpy.typing import ArrayLike, NDArray
 
-from sb3_maesn.envs.task_family import Array, Mask, TaskFamily
+from sb3_maesn.envs.rendering import Frame, Window
+from sb3_maesn.envs.task_family import Array, Mask, Renderer, TaskFamily
 
 
 class Transition(NamedTuple):
@@ -30,6 +33,29 @@ class Transition(NamedTuple):
     success: Mask
     diverged: Mask
 
+    def end_info(self, index: int) -> dict[str, Any]:
+        """
+        What the info says about a member whose episode ended.
+
+        :param index: the member
+        :return: ``is_success``, and ``diverged`` where that is so
+        """
+        info: dict[str, Any] = {"is_success": bool(self.success[index])}
+        if self.diverged[index]:
+            info["diverged"] = True
+        return info
+
+
+def check_render_mode(render_mode: str | None) -> None:
+    """
+    Check a render mode.
+
+    :param render_mode: None, ``"rgb_array"`` or ``"human"``
+    :raises ValueError: if it is another
+    """
+    if render_mode not in (None, "rgb_array", "human"):
+        raise ValueError(f"render_mode must be None, 'rgb_array' or 'human', got {render_mode!r}")
+
 
 class TaskSimulator:
     """
@@ -38,9 +64,12 @@ class TaskSimulator:
     :param family: the task family
     :param n: number of members
     :param n_threads: threads that step them, 0 for one per CPU
+    :param frame_size: width and height of rendered frames in pixels
     """
 
-    def __init__(self, family: TaskFamily, n: int, n_threads: int = 0) -> None:
+    def __init__(
+        self, family: TaskFamily, n: int, n_threads: int = 0, frame_size: tuple[int, int] = (480, 360)
+    ) -> None:
         if n < 1:
             raise ValueError(f"the number of members must be at least 1, got {n}")
         self.family = family
@@ -53,6 +82,9 @@ class TaskSimulator:
         self.started = np.zeros(n, dtype=np.bool_)
         self.n_diverged = np.zeros(n, dtype=np.int64)
         self._generators: list[np.random.Generator | None] = [None] * n
+        self._frame_size = frame_size
+        self._renderer: Renderer | None = None
+        self._window: Window | None = None
 
     def generator(self, index: int) -> np.random.Generator:
         """
@@ -190,9 +222,37 @@ class TaskSimulator:
             )
         return checked
 
+    def render(self, index: int) -> Frame:
+        """
+        Draw a member.
+
+        :param index: the member
+        :return: an RGB image (height, width, 3)
+        :raises RuntimeError: before the first reset
+        """
+        if not self.started[index]:
+            raise RuntimeError(f"{self.family.env_id}: reset() must be called before render()")
+        if self._renderer is None:
+            self._renderer = self.family.make_renderer(*self._frame_size)
+        return self._renderer.render(self.physics.snapshot(index), self.tasks[index])
+
+    def show(self, frame: Frame) -> None:
+        """
+        Show a frame in the simulator's window.
+
+        :param frame: an RGB image (height, width, 3)
+        """
+        if self._window is None:
+            self._window = Window(self.family.env_id, self.family.render_fps)
+        self._window.show(frame)
+
     def close(self) -> None:
-        """Release the simulations."""
-        self.physics.close()
+        """Release the renderer and the window; the simulations go with the object."""
+        if self._renderer is not None:
+            self._renderer.close()
+        if self._window is not None:
+            self._window.close()
+        self._renderer = self._window = None
 
 
 class TaskMember:
@@ -208,26 +268,10 @@ class TaskMember:
         self._simulator = simulator
         self._index = index
         self.render_mode = render_mode
-
-    @property
-    def family(self) -> TaskFamily:
-        """The task family."""
-        return self._simulator.family
-
-    @property
-    def horizon(self) -> int:
-        """Steps of an episode that does not end early."""
-        return self.family.horizon
-
-    @property
-    def observation_space(self) -> Any:
-        """The observation space."""
-        return self.family.observation_space
-
-    @property
-    def action_space(self) -> Any:
-        """The action space."""
-        return self.family.action_space
+        self.family = simulator.family
+        self.horizon = self.family.horizon
+        self.observation_space: spaces.Space[Any] = self.family.observation_space
+        self.action_space: spaces.Space[Any] = self.family.action_space
 
     @property
     def task(self) -> Array | None:
@@ -271,6 +315,14 @@ class TaskMember:
         else:
             self._simulator.set_tasks(np.asarray(task, dtype=np.float64)[None], [self._index])
 
+    def seed(self, seed: int) -> None:
+        """
+        Seed the member's generator.
+
+        :param seed: the seed
+        """
+        self._simulator.seed(self._index, seed)
+
     def apply_options(self, options: dict[str, Any] | None) -> None:
         """
         Apply the options of a reset.
@@ -303,3 +355,18 @@ class TaskMember:
         :return: tasks (n_tasks, G)
         """
         return self.family.task_set(split, n_tasks)
+
+    def render(self) -> Frame | None:
+        """
+        Draw the member as its render mode says.
+
+        :return: an RGB image (height, width, 3) for ``"rgb_array"``, else None
+        """
+        if self.render_mode is None:
+            warnings.warn("render() needs a render_mode, 'rgb_array' or 'human', given at construction", stacklevel=2)
+            return None
+        frame = self._simulator.render(self._index)
+        if self.render_mode == "human":
+            self._simulator.show(frame)
+            return None
+        return frame

@@ -21,7 +21,9 @@ SPLITS = ("train", "validation", "test")
 class Physics(Protocol):
     """``n`` simulations of one model that advance together."""
 
-    state: State
+    @property
+    def state(self) -> State:
+        """Live arrays over the simulations."""
 
     def reset(self, ids: NDArray[np.int32], qpos: Array, qvel: Array) -> None:
         """
@@ -48,9 +50,6 @@ class Physics(Protocol):
         :return: whatever the family's renderer draws
         """
 
-    def close(self) -> None:
-        """Release the simulations."""
-
 
 class TaskFamily(ABC):
     """
@@ -64,6 +63,7 @@ class TaskFamily(ABC):
 
     base_name: ClassVar[str]
     horizon: ClassVar[int]
+    render_fps: ClassVar[int] = 100  # real time at the MuJoCo families' 0.01 s a step
     observation_space: spaces.Box
     action_space: spaces.Box
     task_space: spaces.Box

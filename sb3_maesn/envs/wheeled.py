@@ -6,6 +6,7 @@ import numpy as np
 from gymnasium import spaces
 
 from sb3_maesn.envs.mujoco_family import MujocoFamily
+from sb3_maesn.envs.rendering import Marker
 from sb3_maesn.envs.task_family import Array, Mask, State, action_box, distance, half_circle_goals, norm, unbounded_box
 
 GOAL_RADIUS = 2.0
@@ -56,3 +57,7 @@ class WheeledGoal(MujocoFamily):
     def success(self, state: State, tasks: Array) -> Mask:
         """See ``TaskFamily.success``."""
         return distance(state["qpos"][:, :2], tasks) < SPARSE_RADIUS
+
+    def marker(self, task: Array) -> Marker:
+        """See ``MujocoFamily.marker``."""
+        return Marker(np.array([task[0], task[1], 0.0]), SPARSE_RADIUS)
