@@ -48,7 +48,7 @@ def test_bad_files_are_refused(tmp_path: Path, text: str, message: str) -> None:
 
 
 def test_missing_file_is_named(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="nowhere.yml"):
+    with pytest.raises(ConfigError, match=r"nowhere\.yml"):
         load_entry(tmp_path / "nowhere.yml", "PointGoal-v0")
 
 
