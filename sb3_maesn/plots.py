@@ -69,7 +69,7 @@ def plot_adaptation_curve(
         ax.set(xlabel="adaptation round", ylabel=label)
         ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes[1].set_ylim(0, 100)
-    axes[0].legend(frameon=False)
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False)
     _save(figure, path)
 
 
@@ -81,12 +81,13 @@ def plot_few_episodes(curves: Mapping[str, tuple[Array, Array]], path: str | Pat
     :param path: image file to write
     :param title: title of the figure
     """
-    figure, (ax,) = _panels(1, title)
-    for i, (rule, (episodes, success)) in enumerate(curves.items()):
+    figure, (ax,) = _panels(1, title, width=6.2)
+    best_first = sorted(curves.items(), key=lambda curve: -float(np.mean(curve[1][1][-1])))
+    for i, (rule, (episodes, success)) in enumerate(best_first):
         mean, half_width = mean_and_interval(100 * np.asarray(success, dtype=float))
         _line_with_band(ax, np.asarray(episodes), mean, half_width, PALETTE[i % len(PALETTE)], rule)
     ax.set(xlabel="episodes of the new task", ylabel="successful episodes (%)", ylim=(0, 100))
-    ax.legend(frameon=False, loc="lower right")
+    figure.legend(loc="outside right center", frameon=False)
     _save(figure, path)
 
 
@@ -149,7 +150,8 @@ def plot_latent_map(
         ellipse = Ellipse((center[0], center[1]), width, height, fill=False, edgecolor=PALETTE[1], linewidth=1.5)
         ellipse.set_alpha(0.35 + 0.65 * r / max(len(mean) - 1, 1))
         ax.add_patch(ellipse)
-        ax.annotate(str(r), (center[0], center[1]), color=PALETTE[1], weight="bold", ha="center", va="center")
+        edge = (center[0], center[1] + height / 2)
+        ax.annotate(f"{r}", edge, xytext=(0, 3), textcoords="offset points", color=PALETTE[1], ha="center")
     ax.set(xlabel="$z_1$", ylabel="$z_2$")
     ax.set_aspect("equal", adjustable="datalim")
     figure.colorbar(ScalarMappable(scale, "viridis"), ax=ax, label="return of the episode")

@@ -198,7 +198,17 @@ def load_models(args: argparse.Namespace) -> list[tuple[str, Any]]:
     """
     from sb3_maesn.cli import load_model
 
-    return [(name, load_model(name)) for name in args.models]
+    return [(short_name(name), load_model(name)) for name in args.models]
+
+
+def short_name(model: str) -> str:
+    """
+    Shorten a path to the run's folder and the file.
+
+    :param model: model file or name of a pretrained model
+    :return: name for tables and legends
+    """
+    return "/".join(Path(model).parts[-2:]).removesuffix(".zip")
 
 
 def test_tasks(args: argparse.Namespace) -> list[Any]:
@@ -228,7 +238,8 @@ def write(args: argparse.Namespace, rows: Sequence[dict[str, Any]]) -> Path:
     from sb3_maesn.results import format_table, provenance, write_table
 
     path = Path(args.out) / f"{args.name or Path(args.models[0]).stem}-{args.what}.csv"
-    write_table(path, rows, provenance(args.seed, env=args.env, split=args.split, tasks=args.tasks))
+    about = provenance(args.seed, env=args.env, models=args.models, split=args.split, tasks=args.tasks)
+    write_table(path, rows, about)
     print(f"{figure_title(args)}\n{format_table(rows)}\nWrote {path}")
     return path
 

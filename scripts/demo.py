@@ -1,0 +1,162 @@
+"""Meta-train MAESN on WheeledGoal for a few minutes, adapt it to goals it has never seen, and draw what happened."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+CONFIG = Path(__file__).resolve().parent.parent / "zoo_configs" / "maesn.yml"
+N_GOALS = 3  # goals of the trajectory figure
+PRIOR_EPISODES = 40  # trajectories of the unadapted policy
+ADAPTED_EPISODES = 10  # trajectories of each adapted policy
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """Make the parser of the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    add = parser.add_argument
+    add("--env", default="WheeledGoal-v0", help="environment id of a built-in family")
+    add("-n", "--n-timesteps", type=int, default=10_000_000, help="environment steps of meta-training")
+    add("--tasks", type=int, default=30, help="unseen tasks to adapt to")
+    add("--rounds", type=int, default=3, help="adaptation rounds")
+    add("--episodes", type=int, default=20, help="episodes of a round")
+    add("--seed", type=int, default=0, help="seed")
+    add("--out", default="demo", help="folder to write to")
+    add("--verbose", type=int, default=1, help="2: tracebacks")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """
+    Run the script.
+
+    :param argv: arguments of the command line
+    :return: exit code
+    """
+    args = make_parser().parse_args(argv)
+    import torch
+
+    from sb3_maesn.cli import one_line_errors, sparse_variant
+
+    torch.set_num_threads(1)  # faster than 2 for networks of this size while physics runs on all cores
+    with one_line_errors(args.verbose):
+        test_env = sparse_variant(args.env)
+        print(f"1. Meta-training on {args.env}: dense reward, 100 training tasks", flush=True)
+        model = meta_train(args)
+        print(f"2. Adapting to {args.tasks} unseen tasks of {test_env}: sparse reward", flush=True)
+        adapt_to_unseen(model, test_env, args)
+        print("3. Drawing trajectories before and after adaptation", flush=True)
+        draw_trajectories(model, test_env, args)
+        print("Wrote " + ", ".join(str(path) for path in sorted(Path(args.out).glob("*.png"))))
+    return 0
+
+
+def meta_train(args: argparse.Namespace) -> Any:
+    """
+    Meta-train on dense reward, with the learning curve on sparse validation tasks.
+
+    :param args: parsed arguments
+    :return: the trained model
+    """
+    from sb3_maesn import plots, training
+    from sb3_maesn.config import load_entry
+    from sb3_maesn.results import load_evaluations
+
+    out = Path(args.out)
+    out.mkdir(parents=True, exist_ok=True)
+    run = training.TrainingRun(
+        algo="maesn",
+        env_id=args.env,
+        config=load_entry(CONFIG, args.env),
+        folder=out,
+        n_timesteps=args.n_timesteps,
+        seed=args.seed,
+        save_freq=-1,
+        eval_freq=max(args.n_timesteps // 8, 1),
+        eval_tasks=20,
+        eval_episodes=10,
+        progress_bar=True,
+        verbose=0,
+    )
+    model = training.build_model(run)
+    training.train(run, model)
+    evaluations = load_evaluations(out / "evaluations.npz")
+    title = f"{args.env}: adaptation to 20 validation tasks while meta-training"
+    plots.plot_learning_curve(*evaluations, out / "learning_curve.png", title)
+    return model
+
+
+def adapt_to_unseen(model: Any, test_env: str, args: argparse.Namespace) -> None:
+    """
+    Adapt to validation tasks, which training has not seen; print the table and draw the curve.
+
+    :param model: the trained model
+    :param test_env: environment id with sparse reward
+    :param args: parsed arguments
+    """
+    from sb3_maesn import plots
+    from sb3_maesn.evaluation import evaluate_adaptation
+    from sb3_maesn.results import adaptation_rows, format_table, provenance, write_table
+
+    out, settings = Path(args.out), {"n_rounds": args.rounds, "n_episodes": args.episodes, "seed": args.seed}
+    tasks = validation_tasks(test_env, args.tasks)
+    result = evaluate_adaptation(model, test_env, tasks, **settings)
+    rows = adaptation_rows(result.returns, result.success)
+    print(format_table(rows))
+    write_table(out / "adaptation.csv", rows, provenance(args.seed, env=test_env, tasks=args.tasks))
+    title = f"{test_env}, {args.tasks} unseen tasks, {args.episodes} episodes a round"
+    plots.plot_adaptation_curve({"MAESN": (result.returns, result.success)}, out / "adaptation_curve.png", title)
+    if result.mean.shape[2] >= 2:
+        first = (result.latents[:, 0], result.returns[:, 0], result.mean[:, 0], result.log_std[:, 0])
+        plots.plot_latent_map(*first, out / "latents.png", "one task in latent space; rounds numbered")
+
+
+def draw_trajectories(model: Any, test_env: str, args: argparse.Namespace) -> None:
+    """
+    Draw where the policy goes before adaptation, and after adaptation to a few goals spread over the tasks.
+
+    :param model: the trained model
+    :param test_env: environment id with sparse reward
+    :param args: parsed arguments
+    """
+    import numpy as np
+
+    from sb3_maesn import plots
+    from sb3_maesn.trajectories import plane_of, record_paths
+
+    plane, tasks = plane_of(test_env), np.asarray(validation_tasks(test_env, args.tasks))
+    goals = plane.goal(tasks)
+    by_angle = np.argsort(np.arctan2(goals[:, 1], goals[:, 0]))
+    chosen = by_angle[(np.linspace(0.1, 0.9, N_GOALS) * (len(tasks) - 1)).astype(int)]
+    before = record_paths(model, test_env, np.repeat(tasks[chosen[:1]], PRIOR_EPISODES, axis=0), args.seed)
+    after = []
+    for i in chosen:
+        adapted = model.adapt(test_env, tasks[i], n_rounds=args.rounds, n_episodes=args.episodes, seed=args.seed)
+        paths = record_paths(adapted, test_env, np.repeat(tasks[[i]], ADAPTED_EPISODES, axis=0), args.seed)
+        after.append(list(paths.positions.swapaxes(0, 1)))  # (T + 1, n, 2) -> n paths (T + 1, 2)
+    plots.plot_trajectories(
+        list(before.positions.swapaxes(0, 1)),
+        after,
+        goals[chosen],
+        Path(args.out) / "trajectories.png",
+        plane.radius,
+        f"{test_env}: {args.rounds} rounds of {args.episodes} episodes",
+    )
+
+
+def validation_tasks(env_id: str, n_tasks: int) -> list[Any]:
+    """
+    Look up the first validation tasks.
+
+    :param env_id: environment id
+    :param n_tasks: how many
+    :return: tasks
+    """
+    from sb3_maesn.envs import make_family
+
+    return list(make_family(env_id).task_set("validation", n_tasks))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
