@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import gymnasium as gym
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from stable_baselines3.common.vec_env import VecEnv
-from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvStepReturn, tile_images
+from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, tile_images
 
 from sb3_maesn.envs.simulator import TaskMember, TaskSimulator, Transition, check_render_mode
-from sb3_maesn.envs.task_family import Array, TaskFamily
+from sb3_maesn.envs.task_family import Array, Mask, TaskFamily
+
+BatchedStep: TypeAlias = tuple[Array, NDArray[np.float32], Mask, list[dict[str, Any]]]
 
 
 class BatchedTaskVecEnv(VecEnv):
@@ -75,6 +77,17 @@ class BatchedTaskVecEnv(VecEnv):
         self.reset_infos = [{} for _ in range(self.num_envs)]
         return self.simulator.reset(np.arange(self.num_envs))
 
+    def step(self, actions: NDArray[Any]) -> BatchedStep:
+        """
+        Step all members, and start a new episode in those whose episode ended.
+
+        :param actions: actions (n, A)
+        :return: observations (n, O), rewards (n,), dones (n,) and infos
+        :raises ValueError: for actions of another shape or with a NaN or an infinity in them
+        """
+        self.step_async(actions)
+        return self.step_wait()
+
     def step_async(self, actions: NDArray[Any]) -> None:
         """
         Keep the actions for ``step_wait``.
@@ -83,12 +96,11 @@ class BatchedTaskVecEnv(VecEnv):
         """
         self.actions = actions
 
-    def step_wait(self) -> VecEnvStepReturn:
+    def step_wait(self) -> BatchedStep:
         """
-        Step all members, and start a new episode in those whose episode ended.
+        Take the step of ``step`` with the actions of ``step_async``.
 
-        :return: observations (n, O), rewards (n,), dones (n,) and infos
-        :raises ValueError: for actions of another shape or with a NaN or an infinity in them
+        :return: see ``step``
         """
         transition = self.simulator.step(self.actions)
         infos: list[dict[str, Any]] = [{} for _ in range(self.num_envs)]

@@ -315,14 +315,6 @@ class TaskMember:
         else:
             self._simulator.set_tasks(np.asarray(task, dtype=np.float64)[None], [self._index])
 
-    def seed(self, seed: int) -> None:
-        """
-        Seed the member's generator.
-
-        :param seed: the seed
-        """
-        self._simulator.seed(self._index, seed)
-
     def apply_options(self, options: dict[str, Any] | None) -> None:
         """
         Apply the options of a reset.

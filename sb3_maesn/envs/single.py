@@ -40,7 +40,7 @@ class TaskEnv(TaskMember, gym.Env[Array, NDArray[np.float32]]):
         :raises ValueError: for another option, or a task that is not one of the family's
         """
         if seed is not None:
-            self.seed(seed)
+            self._simulator.seed(self._index, seed)
         self.apply_options(options)
         observation = self._simulator.reset(np.zeros(1, dtype=np.int64))[0]
         # Gymnasium's checker reads the attribute behind np_random
