@@ -1,21 +1,12 @@
-"""
-Adaptation rules: how the episodes of a new task move its latent distribution, and which latents to try next.
+"""Adaptation rules: how the episodes of a new task move its latent distribution, and which latents to try next."""
 
-A rule is an immutable object; all that it knows about the tasks at hand is in an :class:`AdaptationState`, a value that
-is passed in and returned. Every rule handles all tasks at once (leading axis B) and never looks across tasks.
-
-One round is ``latents = rule.propose(state, n_episodes, rng)``, the episodes themselves, and
-``state = rule.update(state, latents, returns, advantages, rng)``; ``rule.distribution(state)`` is the latent
-distribution of the policy that adaptation would return at that point.
-"""
-
-from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
 
 import numpy as np
 import torch as th
+from numpy.typing import NDArray
 
+from sb3_maesn.common.adaptation_state import AdaptationRule, AdaptationState, check_range
 from sb3_maesn.common.distributions import DiagGaussian
 from sb3_maesn.common.inner_update import likelihood_ratio_gradient, reward_weighted_target
 from sb3_maesn.common.objectives import normalise_episodes
@@ -26,171 +17,12 @@ from sb3_maesn.common.posterior import (
     fit_scores,
     hit_scores,
     prior_points,
+    prior_radius,
+    random_rotations,
+    representative_points,
     squared_distances,
+    typical_scale,
 )
-
-
-@dataclass(frozen=True)
-class AdaptationState:
-    """
-    What is known about B tasks: the prior, the current latent distribution, and every episode so far (N of them).
-
-    :param prior_mean: (B, L)
-    :param prior_log_std: (B, L)
-    :param mean: current latent mean (B, L)
-    :param log_std: current latent log std (B, L)
-    :param latents: (B, N, L)
-    :param returns: (B, N)
-    :param advantages: the episodes' advantages at their first step, unnormalised (B, N)
-    :param n_rounds: rounds so far
-    :raises ValueError: if shapes disagree or a value is not finite
-    """
-
-    prior_mean: Array
-    prior_log_std: Array
-    mean: Array
-    log_std: Array
-    latents: Array
-    returns: Array
-    advantages: Array
-    n_rounds: int = 0
-
-    def __post_init__(self) -> None:
-        if self.prior_mean.ndim != 2:
-            raise ValueError(f"prior_mean must have shape (tasks, latent_dim), got {self.prior_mean.shape}")
-        n_tasks, latent_dim = self.prior_mean.shape
-        n_episodes = self.latents.shape[1] if self.latents.ndim == 3 else 0
-        expected = {
-            "prior_log_std": (n_tasks, latent_dim),
-            "mean": (n_tasks, latent_dim),
-            "log_std": (n_tasks, latent_dim),
-            "latents": (n_tasks, n_episodes, latent_dim),
-            "returns": (n_tasks, n_episodes),
-            "advantages": (n_tasks, n_episodes),
-        }
-        for name, shape in expected.items():
-            if getattr(self, name).shape != shape:
-                raise ValueError(f"{name} must have shape {shape}, got {getattr(self, name).shape}")
-        for name in ("prior_mean", *expected):
-            if not np.isfinite(getattr(self, name)).all():
-                raise ValueError(f"{name} must be finite, got {_first_non_finite(getattr(self, name))}")
-
-    @property
-    def whitened(self) -> Array:
-        """The latents in units of the prior, (B, N, L)."""
-        return (self.latents - self.prior_mean[:, None]) * np.exp(-self.prior_log_std[:, None])
-
-    def unwhiten(self, whitened: Array) -> Array:
-        """
-        Latents from latents in units of the prior.
-
-        :param whitened: (B, K, L)
-        :return: (B, K, L)
-        """
-        return self.prior_mean[:, None] + np.exp(self.prior_log_std)[:, None] * whitened
-
-
-def _first_non_finite(values: Array) -> str:
-    index = tuple(int(i) for i in np.argwhere(~np.isfinite(values))[0])
-    return f"{values[index]} at index {index}"
-
-
-class AdaptationRule(ABC):
-    """Base of all rules: keeps the history, draws from the current distribution, leaves the update to the subclass."""
-
-    def start(self, prior_mean: Array, prior_log_std: Array, rng: np.random.Generator) -> AdaptationState:
-        """
-        State before the first round.
-
-        :param prior_mean: (B, L)
-        :param prior_log_std: (B, L)
-        :param rng: source of randomness
-        :return: a state whose distribution is the prior
-        """
-        mean, log_std = np.array(prior_mean, dtype=np.float64), np.array(prior_log_std, dtype=np.float64)
-        if mean.ndim != 2:
-            raise ValueError(f"prior_mean must have shape (tasks, latent_dim), got {mean.shape}")
-        n_tasks, latent_dim = mean.shape
-        none = np.zeros((n_tasks, 0))
-        return AdaptationState(mean, log_std, mean, log_std, np.zeros((n_tasks, 0, latent_dim)), none, none)
-
-    def propose(self, state: AdaptationState, n_episodes: int, rng: np.random.Generator) -> Array:
-        """
-        Latents of the next round's episodes.
-
-        :param state: what is known
-        :param n_episodes: episodes of that round, per task (K)
-        :param rng: source of randomness
-        :return: (B, K, L)
-        """
-        _check_n_episodes(n_episodes)
-        noise = rng.standard_normal((len(state.mean), n_episodes, state.mean.shape[1]))
-        return state.mean[:, None] + np.exp(state.log_std)[:, None] * noise
-
-    def update(
-        self, state: AdaptationState, latents: Array, returns: Array, advantages: Array, rng: np.random.Generator
-    ) -> AdaptationState:
-        """
-        State after a round.
-
-        :param state: what was known before
-        :param latents: the round's latents (B, K, L)
-        :param returns: the episodes' undiscounted returns (B, K)
-        :param advantages: the episodes' advantages at their first step, unnormalised (B, K)
-        :param rng: source of randomness
-        :return: the new state
-        :raises ValueError: if shapes disagree or a value is not finite
-        """
-        known = replace(
-            state,
-            latents=_append(state.latents, latents, "latents"),
-            returns=_append(state.returns, returns, "returns"),
-            advantages=_append(state.advantages, advantages, "advantages"),
-            n_rounds=state.n_rounds + 1,
-        )
-        n_new = known.returns.shape[1] - state.returns.shape[1]
-        if n_new < 1:
-            raise ValueError("a round must have at least 1 episode, got 0")
-        mean, log_std = self._adapt(known, n_new, rng)
-        return replace(known, mean=mean, log_std=log_std)
-
-    def distribution(self, state: AdaptationState) -> tuple[Array, Array]:
-        """
-        The latent distribution of the adapted policy.
-
-        :param state: what is known
-        :return: mean and log std, both (B, L)
-        """
-        return state.mean, state.log_std
-
-    @abstractmethod
-    def _adapt(self, state: AdaptationState, n_new: int, rng: np.random.Generator) -> tuple[Array, Array]:
-        """
-        The new latent distribution.
-
-        :param state: all episodes, the last ``n_new`` of each task being new, with the distribution that proposed those
-        :param n_new: episodes of the last round (K)
-        :param rng: source of randomness
-        :return: mean and log std, both (B, L)
-        """
-
-
-def _append(old: Array, new: Array, name: str) -> Array:
-    new = np.asarray(new, dtype=np.float64)
-    if new.ndim != old.ndim or new.shape[0] != old.shape[0] or new.shape[2:] != old.shape[2:]:
-        expected = (old.shape[0], "episodes", *old.shape[2:])
-        raise ValueError(f"{name} of a round must have shape {expected}, got {new.shape}")
-    return np.concatenate([old, new], axis=1)
-
-
-def _check_n_episodes(n_episodes: int) -> None:
-    if n_episodes < 1:
-        raise ValueError(f"n_episodes must be at least 1, got {n_episodes}")
-
-
-def _check_range(name: str, value: float, low: float, high: float) -> None:
-    if not low <= value <= high:
-        raise ValueError(f"{name} must be between {low} and {high}, got {value}")
 
 
 class PolicyGradientRule(AdaptationRule):
@@ -210,7 +42,7 @@ class PolicyGradientRule(AdaptationRule):
         step_size_log_std: Sequence[float] | Array,
         std_floor: float = 1e-8,
     ) -> None:
-        _check_range("std_floor", std_floor, 1e-12, np.inf)
+        check_range("std_floor", std_floor, 1e-12, np.inf)
         self.step_size_mean = np.array(step_size_mean, dtype=np.float64)
         self.step_size_log_std = np.array(step_size_log_std, dtype=np.float64)
         self.std_floor = std_floor
@@ -276,9 +108,9 @@ class RewardWeightedRule(AdaptationRule):
     :param prior_episodes: weight of the prior, in episodes of average advantage
     """
 
-    def __init__(self, temperature: float = 0.3, prior_episodes: float = 1.0) -> None:
-        _check_range("temperature", temperature, 1e-3, np.inf)
-        _check_range("prior_episodes", prior_episodes, 1e-6, np.inf)
+    def __init__(self, temperature: float = 0.1, prior_episodes: float = 1.0) -> None:
+        check_range("temperature", temperature, 1e-3, np.inf)
+        check_range("prior_episodes", prior_episodes, 1e-6, np.inf)
         self.temperature = temperature
         self.prior_episodes = prior_episodes
 
@@ -306,10 +138,10 @@ class CrossEntropyRule(AdaptationRule):
     :param min_std: least std of the latent, in prior stds
     """
 
-    def __init__(self, elite_fraction: float = 0.1, prior_episodes: float = 0.1, min_std: float = 0.1) -> None:
-        _check_range("elite_fraction", elite_fraction, 1e-6, 1.0)
-        _check_range("prior_episodes", prior_episodes, 1e-6, np.inf)
-        _check_range("min_std", min_std, 1e-3, 1.0)
+    def __init__(self, elite_fraction: float = 0.1, prior_episodes: float = 0.01, min_std: float = 0.1) -> None:
+        check_range("elite_fraction", elite_fraction, 1e-6, 1.0)
+        check_range("prior_episodes", prior_episodes, 1e-6, np.inf)
+        check_range("min_std", min_std, 1e-3, 1.0)
         self.elite_fraction = elite_fraction
         self.prior_episodes = prior_episodes
         self.min_std = min_std
@@ -352,8 +184,8 @@ class KernelRule(AdaptationRule):
         self, width: float = 0.25, prior_episodes: float = 0.5, first_std: float = 0.3, min_std: float = 0.05
     ) -> None:
         for name, value in (("width", width), ("prior_episodes", prior_episodes), ("first_std", first_std)):
-            _check_range(name, value, 1e-6, np.inf)
-        _check_range("min_std", min_std, 1e-3, first_std)
+            check_range(name, value, 1e-6, np.inf)
+        check_range("min_std", min_std, 1e-3, first_std)
         self.width = width
         self.prior_episodes = prior_episodes
         self.first_std = first_std
@@ -370,7 +202,7 @@ class KernelRule(AdaptationRule):
         std = np.maximum(
             np.where(hit_before[:, None], np.minimum(halved, self.first_std), self.first_std), self.min_std
         )
-        hit = evidence[:, None] >= 0.5
+        hit = np.asarray(evidence >= 0.5)[:, None]
         mean, std = np.where(hit, best, 0.0), np.where(hit, std, 1.0)
         return state.unwhiten(mean[:, None])[:, 0], state.prior_log_std + np.log(std)
 
@@ -379,16 +211,18 @@ class PosteriorRule(AdaptationRule):
     """
     Sequential Bayesian optimisation: every latent is chosen from what all earlier episodes returned.
 
-    A Gaussian process on the latent models the hit score (:mod:`sb3_maesn.common.posterior`). The first round is spread
-    evenly over the prior. Later rounds maximise the upper confidence bound over draws of the prior and
-    neighbours of the best latents so far. In a round of many episodes, as soon as a hit stands out, all but ``n_explore`` of them are drawn
-    from the distribution that adaptation would return: the latent with the highest expected score, and a small std.
+    A Gaussian process on the latent models the hit score (:mod:`sb3_maesn.common.posterior`). The first round stands for
+    the prior as well as its number of episodes can. Later rounds maximise an upper confidence bound over points
+    of the prior and neighbours of the best latents so far. In a task where a hit stands out, at most ``n_explore``
+    episodes of a round are spent so; the others are drawn from the distribution that adaptation would return: around the
+    latent with the highest lower confidence bound.
 
-    :param optimism: posterior standard deviations added to the expected score when a latent is chosen to be tried
+    :param optimism: posterior standard deviations of the upper confidence bound
+    :param caution: posterior standard deviations of the lower confidence bound
     :param n_explore: most episodes of a round that explore once a hit stands out
-    :param n_candidates: latents of the prior among which to choose
     :param std: std of the returned distribution, in prior stds
-    :param length_scales: length scales of the model to choose from, in prior stds
+    :param n_candidates: points of the prior among which to choose
+    :param length_scales: length scales of the model to choose from, in prior stds for L = 2
     :param score_mean: score expected of an untried latent
     :param score_std: standard deviation of the score from latent to latent
     :param noise_std: standard deviation of the score from episode to episode
@@ -396,26 +230,29 @@ class PosteriorRule(AdaptationRule):
 
     def __init__(
         self,
-        optimism: float = 1.0,
-        n_explore: int = 5,
-        n_candidates: int = 512,
+        optimism: float = 1.5,
+        caution: float = 0.5,
+        n_explore: int = 10,
         std: float = 0.05,
-        length_scales: tuple[float, ...] = (0.35, 0.6, 1.0, 1.6),
-        score_mean: float = 0.1,
+        n_candidates: int = 512,
+        length_scales: Sequence[float] = (0.35, 0.6, 1.0, 1.6),
+        score_mean: float = 0.05,
         score_std: float = 0.4,
         noise_std: float = 0.2,
     ) -> None:
-        _check_range("optimism", optimism, 0.0, np.inf)
-        _check_range("n_explore", n_explore, 1, np.inf)
-        _check_range("n_candidates", n_candidates, 2, np.inf)
-        _check_range("std", std, 1e-3, 1.0)
-        for name, value in (("score_std", score_std), ("noise_std", noise_std), ("length_scales", min(length_scales))):
-            _check_range(name, value, 1e-3, np.inf)
+        check_range("optimism", optimism, 0.0, np.inf)
+        check_range("caution", caution, 0.0, np.inf)
+        check_range("n_explore", n_explore, 1, np.inf)
+        check_range("std", std, 1e-3, 1.0)
+        check_range("n_candidates", n_candidates, 2, np.inf)
+        for name, value in (("length_scales", min(length_scales)), ("score_std", score_std), ("noise_std", noise_std)):
+            check_range(name, value, 1e-3, np.inf)
         self.optimism = optimism
+        self.caution = caution
         self.n_explore = n_explore
-        self.n_candidates = n_candidates
         self.std = std
-        self.length_scales = np.asarray(length_scales, dtype=np.float64)
+        self.n_candidates = n_candidates
+        self.length_scales = np.array(length_scales, dtype=np.float64)
         self.score_mean = score_mean
         self.score_std = score_std
         self.noise_std = noise_std
@@ -429,42 +266,57 @@ class PosteriorRule(AdaptationRule):
         :param rng: source of randomness
         :return: (B, K, L)
         """
-        _check_n_episodes(n_episodes)
+        latents = super().propose(state, n_episodes, rng)
         n_tasks, latent_dim = state.mean.shape
         if state.returns.shape[1] == 0:
-            return state.unwhiten(prior_points(n_episodes, rng.random((n_tasks, latent_dim))))
+            rotations = random_rotations(n_tasks, latent_dim, rng)
+            return state.unwhiten(representative_points(n_episodes, latent_dim) @ rotations)
         scores, evidence = hit_scores(state.whitened, state.returns)
-        model = self._fit(state, scores)
         candidates = self._candidates(state, scores, rng)
-        tries = state.unwhiten(choose_batch(model, candidates, n_episodes, self.optimism))
-        exploit = (np.arange(n_episodes) >= self.n_explore) & (evidence[:, None] >= 0.5)
-        return np.where(exploit[..., None], super().propose(state, n_episodes, rng), tries)
+        solid = evidence >= 0.5
+        for tasks, n_picks in ((solid, min(self.n_explore, n_episodes)), (~solid, n_episodes)):
+            for block in _blocks(np.flatnonzero(tasks)):
+                model = self._fit(state.whitened[block], scores[block])
+                picks = choose_batch(model, candidates[block], n_picks, self.optimism)
+                latents[block, :n_picks] = state.unwhiten(picks, block)
+        return latents
 
     def _adapt(self, state: AdaptationState, n_new: int, rng: np.random.Generator) -> tuple[Array, Array]:
         scores, _ = hit_scores(state.whitened, state.returns)
         candidates = self._candidates(state, scores, rng)
-        expected, _ = self._fit(state, scores).predict(candidates)
-        best = candidates[np.arange(len(candidates)), expected.argmax(axis=1)]
-        return state.unwhiten(best[:, None])[:, 0], state.prior_log_std + np.log(self.std)
+        mean = np.empty_like(state.mean)
+        for block in _blocks(np.arange(len(mean))):
+            expected, explained = self._fit(state.whitened[block], scores[block]).predict(candidates[block])
+            std = np.sqrt(np.maximum(self.score_std**2 - np.sum(explained**2, axis=1), 0.0))
+            best = np.argmax(expected - self.caution * std, axis=1)[:, None, None]
+            mean[block] = state.unwhiten(np.take_along_axis(candidates[block], best, axis=1), block)[:, 0]
+        return mean, state.prior_log_std + np.log(self.std)
 
-    def _fit(self, state: AdaptationState, scores: Array) -> ScoreModel:
-        return fit_scores(state.whitened, scores, self.length_scales, self.score_mean, self.score_std, self.noise_std)
+    def _fit(self, latents: Array, scores: Array) -> ScoreModel:
+        length_scales = self.length_scales * typical_scale(latents.shape[2])
+        return fit_scores(latents, scores, length_scales, self.score_mean, self.score_std, self.noise_std)
 
     def _candidates(self, state: AdaptationState, scores: Array, rng: np.random.Generator) -> Array:
         """
-        Latents to choose from: even draws of the prior, the tasks' best latents, and draws around those.
+        Latents to choose from: points of the prior, the task's best latents, and points around those, all within the
+        ball that holds most of the prior.
 
-        :return: whitened latents (B, M, L), the same draws for all tasks
+        :return: whitened latents (B, M, L)
         """
         n_tasks, latent_dim = state.mean.shape
-        drawn = prior_points(self.n_candidates, rng.random(latent_dim))
-        n_best = min(5, scores.shape[1])
-        best = np.argpartition(-scores, n_best - 1, axis=1)[:, :n_best]
-        best_latents = np.take_along_axis(state.whitened, best[..., None], 1)
-        offsets = 0.3 * rng.standard_normal((n_best, 20, latent_dim))
-        nearby = (best_latents[:, :, None] + offsets).reshape(n_tasks, -1, latent_dim)  # (B, n_best * 20, L)
-        everywhere = np.broadcast_to(drawn, (n_tasks, *drawn.shape))
-        return np.concatenate([everywhere, best_latents, nearby], axis=1)
+        spread = prior_points(self.n_candidates, rng.random((latent_dim,)))
+        order = np.argsort(-scores, axis=1, kind="stable")[:, :5]
+        best = np.take_along_axis(state.whitened, order[..., None], axis=1)
+        offsets = 0.3 * rng.standard_normal((best.shape[1], 20, latent_dim))
+        nearby = (best[:, :, None] + offsets).reshape(n_tasks, -1, latent_dim)  # (B, 5 * 20, L)
+        points = np.concatenate([np.broadcast_to(spread, (n_tasks, *spread.shape)), best, nearby], axis=1)
+        radius = np.maximum(np.linalg.norm(points, axis=-1, keepdims=True), 1e-9)
+        return points * np.minimum(1.0, prior_radius(latent_dim) / radius)
+
+
+def _blocks(tasks: NDArray[np.int64], size: int = 16) -> list[NDArray[np.int64]]:
+    """The tasks in blocks small enough for their arrays to stay in the cache."""
+    return [tasks[i : i + size] for i in range(0, len(tasks), size)]
 
 
 RULES: dict[str, type[AdaptationRule]] = {

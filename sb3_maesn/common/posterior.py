@@ -11,15 +11,35 @@ Everything is NumPy in float64, with the tasks in the leading axis B, no loop ov
 from dataclasses import dataclass
 
 import numpy as np
-import torch
+import torch as th
 from numpy.typing import NDArray
 
 Array = NDArray[np.float64]
 
-# Kernel width of the density estimate that keeps clustered episodes from moving the floor.
-DENSITY_WIDTH = 0.5
-# Latents further out than this are drawn together: the prior has too little mass there to tell them apart.
-SQUASH_RADIUS = 2.5
+# A hit is solid when the best return stands this many spreads of the floor above the floor.
+SOLID_HIT = 10.0
+# Noise of the expected outcome of a pick: little, so that the picks after it go elsewhere.
+PICK_NOISE_STD = 0.05
+
+
+def typical_scale(latent_dim: int) -> float:
+    """
+    How much larger distances are under the prior of this dimension than under the 2-dimensional one.
+
+    :param latent_dim: L
+    :return: sqrt(L / 2)
+    """
+    return float(np.sqrt(latent_dim / 2.0))
+
+
+def prior_radius(latent_dim: int) -> float:
+    """
+    Radius of the ball that holds about 95 % of N(0, I), within 1 % for any L.
+
+    :param latent_dim: L
+    :return: the radius
+    """
+    return float(np.sqrt(latent_dim) + 1.1)
 
 
 def prior_points(n_points: int, shift: Array) -> Array:
@@ -38,25 +58,54 @@ def prior_points(n_points: int, shift: Array) -> Array:
     generator = ratio ** -np.arange(1.0, latent_dim + 1)
     uniform = (shift[..., None, :] + np.arange(n_points)[:, None] * generator) % 1.0
     uniform = np.clip(uniform, 1e-9, 1.0 - 1e-9)
-    return np.asarray(torch.special.ndtri(torch.as_tensor(uniform)).numpy(), dtype=np.float64)
+    return np.asarray(th.special.ndtri(th.as_tensor(uniform)).numpy(), dtype=np.float64)
+
+
+def representative_points(n_points: int, latent_dim: int, n_reference: int = 1024, n_iterations: int = 50) -> Array:
+    """
+    The points that stand best for the prior N(0, I): its support points, which minimise the energy distance to it, by the
+    fixed-point iteration of Mak and Joseph, "Support points", Annals of Statistics 2018, Eq. 22.
+
+    :param n_points: how many points (N)
+    :param latent_dim: L
+    :param n_reference: points that take the place of the prior in the computation
+    :param n_iterations: iterations
+    :return: whitened latents (N, L)
+    """
+    reference = prior_points(n_reference, np.full(latent_dim, 0.5))
+    points = prior_points(n_points, np.full(latent_dim, 0.37))
+    for _ in range(n_iterations):
+        apart = points[:, None] - points  # (N, N, L)
+        push = (apart / np.maximum(np.linalg.norm(apart, axis=-1, keepdims=True), 1e-9)).sum(axis=1)
+        nearness = 1.0 / np.maximum(np.linalg.norm(points[:, None] - reference, axis=-1), 1e-6)  # (N, n_reference)
+        pull = nearness @ reference
+        points = (push * n_reference / n_points + pull) / nearness.sum(axis=1, keepdims=True)
+    return points
+
+
+def random_rotations(n_rotations: int, latent_dim: int, rng: np.random.Generator) -> Array:
+    """
+    Orthogonal matrices, uniformly distributed but for the sign of their determinant's columns.
+
+    :param n_rotations: how many (B)
+    :param latent_dim: L
+    :param rng: source of randomness
+    :return: (B, L, L)
+    """
+    return np.asarray(np.linalg.qr(rng.standard_normal((n_rotations, latent_dim, latent_dim)))[0])
 
 
 def squared_distances(left: Array, right: Array) -> Array:
     """
-    Squared distances between latents, after the tails of the prior are drawn in.
+    Squared distances between all pairs.
 
-    :param left: whitened latents (..., N, L)
-    :param right: whitened latents (..., M, L)
-    :return: (..., N, M)
+    :param left: (B, N, L)
+    :param right: (B, M, L)
+    :return: (B, N, M)
     """
-    left, right = _squash(left), _squash(right)
-    square = np.sum(left**2, -1)[..., :, None] + np.sum(right**2, -1)[..., None, :]
-    return np.maximum(square - 2.0 * left @ np.swapaxes(right, -1, -2), 0.0)
-
-
-def _squash(latents: Array) -> Array:
-    square = np.sum(latents**2, -1, keepdims=True)
-    return latents / np.sqrt(1.0 + square / (SQUASH_RADIUS**2 * latents.shape[-1] / 2.0))
+    square = np.sum(left**2, axis=-1)[:, :, None] + np.sum(right**2, axis=-1)[:, None]
+    square -= 2.0 * left @ np.swapaxes(right, 1, 2)
+    return np.maximum(square, 0.0, out=square)
 
 
 def weighted_quantile(values: Array, weights: Array, quantile: float) -> Array:
@@ -74,27 +123,28 @@ def weighted_quantile(values: Array, weights: Array, quantile: float) -> Array:
     return np.take_along_axis(np.take_along_axis(values, order, 1), index, 1)
 
 
-def hit_scores(latents: Array, returns: Array, threshold: float = 3.0, solid: float = 8.0) -> tuple[Array, Array]:
+def hit_scores(latents: Array, returns: Array) -> tuple[Array, Array]:
     """
     How far each return stands above the floor of its task, on a scale from 0 (floor) to 1 (the best so far).
 
-    The floor and its spread are the median and median absolute deviation of the returns, every episode weighted by the
-    inverse of the episodes' density, so that many episodes at one good latent do not become the floor. A return
-    within ``threshold`` spreads of the floor scores 0. As long as the best return is less than ``solid``
-    spreads above that, scores are measured in spreads instead, so that noise is not stretched to hits.
+    The floor and its spread are the median and the median absolute deviation of the returns, every episode weighted by
+    the inverse of the episodes' density, so that many episodes at one good latent do not become the floor. Until the
+    best return is ``SOLID_HIT`` spreads above the floor, that distance takes the place of the best, so that
+    noise is not stretched to hits; with fewer than 5 episodes, whose spread says little, scores are lowered.
 
     :param latents: whitened latents (B, N, L)
     :param returns: (B, N)
-    :return: scores (B, N) and, per task, the evidence that a hit is among them, (B,), both in [0, 1]
+    :return: scores (B, N) and, per task, the evidence that a hit is among them (B,): the highest score
     """
-    weights = 1.0 / np.exp(-0.5 * squared_distances(latents, latents) / DENSITY_WIDTH**2).sum(-1)
+    n_episodes, width = returns.shape[1], 0.5 * typical_scale(latents.shape[2])
+    weights = 1.0 / np.exp(-0.5 * squared_distances(latents, latents) / width**2).sum(axis=-1)
     floor = weighted_quantile(returns, weights, 0.5)
     spread = weighted_quantile(np.abs(returns - floor), weights, 0.5)
-    excess = np.maximum(returns - floor - threshold * spread, 0.0)
-    best = excess.max(axis=1, keepdims=True)
-    scale = np.maximum(best, solid * spread)
-    scale = np.where(scale > 1e-12 * np.abs(returns).max(axis=1, keepdims=True), scale, np.inf)
-    return excess / scale, (best / scale)[:, 0]
+    excess = np.maximum(returns - floor, 0.0)
+    scale = np.maximum(excess.max(axis=1, keepdims=True), SOLID_HIT * spread)
+    rounding = 1e-12 * np.abs(returns).max(axis=1, keepdims=True)
+    scores = excess / np.where(scale > rounding, scale, np.inf) * min(1.0, (n_episodes - 1) / 4.0)
+    return scores, scores.max(axis=1)
 
 
 @dataclass(frozen=True)
@@ -103,7 +153,7 @@ class ScoreModel:
     A Gaussian process per task, conditioned on that task's hit scores.
 
     :param latents: whitened latents (B, N, L)
-    :param cholesky: inverse of the lower Cholesky factor of the scores' covariance (B, N, N)
+    :param whitener: inverse of the lower Cholesky factor of the scores' covariance (B, N, N)
     :param weights: that covariance's inverse times (scores - ``score_mean``), (B, N)
     :param length_scale: (B,)
     :param score_mean: prior mean of the score
@@ -112,7 +162,7 @@ class ScoreModel:
     """
 
     latents: Array
-    cholesky: Array
+    whitener: Array
     weights: Array
     length_scale: Array
     score_mean: float
@@ -138,7 +188,7 @@ class ScoreModel:
         """
         cross = self.kernel(self.latents, latents)
         mean = self.score_mean + np.einsum("bn,bnm->bm", self.weights, cross)
-        return mean, self.cholesky @ cross
+        return mean, self.whitener @ cross
 
 
 def correlation(square: Array, length_scale: Array) -> Array:
@@ -149,16 +199,15 @@ def correlation(square: Array, length_scale: Array) -> Array:
     :param length_scale: (B,)
     :return: (B, N, M)
     """
-    scaled = np.sqrt(5.0 * square) / length_scale[:, None, None]
-    return (1.0 + scaled + scaled**2 / 3.0) * np.exp(-scaled)
+    scaled = np.sqrt(square) * (np.sqrt(5.0) / length_scale)[:, None, None]
+    return np.asarray((1.0 + scaled * (1.0 + scaled / 3.0)) * np.exp(-scaled))
 
 
 def fit_scores(
     latents: Array, scores: Array, length_scales: Array, score_mean: float, score_std: float, noise_std: float
 ) -> ScoreModel:
     """
-    Condition a Gaussian process on the scores, with the length scale of the highest marginal likelihood per task
-    (Rasmussen and Williams, Eq. 2.30).
+    Condition a Gaussian process on the scores, with the length scale of the highest marginal likelihood per task.
 
     :param latents: whitened latents (B, N, L)
     :param scores: (B, N)
@@ -169,45 +218,68 @@ def fit_scores(
     :return: the conditioned process
     """
     square, residual = squared_distances(latents, latents), scores - score_mean
-    best = np.full(len(latents), -np.inf)
-    inverse, chosen = np.zeros_like(square), np.zeros(len(latents))
     noise = noise_std**2 * np.eye(square.shape[-1])
+    best = np.full(len(latents), -np.inf)
+    factor, chosen = np.empty_like(square), np.empty(len(latents))
     for length_scale in length_scales:
         trial = np.full(len(latents), length_scale)
-        factor = np.linalg.cholesky(score_std**2 * correlation(square, trial) + noise)
-        factor_inverse = np.linalg.inv(factor)
-        whitened = np.einsum("bij,bj->bi", factor_inverse, residual)
-        log_det = np.log(np.diagonal(factor, axis1=1, axis2=2)).sum(-1)
-        likelihood = -0.5 * np.sum(whitened**2, -1) - log_det
+        trial_factor = np.linalg.cholesky(score_std**2 * correlation(square, trial) + noise)
+        likelihood = log_likelihood(trial_factor, residual)
         better = likelihood > best
-        best = np.where(better, likelihood, best)
-        inverse = np.where(better[:, None, None], factor_inverse, inverse)
-        chosen = np.where(better, length_scale, chosen)
+        best[better], factor[better], chosen[better] = likelihood[better], trial_factor[better], length_scale
+    inverse = solve_lower(factor, np.broadcast_to(np.eye(square.shape[-1]), square.shape))
     weights = np.einsum("bji,bj->bi", inverse, np.einsum("bij,bj->bi", inverse, residual))
     return ScoreModel(latents, inverse, weights, chosen, score_mean, score_std, noise_std)
 
 
+def solve_lower(factor: Array, right: Array) -> Array:
+    """
+    Solution of ``factor @ x = right``.
+
+    :param factor: lower triangular (B, N, N)
+    :param right: (B, N, M)
+    :return: (B, N, M)
+    """
+    solution = th.linalg.solve_triangular(th.as_tensor(factor), th.as_tensor(right.copy()), upper=False)
+    return np.asarray(solution.numpy())
+
+
+def log_likelihood(factor: Array, residual: Array) -> Array:
+    """
+    Log density of N(0, factor factor^T), up to a constant (Rasmussen and Williams, Eq. 2.30).
+
+    :param factor: lower Cholesky factors (B, N, N)
+    :param residual: (B, N)
+    :return: (B,)
+    """
+    whitened = solve_lower(factor, residual[..., None])[..., 0]
+    log_det = np.log(np.diagonal(factor, axis1=1, axis2=2)).sum(axis=-1)
+    return np.asarray(-0.5 * np.sum(whitened**2, axis=-1) - log_det)
+
+
 def choose_batch(model: ScoreModel, candidates: Array, n_picks: int, optimism: float) -> Array:
     """
-    Latents to try next: each maximises the upper confidence bound of the score given all picks before it, whose outcomes
-    are taken to be what the model expects (Desautels et al., "Parallelizing exploration-exploitation tradeoffs in Gaussian
-    process bandit optimization", JMLR 2014).
+    Latents to try next: each maximises an upper confidence bound of the score given all picks before it, whose
+    outcomes are taken to be what the model expects (Desautels et al., "Parallelizing exploration-exploitation
+    tradeoffs in Gaussian process bandit optimization", JMLR 2014).
 
+    :param model: the conditioned process
     :param candidates: whitened latents to choose from (B, M, L)
     :param n_picks: how many to choose
-    :param optimism: posterior standard deviations added to the mean
+    :param optimism: posterior standard deviations added to the mean at the prior's mean, fewer away from it
     :return: whitened latents (B, n_picks, L)
     """
     mean, explained = model.predict(candidates)
-    variance = np.maximum(model.score_std**2 - np.sum(explained**2, axis=1), 1e-12)
-    rows, picks = np.arange(len(candidates)), np.empty((len(candidates), n_picks), dtype=np.int64)
-    extra = np.zeros((len(candidates), n_picks, candidates.shape[1]))  # rows that the picks add to explained
+    variance = np.maximum(model.score_std**2 - np.sum(explained**2, axis=1), 0.0)
+    bonus = optimism * np.exp(-0.1 * np.mean(candidates**2, axis=-1))
+    rows = np.arange(len(candidates))
+    picks = np.empty((len(candidates), n_picks), dtype=np.int64)
+    learned = np.zeros((len(candidates), n_picks, candidates.shape[1]))  # what the picks add to explained
     for k in range(n_picks):
-        pick = np.argmax(mean + optimism * np.sqrt(variance), axis=1)
-        picks[:, k] = pick
+        pick = picks[:, k] = np.argmax(mean + bonus * np.sqrt(variance), axis=1)
         covariance = model.kernel(candidates[rows, pick][:, None], candidates)[:, 0]
-        covariance -= np.einsum("bn,bnm->bm", explained[rows, :, pick], explained)
-        covariance -= np.einsum("bn,bnm->bm", extra[rows, :k, pick], extra[:, :k])
-        extra[:, k] = covariance / np.sqrt(variance[rows, pick] + model.noise_std**2)[:, None]
-        variance = np.maximum(variance - extra[:, k] ** 2, 1e-12)
-    return candidates[rows[:, None], picks]
+        covariance -= (explained[rows, :, pick][:, None] @ explained)[:, 0]
+        covariance -= (learned[rows, :k, pick][:, None] @ learned[:, :k])[:, 0]
+        learned[:, k] = covariance / np.sqrt(variance[rows, pick] + PICK_NOISE_STD**2)[:, None]
+        variance = np.maximum(variance - learned[:, k] ** 2, 0.0)
+    return np.asarray(candidates[rows[:, None], picks])

@@ -1,0 +1,189 @@
+"""
+What adaptation knows about the tasks at hand, and what a rule of adaptation is.
+
+A rule is an immutable object; all that it knows about the tasks at hand is in an :class:`AdaptationState`, a value that
+is passed in and returned. Every rule handles all tasks at once (leading axis B) and never looks across tasks.
+
+One round is ``latents = rule.propose(state, n_episodes, rng)``, the episodes themselves, and
+``state = rule.update(state, latents, returns, advantages, rng)``; ``rule.distribution(state)`` is the latent
+distribution of the policy that adaptation would return at that point.
+"""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sb3_maesn.common.posterior import Array
+
+ALL_TASKS = slice(None)
+
+
+@dataclass(frozen=True)
+class AdaptationState:
+    """
+    What is known about B tasks: the prior, the current latent distribution, and every episode so far (N of them).
+
+    :param prior_mean: (B, L)
+    :param prior_log_std: (B, L)
+    :param mean: current latent mean (B, L)
+    :param log_std: current latent log std (B, L)
+    :param latents: (B, N, L)
+    :param returns: (B, N)
+    :param advantages: the episodes' advantages at their first step, unnormalised (B, N)
+    :param n_rounds: rounds so far
+    :raises ValueError: if shapes disagree or a value is not finite
+    """
+
+    prior_mean: Array
+    prior_log_std: Array
+    mean: Array
+    log_std: Array
+    latents: Array
+    returns: Array
+    advantages: Array
+    n_rounds: int = 0
+
+    def __post_init__(self) -> None:
+        if self.prior_mean.ndim != 2:
+            raise ValueError(f"prior_mean must have shape (tasks, latent_dim), got {self.prior_mean.shape}")
+        n_tasks, latent_dim = self.prior_mean.shape
+        n_episodes = self.latents.shape[1] if self.latents.ndim == 3 else 0
+        expected = {
+            "prior_log_std": (n_tasks, latent_dim),
+            "mean": (n_tasks, latent_dim),
+            "log_std": (n_tasks, latent_dim),
+            "latents": (n_tasks, n_episodes, latent_dim),
+            "returns": (n_tasks, n_episodes),
+            "advantages": (n_tasks, n_episodes),
+        }
+        for name, shape in expected.items():
+            if getattr(self, name).shape != shape:
+                raise ValueError(f"{name} must have shape {shape}, got {getattr(self, name).shape}")
+        for name in ("prior_mean", *expected):
+            if not np.isfinite(getattr(self, name)).all():
+                raise ValueError(f"{name} must be finite, got {_first_non_finite(getattr(self, name))}")
+
+    @property
+    def whitened(self) -> Array:
+        """The latents in units of the prior, (B, N, L)."""
+        return (self.latents - self.prior_mean[:, None]) * np.exp(-self.prior_log_std[:, None])
+
+    def unwhiten(self, whitened: Array, tasks: NDArray[np.int64] | slice = ALL_TASKS) -> Array:
+        """
+        Latents from latents in units of the prior.
+
+        :param whitened: (B, K, L), of ``tasks``
+        :param tasks: which tasks, all by default
+        :return: (B, K, L)
+        """
+        return self.prior_mean[tasks, None] + np.exp(self.prior_log_std[tasks, None]) * whitened
+
+
+def _first_non_finite(values: Array) -> str:
+    index = tuple(int(i) for i in np.argwhere(~np.isfinite(values))[0])
+    return f"{values[index]} at index {index}"
+
+
+class AdaptationRule(ABC):
+    """Base of all rules: keeps the history, draws from the current distribution, leaves the update to the subclass."""
+
+    def start(self, prior_mean: Array, prior_log_std: Array, rng: np.random.Generator) -> AdaptationState:
+        """
+        State before the first round.
+
+        :param prior_mean: (B, L)
+        :param prior_log_std: (B, L)
+        :param rng: source of randomness
+        :return: a state whose distribution is the prior
+        """
+        mean, log_std = np.array(prior_mean, dtype=np.float64), np.array(prior_log_std, dtype=np.float64)
+        if mean.ndim != 2:
+            raise ValueError(f"prior_mean must have shape (tasks, latent_dim), got {mean.shape}")
+        n_tasks, latent_dim = mean.shape
+        none = np.zeros((n_tasks, 0))
+        return AdaptationState(mean, log_std, mean, log_std, np.zeros((n_tasks, 0, latent_dim)), none, none)
+
+    def propose(self, state: AdaptationState, n_episodes: int, rng: np.random.Generator) -> Array:
+        """
+        Latents of the next round's episodes.
+
+        :param state: what is known
+        :param n_episodes: episodes of that round, per task (K)
+        :param rng: source of randomness
+        :return: (B, K, L)
+        """
+        if n_episodes < 1:
+            raise ValueError(f"n_episodes must be at least 1, got {n_episodes}")
+        noise = rng.standard_normal((len(state.mean), n_episodes, state.mean.shape[1]))
+        return state.mean[:, None] + np.exp(state.log_std)[:, None] * noise
+
+    def update(
+        self, state: AdaptationState, latents: Array, returns: Array, advantages: Array, rng: np.random.Generator
+    ) -> AdaptationState:
+        """
+        State after a round.
+
+        :param state: what was known before
+        :param latents: the round's latents (B, K, L)
+        :param returns: the episodes' undiscounted returns (B, K)
+        :param advantages: the episodes' advantages at their first step, unnormalised (B, K)
+        :param rng: source of randomness
+        :return: the new state
+        :raises ValueError: if shapes disagree or a value is not finite
+        """
+        known = replace(
+            state,
+            latents=_append(state.latents, latents, "latents"),
+            returns=_append(state.returns, returns, "returns"),
+            advantages=_append(state.advantages, advantages, "advantages"),
+            n_rounds=state.n_rounds + 1,
+        )
+        n_new = known.returns.shape[1] - state.returns.shape[1]
+        if n_new < 1:
+            raise ValueError("a round must have at least 1 episode, got 0")
+        mean, log_std = self._adapt(known, n_new, rng)
+        return replace(known, mean=mean, log_std=log_std)
+
+    def distribution(self, state: AdaptationState) -> tuple[Array, Array]:
+        """
+        The latent distribution of the adapted policy.
+
+        :param state: what is known
+        :return: mean and log std, both (B, L)
+        """
+        return state.mean, state.log_std
+
+    @abstractmethod
+    def _adapt(self, state: AdaptationState, n_new: int, rng: np.random.Generator) -> tuple[Array, Array]:
+        """
+        The new latent distribution.
+
+        :param state: all episodes, the last ``n_new`` of each task being new, with the distribution that proposed those
+        :param n_new: episodes of the last round (K)
+        :param rng: source of randomness
+        :return: mean and log std, both (B, L)
+        """
+
+
+def _append(old: Array, new: Array, name: str) -> Array:
+    new = np.asarray(new, dtype=np.float64)
+    if new.ndim != old.ndim or new.shape[0] != old.shape[0] or new.shape[2:] != old.shape[2:]:
+        expected = (old.shape[0], "episodes", *old.shape[2:])
+        raise ValueError(f"{name} of a round must have shape {expected}, got {new.shape}")
+    return np.concatenate([old, new], axis=1)
+
+
+def check_range(name: str, value: float, low: float, high: float) -> None:
+    """
+    Refuse a value out of range.
+
+    :param name: of the argument
+    :param value: its value
+    :param low: least value allowed
+    :param high: greatest value allowed
+    :raises ValueError: if the value is out of range or NaN
+    """
+    if not low <= value <= high:
+        raise ValueError(f"{name} must be between {low} and {high}, got {value}")
