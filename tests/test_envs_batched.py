@@ -79,8 +79,8 @@ def test_batched_is_a_plain_mujoco_loop_bit_for_bit(env_id: str, n_threads: int)
         last = np.stack([info.get("terminal_observation", o) for info, o in zip(infos, observation, strict=True)])
         observations.append(last)
         rewards.append(reward)
-        for i in np.flatnonzero(dones & alive):
-            ends[i], alive[i] = t + 1, False
+        for member in np.flatnonzero(dones & alive):
+            ends[member], alive[member] = t + 1, False
     assert not alive.any()
     assert max(ends) == env.horizon
     for i, end in enumerate(ends.tolist()):

@@ -41,9 +41,10 @@ class TaskEnv(TaskMember, gym.Env[Array, NDArray[np.float32]]):
         """
         if seed is not None:
             self._simulator.seed(self._index, seed)
+            self._np_random_seed = seed
         self.apply_options(options)
         observation = self._simulator.reset(np.zeros(1, dtype=np.int64))[0]
-        # Gymnasium's checker reads the attribute behind np_random
+        # Gymnasium reads the attributes behind np_random and np_random_seed too
         self._np_random = self.np_random
         if self.render_mode == "human":
             self.render()
