@@ -11,7 +11,7 @@ import torch as th
 
 from sb3_maesn.common.distributions import ActionDistribution, DiagGaussian
 from sb3_maesn.common.objectives import episode_std, normalise_episodes, normalise_steps
-from sb3_maesn.common.type_aliases import Adapted, NamedParameters, StepSizes, TaskBatch
+from sb3_maesn.common.type_aliases import Adapted, EpisodeBatch, NamedParameters, StepSizes, TaskBatch
 
 ActorFunction: TypeAlias = Callable[[NamedParameters, th.Tensor, th.Tensor], ActionDistribution]
 """(theta, observations (..., *obs_shape), latents (..., L)) -> distribution (..., A)"""
@@ -94,7 +94,7 @@ def action_surrogate(actor: ActorFunction, policy: NamedParameters, adapted: Ada
     """
     rollout = batch.rollout
     log_prob = apply_actor(actor, policy, adapted, rollout.observations, z).log_prob(rollout.actions)
-    n_episodes = batch.episode_mask.sum(dim=1).clamp(min=1.0)  # (B,)
+    n_episodes = rollout.mask[0].sum(dim=1).clamp(min=1.0)  # (B,)
     return ((log_prob * scale * rollout.mask).sum(dim=(0, 2)) / n_episodes).sum()
 
 
@@ -131,19 +131,34 @@ def reward_weighted_target(latents: DiagGaussian, noise: th.Tensor, advantages: 
     return DiagGaussian(mean, 0.5 * th.log(variance + MIN_WEIGHTED_STD**2))
 
 
-def _latent_direction(spec: InnerUpdate, actor: ActorFunction, policy: NamedParameters, adapted: Adapted, steps: StepSizes, batch: TaskBatch) -> DiagGaussian:
+def _latent_direction(
+    spec: InnerUpdate,
+    actor: ActorFunction,
+    policy: NamedParameters,
+    adapted: Adapted,
+    steps: StepSizes,
+    batch: TaskBatch | EpisodeBatch,
+) -> DiagGaussian:
     """What the step sizes multiply, (B, L) each."""
-    latents, rollout, mask = adapted.latents, batch.rollout, batch.episode_mask
-    advantages = normalise_episodes(batch.episode_advantages, mask, spec.std_floor)
+    latents = adapted.latents
+    episodes = batch.episodes if isinstance(batch, TaskBatch) else batch
+    advantages = normalise_episodes(episodes.advantages, episodes.mask, spec.std_floor)
     if spec.estimator == "likelihood_ratio":
-        # the score function takes z as data: the estimator of the next iteration's parameters uses the same draws
-        return likelihood_ratio_gradient(latents, rollout.latents, advantages, mask)
+        # the score function takes z as data: the estimator at other parameters uses the same draws
+        return likelihood_ratio_gradient(latents, episodes.latents, advantages, episodes.mask)
     if spec.estimator == "reward_weighted":
-        target = reward_weighted_target(latents, rollout.noise, advantages, mask, steps.log_temperature)
+        target = reward_weighted_target(latents, episodes.noise, advantages, episodes.mask, steps.log_temperature)
         return DiagGaussian(target.mean - latents.mean, target.log_std - latents.log_std)
     # dividing by the episodes' standard deviation gives both estimators the same expectation and scale
-    scale = episode_std(batch.episode_advantages, mask).clamp(min=spec.std_floor)
-    return reparameterised_gradient(actor, policy, adapted, batch, batch.advantages / scale.squeeze(1).view(1, -1, 1))
+    scale = episode_std(episodes.advantages, episodes.mask).clamp(min=spec.std_floor)
+    step_advantages = _whole(batch).advantages / scale.view(1, -1, 1)
+    return reparameterised_gradient(actor, policy, adapted, _whole(batch), step_advantages)
+
+
+def _whole(batch: TaskBatch | EpisodeBatch) -> TaskBatch:
+    if not isinstance(batch, TaskBatch):
+        raise ValueError("this inner update needs each task's own episodes: n_prior_episodes must be None")
+    return batch
 
 
 def _policy_gradient(actor: ActorFunction, policy: NamedParameters, adapted: Adapted, batch: TaskBatch) -> NamedParameters:
@@ -154,7 +169,7 @@ def _policy_gradient(actor: ActorFunction, policy: NamedParameters, adapted: Ada
         theta = {name: value.expand(n_tasks, *value.shape) for name, value in policy.items()}
     z = sample_z(adapted.latents, batch.rollout.noise)
     advantages = normalise_steps(batch.advantages, batch.rollout.mask)
-    mean_length = batch.rollout.mask.sum(dim=(0, 2)) / batch.episode_mask.sum(dim=1).clamp(min=1.0)  # (B,)
+    mean_length = batch.rollout.mask.sum(dim=(0, 2)) / batch.rollout.mask[0].sum(dim=1).clamp(min=1.0)  # (B,)
     scale = advantages / mean_length.clamp(min=1.0).view(1, -1, 1)
     objective = action_surrogate(actor, policy, Adapted(adapted.latents, theta), batch, z, scale)
     gradients = th.autograd.grad(objective, list(theta.values()), create_graph=True)
@@ -162,7 +177,12 @@ def _policy_gradient(actor: ActorFunction, policy: NamedParameters, adapted: Ada
 
 
 def inner_update(
-    spec: InnerUpdate, actor: ActorFunction, policy: NamedParameters, steps: StepSizes, adapted: Adapted, batch: TaskBatch
+    spec: InnerUpdate,
+    actor: ActorFunction,
+    policy: NamedParameters,
+    steps: StepSizes,
+    adapted: Adapted,
+    batch: TaskBatch | EpisodeBatch,
 ) -> Adapted:
     """One inner update of all tasks at once, differentiable in every argument that requires gradients (Eqs. 3 and 4).
 
@@ -178,7 +198,7 @@ def inner_update(
         adapted = Adapted(DiagGaussian(*(value.detach().requires_grad_() for value in adapted.latents)), adapted.policy)
     with th.enable_grad():
         direction = _latent_direction(spec, actor, policy, adapted, steps, batch)
-        gradients = _policy_gradient(actor, policy, adapted, batch) if spec.adapt_policy else {}
+        gradients = _policy_gradient(actor, policy, adapted, _whole(batch)) if spec.adapt_policy else {}
     if spec.first_order:
         direction = DiagGaussian(direction.mean.detach(), direction.log_std.detach())
         gradients = {name: gradient.detach() for name, gradient in gradients.items()}

@@ -1,6 +1,12 @@
 """The base of the on-policy meta-learners: collect, adapt, collect again, take one trust-region step."""
 
+import copy
+import io
+import os
 import time
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
 import numpy as np
@@ -11,21 +17,27 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
+from stable_baselines3.common.utils import check_for_correct_spaces
 from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_maesn.common.baselines import estimate_advantages
+from sb3_maesn.common.adaptation import AdaptationResult, Agent, adapt_latents, make_rule
+from sb3_maesn.common.adaptation_rules import AdaptationRule
 from sb3_maesn.common.distributions import DiagGaussian
+from sb3_maesn.common.env_util import as_multi_task
 from sb3_maesn.common.inner_update import InnerUpdate, inner_update, sample_z
 from sb3_maesn.common.meta_objective import MetaObjective
 from sb3_maesn.common.meta_parameters import TaskLatents, read_parameters, write_parameters
 from sb3_maesn.common.policies import LatentActor, LatentActorCriticPolicy
 from sb3_maesn.common.rollouts import Behaviour, StepHook, collect
+from sb3_maesn.common.shared_episodes import dynamics_groups, sample_by_group, share_episodes
 from sb3_maesn.common.trust_region import TrustRegion, trust_region_step
 from sb3_maesn.common.type_aliases import (
     Adapted,
     MetaBatch,
     MetaParameters,
     NamedParameters,
+    EpisodeBatch,
     ObjectiveValue,
     Rollout,
     StepResult,
@@ -33,8 +45,7 @@ from sb3_maesn.common.type_aliases import (
     Tasks,
     detached,
 )
-from sb3_maesn.envs import make_vec
-from sb3_maesn.envs.multi_task import MultiTaskVecEnv, find_multi_task
+from sb3_maesn.envs.multi_task import MultiTaskVecEnv
 
 SelfMetaOnPolicyAlgorithm = TypeVar("SelfMetaOnPolicyAlgorithm", bound="MetaOnPolicyAlgorithm")
 
@@ -54,6 +65,8 @@ class MetaOnPolicyAlgorithm(OnPolicyAlgorithm):
     :param learning_rate: of the critic (used with ``baseline="critic"``)
     :param meta_batch_size: B, tasks of one iteration
     :param n_episodes: K, episodes of each task in each rollout
+    :param n_prior_episodes: where given, every task's latent distribution before the inner update is the prior, and this many episodes of
+        it are shared by all tasks of equal dynamics in place of pre-update episodes of their own (native environments only)
     :param n_inner_steps: inner updates; 0 trains without adaptation
     :param inner_update: ``likelihood_ratio``, ``reparameterised`` or ``reward_weighted``
     :param adapt_policy: update theta in the inner update too (Eq. 4)
@@ -95,6 +108,7 @@ class MetaOnPolicyAlgorithm(OnPolicyAlgorithm):
         learning_rate: float | Schedule = 1e-3,
         meta_batch_size: int = 20,
         n_episodes: int = 20,
+        n_prior_episodes: int | None = None,
         n_inner_steps: int = 1,
         inner_update: str = "likelihood_ratio",
         adapt_policy: bool = False,
@@ -126,6 +140,7 @@ class MetaOnPolicyAlgorithm(OnPolicyAlgorithm):
     ):
         self.meta_batch_size = meta_batch_size
         self.n_episodes = n_episodes
+        self.n_prior_episodes = n_prior_episodes
         self.n_inner_steps = n_inner_steps
         self.inner_update = inner_update
         self.adapt_policy = adapt_policy
@@ -149,8 +164,10 @@ class MetaOnPolicyAlgorithm(OnPolicyAlgorithm):
         # every iteration's generator is seeded with (this, iteration)
         self.entropy = int(np.random.SeedSequence().entropy % 2**63) if seed is None else seed  # type: ignore[operator]
         self._meta_batch: MetaBatch | None = None
+        self.adaptation: AdaptationResult | None = None
+        self.policy_adaptation: list[float] = []
         if isinstance(env, str):
-            env = MultiTaskVecEnv(make_vec(env, meta_batch_size * n_episodes))
+            env = as_multi_task(env, meta_batch_size * n_episodes)
         super().__init__(
             policy,
             env,  # type: ignore[arg-type]  # None is how SB3 loads a model without an environment
@@ -183,7 +200,15 @@ class MetaOnPolicyAlgorithm(OnPolicyAlgorithm):
                 raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
         if self.baseline not in BASELINES:
             raise ValueError(f"baseline must be one of {', '.join(BASELINES)}, got {self.baseline!r}")
-        self._inner_spec  # noqa: B018  # the property checks inner_update
+        spec = self._inner_spec
+        if self.n_prior_episodes is not None and (
+            self.n_prior_episodes < 2 or spec.adapt_policy or spec.estimator == "reparameterised" or self.n_inner_steps != 1
+        ):
+            raise ValueError(
+                "n_prior_episodes must be at least 2 and goes with one inner step of the latents alone by likelihood_ratio or"
+                f" reward_weighted, got n_prior_episodes={self.n_prior_episodes}, n_inner_steps={self.n_inner_steps},"
+                f" inner_update={self.inner_update!r}, adapt_policy={self.adapt_policy}"
+            )
 
     @property
     def _inner_spec(self) -> InnerUpdate:
@@ -202,15 +227,13 @@ class MetaOnPolicyAlgorithm(OnPolicyAlgorithm):
     @staticmethod
     def _wrap_env(env: GymEnv, verbose: int = 0, monitor_wrapper: bool = True) -> VecEnv:
         """Give any environment tasks: SB3's wrapping, then a MultiTaskVecEnv unless there is one already."""
-        wrapped = BaseAlgorithm._wrap_env(env, verbose, monitor_wrapper)
-        return wrapped if find_multi_task(wrapped) is wrapped else MultiTaskVecEnv(wrapped)
+        return as_multi_task(BaseAlgorithm._wrap_env(env, verbose, monitor_wrapper), n_envs=1)
 
     def _setup_model(self) -> None:
         self._setup_lr_schedule()
         self.set_random_seed(self.seed)
         if self.env is not None:
-            self.n_steps = self.env.horizon
-            self.n_train_tasks = len(self.env.task_set("train"))
+            self._take_env_facts(self.env)
         if self.meta_batch_size > self.n_train_tasks:
             raise ValueError(
                 f"meta_batch_size ({self.meta_batch_size}) must not exceed the number of training tasks ({self.n_train_tasks})"
@@ -230,7 +253,7 @@ class MetaOnPolicyAlgorithm(OnPolicyAlgorithm):
             self.n_train_tasks,
             self.policy.latent_dim,
             adapted,
-            self.latent_mean_init_std,
+            self.latent_mean_init_std if self.n_prior_episodes is None else 0.0,
             self.step_size_init,
             self.policy_step_size_init,
             self.temperature_init,
@@ -238,7 +261,7 @@ class MetaOnPolicyAlgorithm(OnPolicyAlgorithm):
         )
 
     def _excluded_save_params(self) -> list[str]:
-        return [*super()._excluded_save_params(), "_actor", "_meta_batch"]
+        return [*super()._excluded_save_params(), "_actor", "_meta_batch", "adaptation", "policy_adaptation"]
 
     def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
         return ["policy", "policy.optimizer", "task_latents"], []
@@ -250,12 +273,24 @@ class MetaOnPolicyAlgorithm(OnPolicyAlgorithm):
         :param force_reset: as in SB3
         :raises ValueError: if spaces or the number of training tasks differ
         """
-        super().set_env(env, force_reset)
-        assert self.env is not None
-        n_tasks = len(self.env.task_set("train"))
-        if n_tasks != self.n_train_tasks:
+        wrapped = self._wrap_env(env, self.verbose)
+        assert isinstance(wrapped, MultiTaskVecEnv)
+        self._take_env_facts(wrapped)
+        super().set_env(wrapped, force_reset)
+
+    def _take_env_facts(self, env: MultiTaskVecEnv) -> None:
+        n_tasks = len(env.task_set("train"))
+        if n_tasks != self.__dict__.setdefault("n_train_tasks", n_tasks):
             raise ValueError(f"expected an environment with {self.n_train_tasks} training tasks, got {n_tasks}")
-        self.n_steps = self.env.horizon
+        self.n_steps = env.horizon
+
+    def check_spaces(self, env: VecEnv) -> None:
+        """Refuse an environment whose spaces differ from those the policy was built for.
+
+        :param env: the environment
+        :raises ValueError: naming both spaces
+        """
+        check_for_correct_spaces(env, self.observation_space, self.action_space)
 
     # ---------------------------------------------------------------- one meta-iteration
 
@@ -270,7 +305,11 @@ class MetaOnPolicyAlgorithm(OnPolicyAlgorithm):
         """
         assert self.env is not None
         training_tasks = self.env.task_set("train")
-        ids = np.sort(rng.choice(len(training_tasks), self.meta_batch_size, replace=False))
+        if self.n_prior_episodes is None:
+            ids = np.sort(rng.choice(len(training_tasks), self.meta_batch_size, replace=False))
+        else:
+            groups = self.env.family.dynamics_groups(np.stack(training_tasks))
+            ids = sample_by_group(groups, self.meta_batch_size, rng)
         return Tasks(ids, [training_tasks[i] for i in ids])
 
     def collect_rollouts(
@@ -292,21 +331,25 @@ class MetaOnPolicyAlgorithm(OnPolicyAlgorithm):
         tasks = self.sample_tasks(rng)
         params = read_parameters(self._actor, self.task_latents)
         adapted = Adapted(DiagGaussian(params.latents.mean[tasks.ids], params.latents.log_std[tasks.ids]), None)
-        batches: list[TaskBatch] = []
-        for step in range(self.n_inner_steps + 1):
-            rollout = self._collect(env, tasks, params.policy, adapted, rng, self._step_hook(env, callback))
-            if rollout is None:
+        pre: list[TaskBatch | EpisodeBatch] = []
+        on_step = self._step_hook(env, callback)
+        for _ in range(self.n_inner_steps):
+            before = self._collect_before(env, tasks, params.policy, adapted, rng, on_step)
+            if before is None:
                 return False
-            batches.append(self._estimate_advantages(rollout))
-            if step < self.n_inner_steps:
-                updated = inner_update(self._inner_spec, self._actor_function, params.policy, params.step_sizes, adapted, batches[-1])
-                adapted = detached(updated)
-        self._meta_batch = MetaBatch(tasks, tuple(batches[:-1]), batches[-1])
+            pre.append(before)
+            adapted = detached(
+                inner_update(self._inner_spec, self._actor_function, params.policy, params.step_sizes, adapted, before)
+            )
+        post = self._collect(env, tasks, params.policy, adapted, self.n_episodes, rng, on_step)
+        if post is None:
+            return False
+        self._meta_batch = MetaBatch(tasks, tuple(pre), self._estimate_advantages(post))
         self._note_episodes(self._meta_batch, time.perf_counter() - started)
         callback.on_rollout_end()
         return True
 
-    def _collect(
+    def _collect_before(
         self,
         env: MultiTaskVecEnv,
         tasks: Tasks,
@@ -314,8 +357,27 @@ class MetaOnPolicyAlgorithm(OnPolicyAlgorithm):
         adapted: Adapted,
         rng: np.random.Generator,
         on_step: StepHook,
+    ) -> TaskBatch | EpisodeBatch | None:
+        """What an inner update learns from: each task's own episodes, or those of the prior that tasks share."""
+        if self.n_prior_episodes is None:
+            rollout = self._collect(env, tasks, theta, adapted, self.n_episodes, rng, on_step)
+            return None if rollout is None else self._estimate_advantages(rollout)
+        groups, first = dynamics_groups(env, tasks)
+        prior = th.zeros(len(first.values), self.policy.latent_dim)
+        bank = self._collect(env, first, theta, Adapted(DiagGaussian(prior, prior), None), self.n_prior_episodes, rng, on_step)
+        return None if bank is None else share_episodes(env, tasks, groups, bank, self.gamma)
+
+    def _collect(
+        self,
+        env: MultiTaskVecEnv,
+        tasks: Tasks,
+        theta: NamedParameters,
+        adapted: Adapted,
+        n_episodes: int,
+        rng: np.random.Generator,
+        on_step: StepHook | None,
     ) -> Rollout | None:
-        shape = (self.meta_batch_size, self.n_episodes, self.policy.latent_dim)
+        shape = (len(tasks.values), n_episodes, self.policy.latent_dim)
         noise = th.from_numpy(rng.standard_normal(shape, dtype=np.float32))
         behaviour = Behaviour(self.policy, self._actor_function, theta, adapted, noise, sample_z(adapted.latents, noise))
         return collect(env, tasks.values, behaviour, rng, on_step)
@@ -360,6 +422,8 @@ class MetaOnPolicyAlgorithm(OnPolicyAlgorithm):
         solver_seed = int(self._rng().integers(2**62))
         result = trust_region_step(evaluate, fisher_kl, params.leaves(), self._trust_region, solver_seed)
         new = params.with_leaves(result.leaves)
+        if self.n_prior_episodes is not None:  # shared episodes are the prior's: all tasks start from it
+            new = replace(new, latents=params.latents)
         write_parameters(self._actor, self.task_latents, new)
         if self.baseline == "critic":
             self._train_critic(self._meta_batch)
@@ -372,7 +436,7 @@ class MetaOnPolicyAlgorithm(OnPolicyAlgorithm):
         self._update_learning_rate(self.policy.optimizer)
         losses = []
         for _ in range(self.n_critic_updates):
-            for batch in (*meta_batch.pre, meta_batch.post):
+            for batch in self._whole_batches(meta_batch):
                 errors = (self._critic_values(batch.rollout) - batch.discounted_returns).square() * batch.rollout.mask
                 loss = errors.sum() / batch.rollout.mask.sum().clamp(min=1.0)
                 self.policy.optimizer.zero_grad()
@@ -382,6 +446,10 @@ class MetaOnPolicyAlgorithm(OnPolicyAlgorithm):
                 self.policy.optimizer.step()
                 losses.append(loss.item())
         self.logger.record("train/value_loss", float(np.mean(losses)))
+
+    @staticmethod
+    def _whole_batches(meta_batch: MetaBatch) -> list[TaskBatch]:
+        return [batch for batch in (*meta_batch.pre, meta_batch.post) if isinstance(batch, TaskBatch)]
 
     # ---------------------------------------------------------------- logs
 
@@ -394,11 +462,12 @@ class MetaOnPolicyAlgorithm(OnPolicyAlgorithm):
             self.ep_info_buffer.append({"r": episode_return, "l": length, "t": now})
         self.ep_success_buffer.extend(post.success[~np.isnan(post.success)].tolist())
         self._episode_num += post.success.size * (len(meta_batch.pre) + 1)
-        for batch in meta_batch.pre[:1]:
+        batches = self._whole_batches(meta_batch)
+        for batch in batches[:1] if len(batches) > 1 else []:
             self.logger.record("rollout/pre_ep_rew_mean", batch.rollout.returns.mean().item())
             if not np.isnan(batch.rollout.success).all():
                 self.logger.record("rollout/pre_success_rate", float(np.nanmean(batch.rollout.success)))
-        diverged = sum(batch.rollout.n_diverged for batch in (*meta_batch.pre, meta_batch.post))
+        diverged = sum(batch.rollout.n_diverged for batch in batches)
         self.logger.record("rollout/n_diverged", diverged)
         self.logger.record("time/collect_seconds", seconds)
 
@@ -423,12 +492,125 @@ class MetaOnPolicyAlgorithm(OnPolicyAlgorithm):
         record("train/n_updates", self._n_updates, exclude="tensorboard")
         record("time/train_seconds", seconds)
 
+    # ---------------------------------------------------------------- adaptation
+
+    def agent(self) -> Agent:
+        """What adaptation needs of this model, as values."""
+        params = read_parameters(self._actor, self.task_latents)
+        return Agent(self.policy, self._actor_function, params.policy, params.step_sizes, self.gamma, self.gae_lambda)
+
+    def adapt(
+        self: SelfMetaOnPolicyAlgorithm,
+        env: GymEnv | str | None = None,
+        task: Any = None,
+        n_rounds: int = 3,
+        n_episodes: int = 50,
+        rule: str | AdaptationRule | None = None,
+        n_policy_rounds: int = 0,
+        seed: int = 0,
+    ) -> SelfMetaOnPolicyAlgorithm:
+        """Adapt to one task.
+
+        The latent distribution is adapted first, by ``rule``, then theta for ``n_policy_rounds`` rounds by trust-region policy gradient.
+
+        :param env: where the task is set: an id, a Gymnasium environment or a VecEnv; the model's own where None
+        :param task: whatever ``set_task`` takes
+        :param n_rounds: updates of the latent distribution
+        :param n_episodes: episodes of each round
+        :param rule: a name of ``RULES``, a rule, or None for the default
+        :param n_policy_rounds: updates of theta after those
+        :param seed: of everything random here
+        :return: a new model whose ``predict`` draws from the adapted latent distribution, and whose ``adaptation`` is the history; this
+            model stays as it was
+        :raises ValueError: if no task is given, or the environment refuses it
+        """
+        if task is None:
+            raise ValueError("expected a task (whatever the environment's set_task takes), got None")
+        if env is None and self.env is None:
+            raise ValueError("expected an environment, got none: pass env")
+        venv = as_multi_task(env if env is not None else self.env, n_episodes, [task])  # type: ignore[arg-type]  # not None here
+        self.check_spaces(venv)
+        agent, rng = self.agent(), np.random.default_rng(seed)
+        history, (mean, log_std) = adapt_latents(
+            agent, venv, [task], make_rule(rule, agent.step_sizes), n_rounds, n_episodes, rng, last_round=False
+        )
+        adapted = self._copy()
+        adapted.policy.set_latent_distribution(mean[0], log_std[0])
+        adapted.adaptation = history
+        adapted.policy_adaptation = [adapted._improve_policy(venv, task, n_episodes, rng) for _ in range(n_policy_rounds)]
+        if isinstance(env, str):
+            venv.close()
+        return adapted
+
+    def _copy(self: SelfMetaOnPolicyAlgorithm) -> SelfMetaOnPolicyAlgorithm:
+        """A model with networks of its own that shares this one's environment."""
+        other = copy.copy(self)
+        other.policy = copy.deepcopy(self.policy)
+        other.task_latents = copy.deepcopy(self.task_latents)
+        other._actor = other.policy.make_actor()
+        other.ep_info_buffer, other.ep_success_buffer = copy.copy(self.ep_info_buffer), copy.copy(self.ep_success_buffer)
+        return other
+
+    def _improve_policy(self, env: MultiTaskVecEnv, task: Any, n_episodes: int, rng: np.random.Generator) -> float:
+        """One trust-region step of theta on one task with the latent distribution fixed; the mean return before it."""
+        params = read_parameters(self._actor, self.task_latents)
+        latents = DiagGaussian(self.policy.latent_mean[None], self.policy.latent_log_std[None])
+        params = replace(params, latents=latents)
+        tasks, adapted = Tasks(np.zeros(1, dtype=np.int64), [task]), Adapted(latents, None)
+        rollout = self._collect(env, tasks, params.policy, adapted, n_episodes, rng, None)
+        assert rollout is not None
+        objective = MetaObjective(
+            self._inner_spec, self._actor_function, MetaBatch(tasks, (), self._estimate_advantages(rollout)), kl_coef=0.0
+        )
+
+        def with_theta(leaves: Sequence[th.Tensor]) -> MetaParameters:
+            return replace(params, policy=dict(zip(params.policy, leaves, strict=True)))
+
+        theta = list(params.policy.values())
+        result = trust_region_step(
+            lambda leaves: objective(with_theta(leaves)),
+            lambda leaves: objective.fisher_kl(with_theta(leaves), self.fisher_subsampling),
+            theta,
+            self._trust_region,
+            int(rng.integers(2**62)),
+        )
+        own = read_parameters(self._actor, self.task_latents)
+        write_parameters(self._actor, self.task_latents, replace(own, policy=with_theta(result.leaves).policy))
+        return rollout.returns.mean().item()
+
     # ---------------------------------------------------------------- SB3's surface
+
+    def save(
+        self,
+        path: str | Path | io.BufferedIOBase,
+        exclude: Iterable[str] | None = None,
+        include: Iterable[str] | None = None,
+    ) -> None:
+        """Save as SB3 does, but atomically: an interrupted save leaves the old file whole.
+
+        :param path: file, or something to write to
+        :param exclude: as in SB3
+        :param include: as in SB3
+        """
+        if isinstance(path, io.BufferedIOBase):
+            super().save(path, exclude, include)
+            return
+        target = Path(path)
+        target = target.with_suffix(".zip") if target.suffix == "" else target
+        target.parent.mkdir(parents=True, exist_ok=True)
+        partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
+        try:
+            super().save(partial, exclude, include)
+            os.replace(partial, target)
+        finally:
+            partial.unlink(missing_ok=True)
 
     @property
     def timesteps_per_iteration(self) -> int:
-        """Environment steps that one meta-iteration counts when the environment has one member for each episode."""
-        return self.meta_batch_size * self.n_episodes * (self.n_inner_steps + 1) * self.n_steps
+        """Environment steps of one meta-iteration whose episodes are all as long as the horizon."""
+        post = self.meta_batch_size * self.n_episodes
+        before = post if self.n_prior_episodes is None else self.n_prior_episodes
+        return (post + self.n_inner_steps * before) * self.n_steps
 
     def learn(
         self: SelfMetaOnPolicyAlgorithm,

@@ -79,6 +79,39 @@ class Rollout:
         """Number of valid steps of each episode (B, K)."""
         return self.mask.sum(dim=0)
 
+    def first_episodes(self, n: int) -> "Rollout":
+        """The first ``n`` episodes of each task.
+
+        :param n: at most K
+        """
+        distribution = type(self.distribution)(*(part[:, :, :n] for part in self.distribution))
+        steps = {name: getattr(self, name)[:, :, :n] for name in ("observations", "actions", "log_prob", "rewards", "mask")}
+        episodes = {name: getattr(self, name)[:, :n] for name in ("latents", "noise", "success")}
+        return replace(self, distribution=distribution, **steps, **episodes)
+
+
+@dataclass(frozen=True)
+class EpisodeBatch:
+    """What an update of the latents alone needs of a rollout.
+
+    :param latents: z (B, K, L)
+    :param noise: eps of z = mean + std * eps (B, K, L)
+    :param advantages: of each episode's first step, what the likelihood-ratio estimator credits to z (B, K)
+    :param mask: (B, K), 1 for a valid episode
+    """
+
+    latents: th.Tensor
+    noise: th.Tensor
+    advantages: th.Tensor
+    mask: th.Tensor
+
+    def __post_init__(self) -> None:
+        for name in ("latents", "noise", "mask"):
+            if getattr(self, name).shape[:2] != self.advantages.shape:
+                raise ValueError(
+                    f"expected {name} to begin with {tuple(self.advantages.shape)}, got {tuple(getattr(self, name).shape)}"
+                )
+
 
 @dataclass(frozen=True)
 class TaskBatch:
@@ -102,14 +135,9 @@ class TaskBatch:
             )
 
     @property
-    def episode_advantages(self) -> th.Tensor:
-        """The advantage of each episode's first step (B, K): what the likelihood-ratio estimator credits to z."""
-        return self.advantages[0]
-
-    @property
-    def episode_mask(self) -> th.Tensor:
-        """(B, K), 1 for a valid episode."""
-        return self.rollout.mask[0]
+    def episodes(self) -> EpisodeBatch:
+        """The rollout seen from the latents."""
+        return EpisodeBatch(self.rollout.latents, self.rollout.noise, self.advantages[0], self.rollout.mask[0])
 
 
 @dataclass(frozen=True)
@@ -117,12 +145,13 @@ class MetaBatch:
     """All data of one meta-iteration.
 
     :param tasks: the B tasks
-    :param pre: the batches before each inner update, in order; empty without inner updates
+    :param pre: the batches before each inner update, in order; empty without inner updates, and of episodes only where the tasks
+        share their pre-update episodes
     :param post: the batch after the last inner update
     """
 
     tasks: Tasks
-    pre: tuple[TaskBatch, ...]
+    pre: tuple[TaskBatch | EpisodeBatch, ...]
     post: TaskBatch
 
 

@@ -61,6 +61,13 @@ class AntGoal(MujocoFamily):
             [state["qpos"], state["qvel"], forces, state["xmat"][:, TORSO], state["subtree_com"][:, TORSO]], axis=1
         )
 
+    def state_of(self, observation: Array) -> State:
+        """See ``TaskFamily.state_of``."""
+        n = len(observation)
+        centre_of_mass = np.zeros((n, TORSO + 1, 3))
+        centre_of_mass[:, TORSO] = observation[:, -3:]
+        return {"cfrc_ext": observation[:, 29:113].reshape(n, 14, 6), "subtree_com": centre_of_mass}
+
     def reward(self, state: State, controls: Array, tasks: Array) -> Array:
         """See ``TaskFamily.reward``."""
         position = state["subtree_com"][:, TORSO, :2]

@@ -7,6 +7,8 @@ import numpy as np
 from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvObs, VecEnvStepReturn
 
+from sb3_maesn.envs.task_family import TaskFamily
+
 SPLITS = ("train", "validation", "test")
 
 TaskAdapter: TypeAlias = Callable[[VecEnv, int, Any], None]
@@ -101,6 +103,19 @@ class MultiTaskVecEnv(VecEnvWrapper):
                 self.venv.env_method("set_task", task, indices=[member])
             else:
                 self.task_adapter(self.venv, member, task)
+
+    @property
+    def family(self) -> TaskFamily:
+        """The task family of a native environment.
+
+        :raises ValueError: for any other environment
+        """
+        family = getattr(self.venv.unwrapped, "family", None)
+        if not isinstance(family, TaskFamily):
+            raise ValueError(
+                f"expected a batched environment of this package (sb3_maesn.envs.make_vec), got {type(self.venv.unwrapped).__name__}"
+            )
+        return family
 
     def reset(self) -> VecEnvObs:
         """Start new episodes in all members, with the tasks last set."""

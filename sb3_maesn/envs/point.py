@@ -90,6 +90,10 @@ class PointGoal(TaskFamily):
         """See ``TaskFamily.observation``."""
         return state["qpos"].copy()
 
+    def state_of(self, observation: Array) -> State:
+        """See ``TaskFamily.state_of``."""
+        return {"qpos": observation}
+
     def reward(self, state: State, controls: Array, tasks: Array) -> Array:
         """See ``TaskFamily.reward``."""
         to_goal = distance(state["qpos"], tasks)

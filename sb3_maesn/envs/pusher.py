@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 from gymnasium import spaces
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 from sb3_maesn.envs.mujoco_family import MujocoFamily
 from sb3_maesn.envs.rendering import Marker
@@ -83,6 +83,16 @@ class PusherBlock(MujocoFamily):
         observation = np.concatenate([qpos, state["qvel"]], axis=1)
         observation[:, 3:13] += BLOCK_OFFSETS.ravel()
         return observation
+
+    def state_of(self, observation: Array) -> State:
+        """See ``TaskFamily.state_of``."""
+        qpos = observation[:, :13].copy()
+        qpos[:, 3:] -= BLOCK_OFFSETS.ravel()
+        return {"qpos": qpos}
+
+    def dynamics_groups(self, tasks: Array) -> NDArray[np.int_]:
+        """See ``TaskFamily.dynamics_groups``: tasks of one layout."""
+        return np.unique(tasks[:, 3:], axis=0, return_inverse=True)[1].reshape(-1)
 
     def reward(self, state: State, controls: Array, tasks: Array) -> Array:
         """See ``TaskFamily.reward``."""

@@ -176,6 +176,25 @@ class TaskFamily(ABC):
         :return: a new array (n, O)
         """
 
+    def state_of(self, observation: Array) -> State:
+        """
+        What the reward needs of a state, read from its observation.
+
+        :param observation: observations (n, O)
+        :return: fields (n, ...), enough for ``reward``
+        :raises NotImplementedError: where the observation does not tell
+        """
+        raise NotImplementedError(f"the observation of {self.name} does not tell its reward")
+
+    def dynamics_groups(self, tasks: Array) -> NDArray[np.int_]:
+        """
+        Which tasks differ in their reward only, so that an episode of one says what it would return in another.
+
+        :param tasks: tasks (n, G)
+        :return: group numbers from 0 (n,)
+        """
+        return np.zeros(len(tasks), dtype=np.int_)
+
     @abstractmethod
     def reward(self, state: State, controls: Array, tasks: Array) -> Array:
         """

@@ -47,6 +47,10 @@ class WheeledGoal(MujocoFamily):
         """See ``TaskFamily.observation``."""
         return np.concatenate([state["qpos"], state["qvel"]], axis=1)
 
+    def state_of(self, observation: Array) -> State:
+        """See ``TaskFamily.state_of``."""
+        return {"qpos": observation[:, :6]}
+
     def reward(self, state: State, controls: Array, tasks: Array) -> Array:
         """See ``TaskFamily.reward``."""
         to_goal = distance(state["qpos"][:, :2], tasks)

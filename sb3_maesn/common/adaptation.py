@@ -1,0 +1,222 @@
+"""Adaptation of a trained policy's latent distribution to new tasks, all tasks and all episodes of a round in one batch."""
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch as th
+from numpy.typing import NDArray
+
+from sb3_maesn.common.adaptation_rules import RULES, AdaptationRule, NaturalGradientRule, PolicyGradientRule
+from sb3_maesn.common.baselines import estimate_advantages
+from sb3_maesn.common.distributions import DiagGaussian
+from sb3_maesn.common.inner_update import ActorFunction
+from sb3_maesn.common.policies import LatentActorCriticPolicy
+from sb3_maesn.common.rollouts import Behaviour, collect
+from sb3_maesn.common.type_aliases import Adapted, NamedParameters, Rollout, StepSizes
+from sb3_maesn.envs.multi_task import MultiTaskVecEnv
+
+Array = NDArray[np.float64]
+
+DEFAULT_RULE = "posterior"
+SOLVED_SHARE = 0.5
+
+
+class Agent(NamedTuple):
+    """What adaptation needs of a trained model.
+
+    :param policy: for its spaces and its latent distribution, from which adaptation starts
+    :param actor: the actor as a function of its parameters
+    :param theta: its parameters
+    :param step_sizes: learned in meta-training
+    :param gamma: discount factor
+    :param gae_lambda: of the advantages
+    """
+
+    policy: LatentActorCriticPolicy
+    actor: ActorFunction
+    theta: NamedParameters
+    step_sizes: StepSizes
+    gamma: float
+    gae_lambda: float
+
+
+@dataclass(frozen=True)
+class AdaptationResult:
+    """What happened in each round; R rounds were run, round 0 being that of the unadapted policy.
+
+    :param returns: undiscounted returns (R, n_tasks, n_episodes)
+    :param success: 1 or 0, NaN where the environment does not say (R, n_tasks, n_episodes)
+    :param lengths: steps of the episodes (R, n_tasks, n_episodes)
+    :param latents: z of the episodes (R, n_tasks, n_episodes, L)
+    :param mean: of the latent distribution with which a round began (R, n_tasks, L)
+    :param log_std: likewise (R, n_tasks, L)
+    :param eval_returns: of fresh episodes of the policy that ``adapt`` would return at this point, which the rule never sees
+        (R, n_tasks, n_eval_episodes); NaN in rounds without
+    :param eval_success: likewise
+    """
+
+    returns: Array
+    success: Array
+    lengths: Array
+    latents: Array
+    mean: Array
+    log_std: Array
+    eval_returns: Array
+    eval_success: Array
+
+    @property
+    def success_rate(self) -> Array:
+        """Share of successful episodes in each round (R,)."""
+        return np.asarray(self.success.mean(axis=(1, 2)), dtype=np.float64)
+
+    @property
+    def mean_return(self) -> Array:
+        """Mean return of each round (R,)."""
+        return np.asarray(self.returns.mean(axis=(1, 2)), dtype=np.float64)
+
+    @property
+    def solved(self) -> NDArray[np.bool_]:
+        """Whether at least half of a round's episodes succeed (R, n_tasks)."""
+        return np.asarray(self.success.mean(axis=2) >= SOLVED_SHARE)
+
+    @property
+    def solved_rate(self) -> Array:
+        """Share of the tasks solved in each round (R,)."""
+        return np.asarray(self.solved.mean(axis=1), dtype=np.float64)
+
+    def save(self, path: str | Path) -> None:
+        """Write all arrays to an ``.npz`` file.
+
+        :param path: the file
+        """
+        np.savez_compressed(path, **{field.name: getattr(self, field.name) for field in fields(self)})
+
+    @classmethod
+    def load(cls, path: str | Path) -> "AdaptationResult":
+        """Read what :meth:`save` wrote.
+
+        :param path: the file
+        """
+        with np.load(path, allow_pickle=False) as arrays:
+            return cls(**{field.name: arrays[field.name] for field in fields(cls)})
+
+
+def make_rule(rule: str | AdaptationRule | None, step_sizes: StepSizes) -> AdaptationRule:
+    """The rule for a name.
+
+    :param rule: a name of ``RULES``, a rule, or None for the default
+    :param step_sizes: learned in meta-training, for the gradient rules
+    :raises ValueError: for an unknown name
+    """
+    if isinstance(rule, AdaptationRule):
+        return rule
+    name = DEFAULT_RULE if rule is None else rule
+    if name not in RULES:
+        raise ValueError(f"rule must be one of {', '.join(RULES)}, got {name!r}")
+    kind = RULES[name]
+    if issubclass(kind, PolicyGradientRule | NaturalGradientRule):
+        return kind(step_sizes.mean.double().numpy(), step_sizes.log_std.double().numpy())
+    return kind()
+
+
+class _Round(NamedTuple):
+    """Arrays of one round, without the leading R."""
+
+    returns: Array
+    success: Array
+    lengths: Array
+    latents: Array
+    mean: Array
+    log_std: Array
+    eval_returns: Array
+    eval_success: Array
+
+
+def play(agent: Agent, env: MultiTaskVecEnv, tasks: Sequence[Any], latents: Array, rng: np.random.Generator) -> Rollout:
+    """One episode for each latent.
+
+    :param agent: who plays
+    :param env: the environment
+    :param tasks: B tasks
+    :param latents: z (B, K, L)
+    :param rng: source of all randomness
+    """
+    z = th.as_tensor(latents, dtype=th.float32)
+    zeros = th.zeros(z.shape[0], z.shape[2])
+    adapted = Adapted(DiagGaussian(zeros, zeros), None)
+    rollout = collect(env, tasks, Behaviour(agent.policy, agent.actor, agent.theta, adapted, z, z), rng)
+    assert rollout is not None  # only a step hook can end a collection
+    return rollout
+
+
+def adapt_latents(
+    agent: Agent,
+    env: MultiTaskVecEnv,
+    tasks: Sequence[Any],
+    rule: AdaptationRule,
+    n_rounds: int,
+    n_episodes: int,
+    rng: np.random.Generator,
+    n_eval_episodes: int = 0,
+    eval_rounds: Collection[int] | None = None,
+    last_round: bool = True,
+) -> tuple[AdaptationResult, tuple[Array, Array]]:
+    """Adapt the latent distribution to each of B tasks.
+
+    :param agent: whose latent distribution; adaptation starts from it
+    :param env: where the tasks are set
+    :param tasks: B tasks, whatever ``set_task`` takes
+    :param rule: what to do with the episodes
+    :param n_rounds: updates
+    :param n_episodes: episodes of each round and task
+    :param rng: source of all randomness
+    :param n_eval_episodes: fresh episodes of the policy at hand that the rule never sees, before each update
+    :param eval_rounds: rounds with such episodes; all of them where None
+    :param last_round: whether to play a round after the last update too
+    :return: what happened, and the mean and log std after the last update (B, L)
+    :raises ValueError: for numbers below 1
+    """
+    for name, value in (("n_rounds", n_rounds), ("n_episodes", n_episodes), ("tasks", len(tasks))):
+        if value < (0 if name == "n_rounds" else 1):
+            raise ValueError(f"{name} must be at least {0 if name == 'n_rounds' else 1}, got {value}")
+    prior = [np.tile(part.double().numpy(), (len(tasks), 1)) for part in (agent.policy.latent_mean, agent.policy.latent_log_std)]
+    state = rule.start(prior[0], prior[1], rng)
+    rounds = []
+    for r in range(n_rounds + int(last_round)):
+        mean, log_std = rule.distribution(state)
+        latents = rule.propose(state, n_episodes, rng)
+        n_fresh = n_eval_episodes if eval_rounds is None or r in eval_rounds else 0
+        fresh = mean[:, None] + np.exp(log_std)[:, None] * rng.standard_normal((len(tasks), n_fresh, mean.shape[1]))
+        rollout = play(agent, env, tasks, np.concatenate([latents, fresh], axis=1), rng)
+        rounds.append(_note_round(rollout, n_episodes, n_eval_episodes, mean, log_std))
+        if r < n_rounds:
+            advantages = _episode_advantages(agent, rollout, n_episodes)
+            state = rule.update(state, latents, rounds[-1].returns, advantages, rng)
+    result = AdaptationResult(*(np.stack(arrays) for arrays in zip(*rounds, strict=True)))
+    return result, rule.distribution(state)
+
+
+def _note_round(rollout: Rollout, n_episodes: int, n_eval_episodes: int, mean: Array, log_std: Array) -> _Round:
+    returns = rollout.returns.double().numpy()
+    missing = np.full((len(returns), n_eval_episodes), np.nan)
+    evaluated = returns.shape[1] > n_episodes
+    return _Round(
+        returns=returns[:, :n_episodes],
+        success=rollout.success[:, :n_episodes],
+        lengths=rollout.lengths.double().numpy()[:, :n_episodes],
+        latents=rollout.latents.double().numpy()[:, :n_episodes],
+        mean=mean,
+        log_std=log_std,
+        eval_returns=returns[:, n_episodes:] if evaluated else missing,
+        eval_success=rollout.success[:, n_episodes:] if evaluated else missing,
+    )
+
+
+def _episode_advantages(agent: Agent, rollout: Rollout, n_episodes: int) -> Array:
+    """Each episode's advantage at its first step (B, K), as in meta-training, over the episodes the rule may see."""
+    seen = rollout.first_episodes(n_episodes)
+    batch = estimate_advantages(seen, agent.gamma, agent.gae_lambda)
+    return batch.episodes.advantages.double().numpy()

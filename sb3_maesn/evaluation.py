@@ -1,0 +1,52 @@
+"""Adaptation curves: how well a trained model adapts to tasks it has never seen."""
+
+from collections.abc import Collection, Sequence
+from typing import Any
+
+import numpy as np
+from stable_baselines3.common.type_aliases import GymEnv
+
+from sb3_maesn.common.adaptation import AdaptationResult, adapt_latents, make_rule
+from sb3_maesn.common.adaptation_rules import AdaptationRule
+from sb3_maesn.common.env_util import as_multi_task
+from sb3_maesn.common.meta_on_policy_algorithm import MetaOnPolicyAlgorithm
+
+__all__ = ["AdaptationResult", "evaluate_adaptation"]
+
+
+def evaluate_adaptation(
+    model: MetaOnPolicyAlgorithm,
+    env: GymEnv | str,
+    tasks: Sequence[Any],
+    n_rounds: int = 3,
+    n_episodes: int = 50,
+    rule: str | AdaptationRule | None = None,
+    seed: int = 0,
+    n_eval_episodes: int = 0,
+    eval_rounds: Collection[int] | None = None,
+) -> AdaptationResult:
+    """Adapt to all tasks at once, every task with its own latent distribution, and report every round.
+
+    Round 0 is that of the unadapted policy. A task is solved after round r if at least half of round r's episodes succeed.
+
+    :param model: a trained model; it is not changed
+    :param env: an id such as ``"WheeledGoalSparse-v0"``, a Gymnasium environment with tasks, or a VecEnv of such
+    :param tasks: whatever ``set_task`` takes, n_tasks of them
+    :param n_rounds: updates of each task's latent distribution
+    :param n_episodes: episodes of each round and task
+    :param rule: a name of ``sb3_maesn.common.adaptation_rules.RULES``, a rule, or None for the default
+    :param seed: of everything random here
+    :param n_eval_episodes: fresh episodes a task, in each round, of the policy that ``adapt`` would return
+    :param eval_rounds: rounds with such episodes; all of them where None
+    :return: arrays with leading dimensions (n_rounds + 1, n_tasks)
+    :raises ValueError: for an unknown rule, numbers out of range, spaces that differ from the model's, or tasks that the environment refuses
+    """
+    venv = as_multi_task(env, len(tasks) * (n_episodes + n_eval_episodes), tasks)
+    model.check_spaces(venv)
+    agent = model.agent()
+    chosen = make_rule(rule, agent.step_sizes)
+    rng = np.random.default_rng(seed)
+    result, _ = adapt_latents(agent, venv, tasks, chosen, n_rounds, n_episodes, rng, n_eval_episodes, eval_rounds)
+    if isinstance(env, str):
+        venv.close()
+    return result
