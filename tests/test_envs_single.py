@@ -67,6 +67,17 @@ def test_reset_options_and_tasks() -> None:
     assert env.sample_tasks(4).shape == (4, 13)
 
 
+def test_seeding_is_gymnasiums() -> None:
+    env = make_env("PointGoal-v0")
+    env.reset()
+    assert env.np_random_seed == -1
+    first, _ = env.reset(seed=3)
+    assert env.np_random_seed == 3
+    assert env.np_random is env._np_random
+    env.reset()
+    np.testing.assert_array_equal(env.reset(seed=3)[0], first)
+
+
 def test_bad_actions() -> None:
     env = make_env("PointGoal-v0")
     env.reset()

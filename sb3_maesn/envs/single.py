@@ -42,6 +42,8 @@ class TaskEnv(TaskMember, gym.Env[Array, NDArray[np.float32]]):
         if seed is not None:
             self._simulator.seed(self._index, seed)
             self._np_random_seed = seed
+        elif self._np_random_seed is None:
+            self._np_random_seed = -1  # Gymnasium's word for unknown
         self.apply_options(options)
         observation = self._simulator.reset(np.zeros(1, dtype=np.int64))[0]
         # Gymnasium reads the attributes behind np_random and np_random_seed too
