@@ -1,14 +1,18 @@
 """A training run as rl-zoo lays it out: environment, model, callbacks and files from a configuration."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import gymnasium as gym
+import torch as th
 from stable_baselines3.common.callbacks import BaseCallback
-from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.logger import KVWriter, Logger, TensorBoardOutputFormat, make_output_format
-from stable_baselines3.common.vec_env import VecEnv, VecMonitor
+from stable_baselines3.common.utils import get_device
+from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecMonitor
 
 from sb3_maesn.callbacks import MetaEvalCallback
 from sb3_maesn.cli import check_env_id, check_file, sparse_variant
@@ -55,7 +59,7 @@ class TrainingRun:
     n_timesteps: int | None = None
     trained_agent: str | None = None
     seed: int | None = None
-    device: str = "auto"
+    device: str = "cpu"
     tensorboard_log: str | None = None
     eval_freq: int = 0
     eval_tasks: int = 20
@@ -89,10 +93,14 @@ def make_training_env(env_id: str, n_envs: int, monitor_file: Path | None = None
     """
     check_env_id(env_id)
     venv: VecEnv
-    venv = make_vec(env_id, n_envs) if env_id in FAMILIES else make_vec_env(env_id, min(n_envs, MAX_SINGLE_ENVS))
+    if env_id in FAMILIES:
+        venv = make_vec(env_id, n_envs)
+    else:
+        venv = DummyVecEnv([partial(gym.make, env_id)] * min(n_envs, MAX_SINGLE_ENVS))
     if monitor_file is not None:
         venv = VecMonitor(venv, str(monitor_file))
-    return MultiTaskVecEnv(venv)
+    with _closed_on_error(venv):
+        return MultiTaskVecEnv(venv)
 
 
 def build_model(run: TrainingRun) -> MAESN:
@@ -105,32 +113,57 @@ def build_model(run: TrainingRun) -> MAESN:
     """
     algorithm = find_algorithm(run.algo)
     arguments = constructor_arguments({k: v for k, v in run.config.items() if k not in SCRIPT_KEYS}, algorithm)
-    monitor_file = run.folder / "0"
+    device = check_device(run.device)
     if run.trained_agent is None:
-        env = make_training_env(run.env_id, _n_members(run.config), monitor_file)
-        policy = run.config.get("policy", "LatentMlpPolicy")
-        verbose = min(run.verbose, 1)
-        model = algorithm(policy, env, seed=run.seed, device=run.device, verbose=verbose, **arguments)
+        env = make_training_env(run.env_id, _n_members(run.config), run.folder / "0")
+        with _closed_on_error(env):
+            policy = run.config.get("policy", "LatentMlpPolicy")
+            model = algorithm(policy, env, seed=run.seed, device=device, verbose=min(run.verbose, 1), **arguments)
     else:
-        path = check_file(run.trained_agent)
         changes = {key: value for key, value in arguments.items() if key in run.overrides}
-        model = algorithm.load(path, device=run.device, **changes)
-        members = {"meta_batch_size": model.meta_batch_size, "n_episodes": model.n_episodes}
-        model.set_env(make_training_env(run.env_id, _n_members({**members, **run.overrides}), monitor_file))
+        model = algorithm.load(check_file(run.trained_agent), device=device, **changes)
+        sizes = {"meta_batch_size": model.meta_batch_size, "n_episodes": model.n_episodes}
+        env = make_training_env(run.env_id, _n_members({**sizes, **run.overrides}), run.folder / "0")
+        with _closed_on_error(env):
+            model.set_env(env)
     model.set_logger(make_logger(run))
     return model
 
 
-def train(run: TrainingRun, model: MAESN) -> Path:
+@contextmanager
+def _closed_on_error(env: VecEnv) -> Iterator[None]:
+    try:
+        yield
+    except BaseException:
+        env.close()
+        raise
+
+
+def check_device(device: str) -> th.device:
+    """
+    Look a torch device up.
+
+    :param device: its name
+    :return: the device
+    :raises ConfigError: if torch knows no such device
+    """
+    try:
+        return get_device(device)
+    except RuntimeError as error:
+        raise ConfigError(f"unknown device {device!r}") from error
+
+
+def train(run: TrainingRun, model: MAESN, n_timesteps: int | None) -> Path:
     """
     Train a model and save it.
 
     :param run: what to train
     :param model: from ``build_model``
+    :param n_timesteps: from ``steps_to_train``
     :return: the saved model, ``{folder}/{env_id}.zip``
     """
     model.learn(
-        steps_to_train(run, model),
+        n_timesteps,
         callback=make_callbacks(run, model),
         tb_log_name=run.algo,
         reset_num_timesteps=run.trained_agent is None,
@@ -139,6 +172,17 @@ def train(run: TrainingRun, model: MAESN) -> Path:
     path = run.folder / f"{file_name(run.env_id)}.zip"
     model.save(path)
     return path
+
+
+def close(model: MAESN) -> None:
+    """
+    Close a model's environment and logs.
+
+    :param model: the model
+    """
+    if model.env is not None:
+        model.env.close()
+    model.logger.close()
 
 
 def steps_to_train(run: TrainingRun, model: MAESN) -> int | None:

@@ -16,7 +16,7 @@ def make_parser() -> argparse.ArgumentParser:
         default="",
         help="environment id (if empty, the sparse variant of the family that the model's name tells)",
     )
-    add("--task", default="0", help="index into the set of tasks, or the task's own values separated by commas")
+    add("--task", nargs="+", default=["0"], help="index into the set of tasks, or the task's own values")
     add(
         "--split",
         default="validation",
@@ -76,11 +76,11 @@ def adapt(args: argparse.Namespace) -> None:
         print(f"Saved the adapted model as {args.save}")
 
 
-def parse_task(text: str, split: str, env_id: str) -> Any:
+def parse_task(words: Sequence[str], split: str, env_id: str) -> Any:
     """
     Turn the argument ``--task`` into a task.
 
-    :param text: an index, or values separated by commas
+    :param words: one integer is an index, anything else the task's values
     :param split: set of tasks that an index counts in
     :param env_id: environment id
     :return: the task
@@ -90,11 +90,12 @@ def parse_task(text: str, split: str, env_id: str) -> Any:
     from sb3_maesn.training import make_training_env
 
     try:
-        if "," in text:
-            return [float(value) for value in text.split(",")]
-        index = int(text)
+        values = [float(word) for word in words]
+        index = int(words[0]) if len(words) == 1 else None
     except ValueError as error:
-        raise ConfigError(f"--task takes an index or values separated by commas, got {text!r}") from error
+        raise ConfigError(f"--task takes an index or a task's values, got {' '.join(words)!r}") from error
+    if index is None:
+        return values
     env = make_training_env(env_id, 1)
     try:
         return env.task(split, index)
@@ -118,7 +119,7 @@ def write_files(args: argparse.Namespace, env_id: str, result: Any, rows: Sequen
 
     path = Path(args.csv)
     write_table(path, rows, provenance(args.seed, model=args.model, env=env_id, task=args.task, split=args.split))
-    title = f"{env_id}, task {args.task}"
+    title = f"{env_id}, task {' '.join(args.task)}"
     curves = {args.rule or "default rule": (result.returns, result.success)}
     plots.plot_adaptation_curve(curves, path.with_suffix(".png"), title)
     if result.mean.shape[2] >= 2:

@@ -14,7 +14,8 @@ from typing import Any
 MUJOCO_FAMILIES = ("WheeledGoal-v0", "AntGoal-v0", "PusherBlock-v0")
 SECTIONS = ("collect", "iteration", "trpo", "memory", "scaling")
 N_TASKS, N_EPISODES = 20, 20
-TRPO_BATCH = 16_000
+TRPO_BATCH, TRPO_STEPS = 16_000, 50
+SCALING_TASKS = (5, 10, 20, 40)
 #: Least ratios (collect, iteration) to bare physics that the project promises.
 TARGETS = {"WheeledGoal-v0": (0.6, 0.45), "AntGoal-v0": (0.75, 0.65), "PusherBlock-v0": (0.6, 0.45)}
 
@@ -157,7 +158,7 @@ def measure_trpo(family: str, args: argparse.Namespace) -> Iterator[dict[str, An
 
         return speed_of(train_once)
 
-    native, single = make(make_vec(family, TRPO_BATCH // 50)), make(make_vec_env(family, 8))
+    native, single = make(make_vec(family, TRPO_BATCH // TRPO_STEPS)), make(make_vec_env(family, 8))
     yield ratio_row("trpo", family, native, single, args.repeats, 5.0)
 
 
@@ -182,7 +183,7 @@ def measure_scaling(family: str, args: argparse.Namespace) -> Iterator[dict[str,
     :param args: arguments of the command line
     :return: one row for each number of tasks
     """
-    for n_tasks in (5, 10, 20, 40):
+    for n_tasks in SCALING_TASKS:
         model = make_model(family, args.seed, n_tasks)
         iterate(model)  # to warm up
         seconds = [seconds_of(partial(iterate, model)) for _ in range(args.repeats)]

@@ -70,7 +70,6 @@ def meta_train(args: argparse.Namespace) -> Any:
         env_id=args.env,
         config=load_entry(CONFIG, args.env),
         folder=out,
-        n_timesteps=args.n_timesteps,
         seed=args.seed,
         save_freq=-1,
         eval_freq=max(args.n_timesteps // 8, 1),
@@ -80,7 +79,8 @@ def meta_train(args: argparse.Namespace) -> Any:
         verbose=0,
     )
     model = training.build_model(run)
-    training.train(run, model)
+    training.train(run, model, args.n_timesteps)
+    training.close(model)
     evaluations = load_evaluations(out / "evaluations.npz")
     title = f"{args.env}: adaptation to 20 validation tasks while meta-training"
     plots.plot_learning_curve(*evaluations, out / "learning_curve.png", title)

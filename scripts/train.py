@@ -35,7 +35,7 @@ def make_parser() -> argparse.ArgumentParser:
     add("--save-freq", type=int, default=0, help="steps between checkpoints, 0: every 10 meta-iterations, -1: never")
     add("-f", "--log-folder", default="logs", help="root of the logs")
     add("-tb", "--tensorboard-log", default="", help="folder for TensorBoard")
-    add("--device", default="auto", help="torch device")
+    add("--device", default="cpu", help="torch device")
     add(
         "--num-threads",
         type=int,
@@ -122,12 +122,15 @@ def train(request: Any, args: argparse.Namespace) -> int:
 
     print(f"Writing to {request.folder}")
     model = training.build_model(request)
-    goal = (training.steps_to_train(request, model) or 0) + model.num_timesteps
     try:
-        path = training.train(request, model)
+        n_timesteps = training.steps_to_train(request, model)
+        goal = model.num_timesteps + (n_timesteps or 0)
+        path = training.train(request, model, n_timesteps)
     except KeyboardInterrupt:
         print("\n" + resume_advice(request.folder, args, goal))
         return 130
+    finally:
+        training.close(model)
     print(f"Saved {path}")
     return 0
 

@@ -1,0 +1,306 @@
+"""The scripts: what they write, how they resume, and how they refuse bad input."""
+
+import csv
+import importlib.util
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+
+from sb3_maesn import MAESN
+
+SCRIPTS = Path(__file__).resolve().parent.parent / "scripts"
+TINY = ["meta_batch_size:3", "n_episodes:4"]
+ITERATION = 3 * 4 * 2 * 20  # environment steps of PointGoal
+
+
+def load(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, SCRIPTS / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def train(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
+    """Trains a tiny PointGoal agent in a folder of its own; returns the run's folder."""
+    monkeypatch.chdir(tmp_path)
+    script = load("train")
+
+    def run(*flags: str) -> Path:
+        before = set(Path("logs/maesn").glob("*"))
+        command = ["--env", "PointGoal-v0", "--eval-freq", "-1", "--save-freq", "-1", "--verbose", "0", *flags]
+        assert script.main([*command, "--hyperparams", *TINY]) == 0
+        (folder,) = set(Path("logs/maesn").glob("*")) - before
+        return folder.resolve()
+
+    return run
+
+
+@pytest.fixture
+def model_file(train: Callable[..., Path]) -> str:
+    return str(train("-n", str(ITERATION), "--seed", "0") / "PointGoal-v0.zip")
+
+
+def parameters(path: Path) -> dict[str, torch.Tensor]:
+    found = MAESN.load(path).get_parameters()
+    return {f"{part}.{name}": value for part in ("policy", "task_latents") for name, value in found[part].items()}
+
+
+def read_csv(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in SCRIPTS.glob("*.py")))
+def test_help_is_quick_from_any_directory(tmp_path: Path, name: str) -> None:
+    start = time.perf_counter()
+    done = subprocess.run(
+        [sys.executable, SCRIPTS / f"{name}.py", "--help"], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert time.perf_counter() - start < 2
+    assert done.returncode == 0
+    assert "usage" in done.stdout
+
+
+def test_train_writes_the_files_of_the_zoo(train: Callable[..., Path]) -> None:
+    frequencies = ["--eval-freq", str(2 * ITERATION), "--save-freq", str(ITERATION), "--tensorboard-log", "tb"]
+    evaluation = ["--eval-tasks", "2", "--eval-episodes", "3"]
+    folder = train("-n", str(4 * ITERATION), "--seed", "5", *frequencies, *evaluation)
+    assert folder.name == "PointGoal-v0_1"
+    names = {path.name for path in folder.iterdir()}
+    assert {
+        "PointGoal-v0",
+        "PointGoal-v0.zip",
+        "best_model.zip",
+        "evaluations.npz",
+        "progress.csv",
+        "0.monitor.csv",
+    } <= names
+    assert {f"rl_model_{i * ITERATION}_steps.zip" for i in (1, 2, 3)} <= names
+    args = yaml.safe_load((folder / "PointGoal-v0" / "args.yml").read_text())
+    assert (args["seed"], args["env"]) == (5, "PointGoal-v0")
+    assert yaml.safe_load((folder / "PointGoal-v0" / "config.yml").read_text())["meta_batch_size"] == 3
+    assert "--seed 5" in (folder / "PointGoal-v0" / "command.txt").read_text()
+    episodes = (folder / "0.monitor.csv").read_text().splitlines()
+    assert episodes[1] == "r,l,t"
+    assert len(episodes) == 2 + 4 * 3 * 4 * 2  # all episodes before and after every inner update
+    assert len(read_csv(folder / "progress.csv")) == 4
+    assert MAESN.load(folder / "best_model.zip").num_timesteps <= 4 * ITERATION
+    assert list(Path("tb/maesn/PointGoal-v0_1").glob("events*"))
+
+
+def test_a_resumed_run_equals_one_that_was_never_stopped(train: Callable[..., Path]) -> None:
+    whole = train("-n", str(4 * ITERATION), "--seed", "1", "--save-freq", str(2 * ITERATION))
+    checkpoint = whole / f"rl_model_{2 * ITERATION}_steps.zip"
+    resumed = train("-n", str(2 * ITERATION), "-i", str(checkpoint))
+    expected, got = parameters(whole / "PointGoal-v0.zip"), parameters(resumed / "PointGoal-v0.zip")
+    assert expected.keys() == got.keys()
+    for name, value in expected.items():
+        assert torch.equal(value, got[name]), name
+    assert MAESN.load(resumed / "PointGoal-v0.zip").num_timesteps == 4 * ITERATION
+
+
+def test_interrupt_leaves_a_whole_checkpoint_and_says_how_to_resume(tmp_path: Path) -> None:
+    command = [
+        sys.executable,
+        str(SCRIPTS / "train.py"),
+        "--env",
+        "PointGoal-v0",
+        "--verbose",
+        "0",
+        "--eval-freq",
+        "-1",
+    ]
+    command += ["-n", "100_000_000".replace("_", ""), "--save-freq", str(ITERATION), "--hyperparams", *TINY]
+    folder = tmp_path / "logs" / "maesn" / "PointGoal-v0_1"
+    with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        deadline = time.monotonic() + 60
+        while len(list(folder.glob("rl_model_*"))) < 3 and time.monotonic() < deadline:
+            time.sleep(0.05)
+        process.send_signal(signal.SIGINT)
+        output, errors = process.communicate(timeout=60)
+    assert process.returncode == 130, errors
+    assert "Traceback" not in errors
+    advised = output.split("go on with")[1].split()
+    checkpoint = Path(advised[advised.index("-i") + 1])
+    steps = int(checkpoint.stem.split("_")[2])
+    assert int(advised[advised.index("-n") + 1]) == 100_000_000 - steps
+    for path in folder.glob("*.zip"):
+        assert MAESN.load(path).num_timesteps == int(path.stem.split("_")[2])
+    assert not [path for path in folder.iterdir() if path.name.startswith(".")]
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--env", "WheledGoal-v0"], "did you mean WheeledGoal"),
+        (["--algo", "mason"], "did you mean maesn"),
+        (["--hyperparams", "metabatch_size:3"], "did you mean meta_batch_size"),
+        (["--hyperparams", "meta_batch_size"], "key:value"),
+        (["--hyperparams", "meta_batch_size:400"], "must not exceed the number of training tasks"),
+        (["--hyperparams", "inner_update:magic"], "inner_update"),
+        (["--hyperparams", "learning_rate:lin_fast"], "lin_<number>"),
+        (["-i", "nowhere.zip"], "nowhere.zip"),
+        (["--conf-file", "nowhere.yml"], "nowhere.yml"),
+        (["--env", "CartPole-v1"], "tasks"),
+        (["--device", "abacus"], "abacus"),
+    ],
+)
+def test_train_refuses_bad_input_on_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], flags: list[str], message: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    command = ["--verbose", "0", "-n", "10", *flags]
+    if "--env" not in flags:
+        command += ["--env", "PointGoal-v0"]
+    with pytest.raises(SystemExit) as stopped:
+        load("train").main(command)
+    assert stopped.value.code == 2
+    errors = capsys.readouterr().err
+    assert message in errors
+    assert errors.count("\n") == 1
+
+
+def test_verbose_2_keeps_the_traceback(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match="did you mean PointGoal"):
+        load("train").main(["--env", "PointGaol-v0", "--verbose", "2"])
+
+
+def test_a_spent_budget_asks_for_more_steps(train: Callable[..., Path], capsys: pytest.CaptureFixture[str]) -> None:
+    folder = train("-n", str(ITERATION))
+    Path("conf.yml").write_text(f"default: {{n_timesteps: {ITERATION}}}")
+    with pytest.raises(SystemExit):
+        train("-i", str(folder / "PointGoal-v0.zip"), "--conf-file", "conf.yml")
+    assert "say with -n how many more" in capsys.readouterr().err
+
+
+def test_adapt_prints_and_writes_the_rounds(model_file: str, capsys: pytest.CaptureFixture[str]) -> None:
+    script = load("adapt")
+    flags = ["--rounds", "2", "--episodes", "5", "--rule", "kernel"]
+    assert (
+        script.main([model_file, "--task", "-0.6", "0.8", "--csv", "new/a.csv", "--save", "adapted.zip", *flags]) == 0
+    )
+    assert [row["round"] for row in read_csv(Path("new/a.csv"))] == ["0", "1", "2"]
+    assert json.loads(Path("new/a.json").read_text())["env"] == "PointGoalSparse-v0"
+    assert Path("new/a.png").stat().st_size > 10_000
+    assert Path("new/a-latents.png").stat().st_size > 10_000
+    assert "mean_return" in capsys.readouterr().out
+    prior, adapted = MAESN.load(model_file), MAESN.load("adapted.zip")
+    assert not torch.equal(prior.policy.latent_mean, adapted.policy.latent_mean)
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--task", "100"], "from 0 to 99"),
+        (["--task", "left"], "an index or"),
+        (["--task", "nan", "0"], "finite"),
+        (["--rule", "magic"], "posterior"),
+        (["--env", "PointGaol-v0"], "did you mean PointGoal"),
+        (["--env", "WheeledGoal-v0"], "space"),
+    ],
+)
+def test_adapt_refuses_bad_input_on_one_line(
+    model_file: str, capsys: pytest.CaptureFixture[str], flags: list[str], message: str
+) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        load("adapt").main([model_file, "--episodes", "2", *flags])
+    assert stopped.value.code == 2
+    errors = capsys.readouterr().err
+    assert message in errors
+    assert errors.count("\n") == 1
+
+
+def test_evaluate_learning_reports_every_round_and_model(model_file: str) -> None:
+    flags = ["--tasks", "3", "--rounds", "1", "--episodes", "4", "--out", "out", "--name", "p"]
+    assert load("evaluate").main(["learning", model_file, model_file, *flags, "--rules", "kernel", "posterior"]) == 0
+    rows = read_csv(Path("out/p-learning.csv"))
+    assert len(rows) == 2 * 2 * 2  # models, rules, rounds
+    assert rows[0]["solved"]
+    assert Path("out/p-learning.png").is_file()
+    assert json.loads(Path("out/p-learning.json").read_text())["split"] == "test"
+
+
+def test_evaluate_few_episodes_reports_every_rule(model_file: str) -> None:
+    flags = ["--tasks", "2", "--out", "out", "--name", "p"]
+    assert load("evaluate").main(["few-episodes", model_file, *flags]) == 0
+    rows = read_csv(Path("out/p-few-episodes.csv"))
+    assert [row["episodes"] for row in rows[:5]] == ["0", "5", "10", "20", "45"]
+    assert len({row["rule"] for row in rows}) == 6
+    assert all(0 <= float(row["success"]) <= 1 for row in rows)
+    assert Path("out/p-few-episodes.png").is_file()
+
+
+def test_evaluate_coverage_counts_all_prior_episodes(model_file: str) -> None:
+    flags = ["--tasks", "4", "--episodes", "5", "--out", "out", "--name", "p"]
+    assert load("evaluate").main(["coverage", model_file, *flags]) == 0
+    (row,) = read_csv(Path("out/p-coverage.csv"))
+    assert row["episodes"] == "20"
+    assert "150-180" in row
+
+
+def test_benchmark_measures_every_section(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    script = load("benchmark_speed")
+    monkeypatch.setattr(script, "N_TASKS", 2)
+    monkeypatch.setattr(script, "N_EPISODES", 2)
+    monkeypatch.setattr(script, "TRPO_BATCH", 400)
+    monkeypatch.setattr(script, "SCALING_TASKS", (1, 2))
+    monkeypatch.setattr(script, "peak_memory_gb", lambda *_: 1.0)
+    table = tmp_path / "speed.csv"
+    sections = ["collect", "iteration", "trpo", "scaling"]
+    assert script.main(["WheeledGoal-v0", "--repeats", "1", "--csv", str(table), "--sections", *sections]) == 0
+    rows = read_csv(table)
+    assert [row["section"] for row in rows] == [*sections, "scaling"]
+    assert all(float(row["value"]) > 0 for row in rows)
+    assert float(rows[0]["target"]) == 0.6
+
+
+def test_benchmark_refuses_a_family_without_physics(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        load("benchmark_speed").main(["PointGoal-v0", "--sections", "collect"])
+    assert "PointGoal-v0 has no physics" in capsys.readouterr().err
+
+
+def test_demo_draws_all_figures(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    flags = ["--env", "PointGoal-v0", "-n", "32000", "--tasks", "6", "--rounds", "1", "--episodes", "5"]
+    assert load("demo").main(flags) == 0
+    for name in ("learning_curve", "adaptation_curve", "trajectories", "latents"):
+        assert (tmp_path / "demo" / f"{name}.png").stat().st_size > 10_000, name
+    assert "solved" in capsys.readouterr().out
+
+
+def test_environment_of_a_model_is_told_by_its_name() -> None:
+    from sb3_maesn.cli import guess_test_env
+
+    names: dict[str, Any] = {
+        "maesn-WheeledGoal-v0": "WheeledGoalSparse-v0",
+        "logs/maesn/PointGoal-v0_3/best_model.zip": "PointGoalSparse-v0",
+        os.path.join("WheeledGoal-v0_1", "PointGoalSparse-v0.zip"): "PointGoalSparse-v0",
+    }
+    assert {name: guess_test_env(name) for name in names} == names
+    with pytest.raises(ValueError, match="say it with --env"):
+        guess_test_env("best_model.zip")
+
+
+def test_seed_is_recorded_where_none_was_given(train: Callable[..., Path]) -> None:
+    seeds = [yaml.safe_load((train("-n", "1") / "PointGoal-v0" / "args.yml").read_text())["seed"] for _ in range(2)]
+    assert np.all(np.array(seeds) >= 0)
+    assert seeds[0] != seeds[1]
