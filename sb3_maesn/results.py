@@ -64,6 +64,17 @@ def format_table(rows: Sequence[Row]) -> str:
     return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])
 
 
+def load_evaluations(path: str | Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """
+    Read the learning curve that ``MetaEvalCallback`` wrote.
+
+    :param path: ``evaluations.npz``
+    :return: environment steps (E,), and mean return and success by round, each (E, n_rounds + 1)
+    """
+    with np.load(path, allow_pickle=False) as arrays:
+        return arrays["timesteps"], arrays["returns_by_round"], arrays["success_by_round"]
+
+
 def adaptation_rows(returns: np.ndarray, success: np.ndarray) -> list[dict[str, Any]]:
     """
     Summarise an adaptation by round. A task is solved if at least half of the round's episodes succeed.
