@@ -90,8 +90,8 @@ def _normalised(advantages: Array, std_floor: float) -> th.Tensor:
 
 class NaturalGradientRule(PolicyGradientRule):
     """
-    As :class:`PolicyGradientRule`, the gradient multiplied by the inverse Fisher matrix of the latent Gaussian, which is
-    diag(std^2) for the mean and 1/2 for the log std (Amari, "Natural gradient works efficiently in learning", 1998).
+    As :class:`PolicyGradientRule`, the gradient multiplied by the inverse Fisher matrix of the latent Gaussian, which
+    is diag(std^2) for the mean and 1/2 for the log std (Amari, "Natural gradient works efficiently in learning", 1998).
     """
 
     def _precondition(self, state: AdaptationState, mean: Array, log_std: Array) -> tuple[Array, Array]:
@@ -102,7 +102,8 @@ class RewardWeightedRule(AdaptationRule):
     """
     Softmax-weighted mean and std of the latents of all rounds together (Peters and Schaal, "Reinforcement learning by
     reward-weighted regression", ICML 2007), the update of training with ``inner_update="reward_weighted"``. The prior
-    takes part as imagined episodes of average advantage at its 2 L sigma points.
+    takes part as imagined episodes of average advantage at its 2 L sigma points; the std stays near the prior's where
+    no hit stands out.
 
     :param temperature: of the softmax over normalised advantages
     :param prior_episodes: weight of the prior, in episodes of average advantage
@@ -116,17 +117,18 @@ class RewardWeightedRule(AdaptationRule):
 
     def _adapt(self, state: AdaptationState, n_new: int, rng: np.random.Generator) -> tuple[Array, Array]:
         n_tasks, latent_dim = state.mean.shape
+        latents = state.whitened
+        _, evidence = hit_scores(latents, state.returns)
         sigma_points = np.sqrt(latent_dim) * np.concatenate([np.eye(latent_dim), -np.eye(latent_dim)])
-        imagined = state.unwhiten(np.broadcast_to(sigma_points, (n_tasks, *sigma_points.shape)))
-        _, evidence = hit_scores(state.whitened, state.returns)
-        advantages = th.as_tensor(evidence[:, None]) * _normalised(state.advantages, 1e-8)
-        log_weight = np.log(self.prior_episodes / (2 * latent_dim)) * self.temperature
-        advantages = th.cat([advantages, th.full((n_tasks, 2 * latent_dim), log_weight, dtype=th.float64)], dim=1)
-        latents = np.concatenate([state.latents, imagined], axis=1)
-        noise = th.as_tensor((latents - state.mean[:, None]) * np.exp(-state.log_std)[:, None])
+        imagined = np.broadcast_to(sigma_points, (n_tasks, *sigma_points.shape))
+        log_weight = self.temperature * np.log(self.prior_episodes / len(sigma_points))
+        imagined_advantages = th.full((n_tasks, len(sigma_points)), log_weight, dtype=th.float64)
+        advantages = th.cat([_normalised(state.advantages, 1e-8), imagined_advantages], dim=1)
+        prior = DiagGaussian(th.zeros(state.mean.shape).double(), th.zeros(state.mean.shape).double())
+        noise = th.as_tensor(np.concatenate([latents, imagined], axis=1))
         log_temperature = th.tensor(np.log(self.temperature))
-        target = reward_weighted_target(_gaussian(state), noise, advantages, th.ones_like(advantages), log_temperature)
-        return target.mean.numpy(), target.log_std.numpy()
+        target = reward_weighted_target(prior, noise, advantages, th.ones_like(advantages), log_temperature)
+        return _widened(state, target.mean.numpy(), target.log_std.exp().numpy(), evidence)
 
 
 class CrossEntropyRule(AdaptationRule):
@@ -152,9 +154,23 @@ class CrossEntropyRule(AdaptationRule):
         return _moments_with_prior(state, (state.returns >= bar).astype(np.float64), self.prior_episodes, self.min_std)
 
 
+def _widened(state: AdaptationState, mean: Array, std: Array, evidence: Array) -> tuple[Array, Array]:
+    """
+    Keep exploring as long as no hit stands out: the std is drawn to the prior's, and the mean is the prior's where
+    all returns are equal.
+
+    :param mean: whitened (B, L)
+    :param std: in prior stds (B, L), broadcastable
+    :param evidence: that a hit is among the episodes (B,)
+    :return: mean and log std, both (B, L)
+    """
+    mean = np.where(evidence[:, None] > 0.0, mean, 0.0)
+    return state.unwhiten(mean[:, None])[:, 0], state.prior_log_std + evidence[:, None] * np.log(std)
+
+
 def _moments_with_prior(state: AdaptationState, weights: Array, n_prior: float, min_std: float) -> tuple[Array, Array]:
     """
-    Mean and log std of the weighted latents and ``n_prior`` episodes of the prior; the prior where no hit stands out.
+    Mean and log std of the weighted latents and ``n_prior`` episodes of the prior, wider where no hit stands out.
 
     :param weights: non-negative (B, N)
     :return: mean and log std, both (B, L)
@@ -165,18 +181,17 @@ def _moments_with_prior(state: AdaptationState, weights: Array, n_prior: float, 
     mean = np.einsum("bn,bnl->bl", weights, latents) / (total + n_prior)
     variance = np.einsum("bn,bnl->bl", weights, (latents - mean[:, None]) ** 2) + n_prior * (1.0 + mean**2)
     std = np.maximum(np.sqrt(variance / (total + n_prior)), min_std)
-    mean, std = evidence[:, None] * mean, std ** evidence[:, None]
-    return state.unwhiten(mean[:, None])[:, 0], state.prior_log_std + np.log(std)
+    return _widened(state, mean, std, evidence)
 
 
 class KernelRule(AdaptationRule):
     """
     The best latent tried so far, judged by the kernel-smoothed hit score of all episodes around it; the std halves
-    with every round since the task's first hit.
+    every round, but stays near the prior's where no hit stands out.
 
     :param width: width of the smoothing kernel, in prior stds
     :param prior_episodes: episodes at the floor that are imagined at every latent; keeps one lucky episode from winning
-    :param first_std: std after the first round with a hit, in prior stds
+    :param first_std: std after the first round, in prior stds
     :param min_std: least std, in prior stds
     """
 
@@ -197,25 +212,19 @@ class KernelRule(AdaptationRule):
         kernel = np.exp(-0.5 * squared_distances(latents, latents) / self.width**2)
         smoothed = np.einsum("bnm,bm->bn", kernel, scores) / (kernel.sum(-1) + self.prior_episodes)
         best = latents[np.arange(len(latents)), smoothed.argmax(axis=1)]
-        hit_before = (state.log_std < state.prior_log_std - 1e-9).all(axis=1)
-        halved = np.exp(state.log_std - state.prior_log_std) / 2.0
-        std = np.maximum(
-            np.where(hit_before[:, None], np.minimum(halved, self.first_std), self.first_std), self.min_std
-        )
-        hit = np.asarray(evidence >= 0.5)[:, None]
-        mean, std = np.where(hit, best, 0.0), np.where(hit, std, 1.0)
-        return state.unwhiten(mean[:, None])[:, 0], state.prior_log_std + np.log(std)
+        std = np.full((len(best), 1), max(self.first_std * 0.5 ** (state.n_rounds - 1), self.min_std))
+        return _widened(state, best, std, evidence)
 
 
 class PosteriorRule(AdaptationRule):
     """
     Sequential Bayesian optimisation: every latent is chosen from what all earlier episodes returned.
 
-    A Gaussian process on the latent models the hit score (:mod:`sb3_maesn.common.posterior`). The first round stands for
-    the prior as well as its number of episodes can. Later rounds maximise an upper confidence bound over points
-    of the prior and neighbours of the best latents so far. In a task where a hit stands out, at most ``n_explore``
-    episodes of a round are spent so; the others are drawn from the distribution that adaptation would return: around the
-    latent with the highest lower confidence bound.
+    A Gaussian process on the latent models the hit score (:mod:`sb3_maesn.common.posterior`). The first round stands
+    for the prior as well as its number of episodes can. Later rounds maximise an upper confidence bound over points of
+    the prior and neighbours of the best latents so far. In a task where a hit stands out, at most ``n_explore``
+    episodes of a round are spent so; the others are drawn from the distribution that adaptation would return, around
+    the latent with the highest lower confidence bound.
 
     :param optimism: posterior standard deviations of the upper confidence bound
     :param caution: posterior standard deviations of the lower confidence bound

@@ -1,9 +1,9 @@
 """
 The return of a latent, inferred from the episodes of one task: hit scores and a Gaussian process, all tasks at once.
 
-With sparse reward almost every return is a floor plus nuisance (control cost, noise), and an episode that meets the goal
-stands far above it. The functions below first turn returns into *hit scores* in [0, 1], which do not depend on the
-returns' shift or scale, and then regress the scores on the latent with a Gaussian process (Rasmussen and Williams,
+With sparse reward almost every return is a floor plus nuisance (control cost, noise), and an episode that meets the
+goal stands far above it. The functions below first turn returns into *hit scores* in [0, 1], which do not depend on
+the returns' shift or scale, and then regress the scores on the latent with a Gaussian process (Rasmussen and Williams,
 "Gaussian Processes for Machine Learning", 2006, chapter 2). Latents are *whitened* here: the prior is N(0, I).
 Everything is NumPy in float64, with the tasks in the leading axis B, no loop over tasks.
 """
@@ -63,8 +63,8 @@ def prior_points(n_points: int, shift: Array) -> Array:
 
 def representative_points(n_points: int, latent_dim: int, n_reference: int = 1024, n_iterations: int = 50) -> Array:
     """
-    The points that stand best for the prior N(0, I): its support points, which minimise the energy distance to it, by the
-    fixed-point iteration of Mak and Joseph, "Support points", Annals of Statistics 2018, Eq. 22.
+    The points that stand best for the prior N(0, I): its support points, which minimise the energy distance to it, by
+    the fixed-point iteration of Mak and Joseph, "Support points", Annals of Statistics 2018, Eq. 22.
 
     :param n_points: how many points (N)
     :param latent_dim: L
@@ -85,7 +85,7 @@ def representative_points(n_points: int, latent_dim: int, n_reference: int = 102
 
 def random_rotations(n_rotations: int, latent_dim: int, rng: np.random.Generator) -> Array:
     """
-    Orthogonal matrices, uniformly distributed but for the sign of their determinant's columns.
+    Random orthogonal matrices: rotations, some of them with a reflection.
 
     :param n_rotations: how many (B)
     :param latent_dim: L
@@ -224,7 +224,7 @@ def fit_scores(
     for length_scale in length_scales:
         trial = np.full(len(latents), length_scale)
         trial_factor = np.linalg.cholesky(score_std**2 * correlation(square, trial) + noise)
-        likelihood = log_likelihood(trial_factor, residual)
+        likelihood = log_likelihood(np.asarray(trial_factor, dtype=np.float64), residual)
         better = likelihood > best
         best[better], factor[better], chosen[better] = likelihood[better], trial_factor[better], length_scale
     inverse = solve_lower(factor, np.broadcast_to(np.eye(square.shape[-1]), square.shape))
