@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import sys
 from collections.abc import Iterator, Sequence
@@ -19,8 +20,6 @@ from numpy.typing import NDArray
 
 from sb3_maesn.envs.task_family import Array, Mask
 
-#: MuJoCo's own limit (mjMAXVAL): a state beyond it is reset by the next mj_step.
-MAX_VALUE = 1e10
 STAGES = {"none": 0, "pos": 1, "vel": 2, "acc": 3}  # mjtStage, spelled out because mujoco 3 has no such argument
 
 
@@ -56,15 +55,19 @@ def require_batch() -> Any:
 @contextlib.contextmanager
 def quiet_mujoco() -> Iterator[None]:
     """Keep MuJoCo from writing warnings to the console and MUJOCO_LOG.TXT; divergence is reported otherwise."""
-    config = mujoco.MjLogConfig.get()
-    quiet = mujoco.MjLogConfig.get()
-    quiet.logto_console = False
-    quiet.logto_file = False
-    quiet.set()
+    before = mujoco.MjLogConfig.get()
+    _quiet_config().set()
     try:
         yield
     finally:
-        config.set()
+        before.set()
+
+
+@functools.cache
+def _quiet_config() -> Any:
+    config = mujoco.MjLogConfig.get()
+    config.logto_console = config.logto_file = False
+    return config
 
 
 class MujocoPhysics:
@@ -91,8 +94,8 @@ class MujocoPhysics:
         self.state = {name: self.batch.bind(name) for name in ("qpos", "qvel", *derived)}
         self._default: Array = self.batch.state[0].copy()
         self._ctrl: Array = self.batch.bind("ctrl")
-        bad = int(mujoco.mjtWarning.mjWARN_BADQPOS), int(mujoco.mjtWarning.mjWARN_BADQACC)
-        self._warnings: NDArray[np.int32] = self.batch.warning[:, bad[0] : bad[1] + 1, 1]
+        self._warnings: NDArray[np.int32] = self.batch.warning  # (n, kind of warning, [last info, count])
+        self._bad = slice(int(mujoco.mjtWarning.mjWARN_BADQPOS), int(mujoco.mjtWarning.mjWARN_BADQACC) + 1)
 
     def reset(self, ids: NDArray[np.int32], qpos: Array, qvel: Array) -> None:
         """See ``Physics.reset``."""
@@ -113,19 +116,14 @@ class MujocoPhysics:
                 self.batch.step(stage=self._stage)
             except self._error as error:
                 diverged[error.ids] = True
-            self._mark_diverged(diverged)
-            if diverged.any():
-                self.batch.reset(np.flatnonzero(diverged).astype(np.int32))
+        if self._warnings.max() > 0:  # MuJoCo resets by itself what exceeds its limits, and counts that as a warning
+            diverged |= self._warnings[:, self._bad, 1].any(axis=1)
         return diverged
 
-    def _mark_diverged(self, diverged: Mask) -> None:
-        """Add the simulations that MuJoCo reset by itself, and those it would reset at their next step."""
-        if self._warnings.any():
-            diverged |= self._warnings.any(axis=1)
-        for values in self.state.values():
-            # written so that a NaN, which is both maximum and minimum, counts as too large
-            if not (values.max() < MAX_VALUE and values.min() > -MAX_VALUE):
-                diverged |= ~(np.abs(values).reshape(len(values), -1) < MAX_VALUE).all(axis=1)
+    def restart(self, ids: NDArray[np.int32]) -> None:
+        """See ``Physics.restart``."""
+        with quiet_mujoco():
+            self.batch.reset(ids)
 
     def snapshot(self, index: int) -> mujoco.MjData:
         """See ``Physics.snapshot``."""

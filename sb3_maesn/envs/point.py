@@ -42,11 +42,12 @@ class PointPhysics:
 
     def step(self, controls: Array) -> Mask:
         """See ``Physics.step``."""
-        qpos = self.state["qpos"]
-        qpos += STEP_SIZE * controls
-        diverged: Mask = np.logical_not(np.isfinite(qpos.sum(axis=1)))
-        qpos[diverged] = 0.0
-        return diverged
+        self.state["qpos"] += STEP_SIZE * controls
+        return np.zeros(len(controls), dtype=np.bool_)
+
+    def restart(self, ids: NDArray[np.int32]) -> None:
+        """See ``Physics.restart``."""
+        self.state["qpos"][ids] = 0.0
 
     def snapshot(self, index: int) -> Array:
         """See ``Physics.snapshot``."""

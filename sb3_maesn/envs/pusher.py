@@ -134,5 +134,6 @@ def _uniform(bounds: tuple[float, float], u: Array) -> Array:
 def _task_block(state: State, tasks: Array) -> Array:
     """World x and y of each task's block (n, 2)."""
     blocks = tasks[:, 0].astype(np.intp)
-    columns = 3 + 2 * blocks[:, None] + np.arange(2)
-    return np.take_along_axis(state["qpos"], columns, axis=1) + BLOCK_OFFSETS[blocks]
+    rows = np.arange(len(tasks))
+    joints = state["qpos"][:, 3:].reshape(len(tasks), N_BLOCKS, 2)
+    return joints[rows, blocks] + BLOCK_OFFSETS[blocks]

@@ -13,6 +13,9 @@ from numpy.typing import ArrayLike, NDArray
 from sb3_maesn.envs.rendering import Frame, Window
 from sb3_maesn.envs.task_family import Array, Mask, Renderer, TaskFamily
 
+#: A state beyond this counts as diverged: MuJoCo's own limit (mjMAXVAL), where its next step would reset it.
+MAX_VALUE = 1e10
+
 
 class Transition(NamedTuple):
     """
@@ -200,14 +203,26 @@ class TaskSimulator:
             raise RuntimeError(f"{self.family.env_id}: reset() must be called before step()")
         family, state = self.family, self.physics.state
         controls = family.controls(checked)
-        diverged = self.physics.step(controls)
+        observations, diverged = self._advance(controls)
         self.elapsed_steps += 1
         terminated = family.terminated(state) | diverged
         truncated = (self.elapsed_steps >= family.horizon) & ~terminated
         success = truncated & family.success(state, self.tasks) if truncated.any() else truncated
         self.n_diverged += diverged
         rewards = family.reward(state, controls, self.tasks)
-        return Transition(family.observation(state), rewards, terminated, truncated, success, diverged)
+        return Transition(observations, rewards, terminated, truncated, success, diverged)
+
+    def _advance(self, controls: Array) -> tuple[Array, Mask]:
+        """Step the simulations, and put those that diverged back to a state that can be observed."""
+        diverged = self.physics.step(controls)
+        observations = self.family.observation(self.physics.state)
+        # written so that a NaN, which is both maximum and minimum, counts as too large
+        if not (observations.max() < MAX_VALUE and observations.min() > -MAX_VALUE):
+            diverged |= ~(np.abs(observations) < MAX_VALUE).all(axis=1)
+        if diverged.any():
+            self.physics.restart(np.flatnonzero(diverged).astype(np.int32))
+            observations = self.family.observation(self.physics.state)
+        return observations, diverged
 
     def _check_actions(self, actions: ArrayLike) -> Array:
         """Check actions and convert them to float64 (n, A)."""

@@ -39,7 +39,14 @@ class Physics(Protocol):
         Advance every simulation by one control step; ``state`` then describes the state after it.
 
         :param controls: controls (n, nu)
-        :return: the simulations that diverged (n,); they are back at the model's default state
+        :return: the simulations that are known to have diverged (n,)
+        """
+
+    def restart(self, ids: NDArray[np.int32]) -> None:
+        """
+        Put simulations that diverged back to the model's default state.
+
+        :param ids: sorted simulation indices (m,)
         """
 
     def snapshot(self, index: int) -> Any:
