@@ -69,7 +69,9 @@ def plot_adaptation_curve(
         ax.set(xlabel="adaptation round", ylabel=label)
         ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes[1].set_ylim(0, 100)
-    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False)
+    handles, labels = axes[0].get_legend_handles_labels()
+    if len(labels) > 1:
+        figure.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False)
     _save(figure, path)
 
 
@@ -109,7 +111,7 @@ def plot_trajectories(
     :param radius: an episode succeeds where it ends within this distance of its goal
     :param title: title of the figure
     """
-    figure, axes = _panels(1 + len(goals), title, width=3.0, height=3.2)
+    figure, axes = _panels(1 + len(goals), title)
     for trajectory in before:
         axes[0].plot(trajectory[:, 0], trajectory[:, 1], color=INK, alpha=0.35, linewidth=1.0)
     for i, goal in enumerate(goals):
@@ -124,7 +126,8 @@ def plot_trajectories(
     for ax in axes:
         ax.plot(0, 0, marker="o", color=INK, markersize=4)
         ax.set_aspect("equal")
-    _share_limits(axes)
+    x_range, y_range = _share_limits(axes)
+    figure.set_size_inches(3.0 * len(axes), 1.1 + 2.6 * y_range / x_range)
     _save(figure, path)
 
 
@@ -196,16 +199,18 @@ def _line_with_band(ax: Axes, x: Array, mean: Array, half_width: Array, color: s
     ax.fill_between(x, mean - half_width, mean + half_width, color=color, alpha=0.15, linewidth=0)
 
 
-def _share_limits(axes: Sequence[Axes]) -> None:
+def _share_limits(axes: Sequence[Axes]) -> tuple[float, float]:
     """
     Give all panels the widest limits among them.
 
     :param axes: panels
+    :return: ranges of x and y
     """
     x, y = np.array([ax.get_xlim() for ax in axes]), np.array([ax.get_ylim() for ax in axes])
     for ax in axes:
         ax.set_xlim(x.min(), x.max())
         ax.set_ylim(y.min(), y.max())
+    return float(np.ptp(x)), float(np.ptp(y))
 
 
 def _round_color(r: int) -> str:
