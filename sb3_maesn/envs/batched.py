@@ -12,7 +12,8 @@ from numpy.typing import ArrayLike, NDArray
 from stable_baselines3.common.vec_env import VecEnv
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, tile_images
 
-from sb3_maesn.envs.simulator import TaskMember, TaskSimulator, Transition, check_render_mode
+from sb3_maesn.envs.member import TaskMember
+from sb3_maesn.envs.simulator import TaskSimulator, Transition, check_render_mode
 from sb3_maesn.envs.task_family import Array, Mask, TaskFamily
 
 BatchedStep: TypeAlias = tuple[Array, NDArray[np.float32], Mask, list[dict[str, Any]]]

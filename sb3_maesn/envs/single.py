@@ -8,7 +8,8 @@ import gymnasium as gym
 import numpy as np
 from numpy.typing import NDArray
 
-from sb3_maesn.envs.simulator import TaskMember, TaskSimulator, check_render_mode
+from sb3_maesn.envs.member import TaskMember
+from sb3_maesn.envs.simulator import TaskSimulator, check_render_mode
 from sb3_maesn.envs.task_family import Array, TaskFamily
 
 
