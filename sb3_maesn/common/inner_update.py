@@ -28,12 +28,15 @@ class InnerUpdate:
     :param adapt_policy: whether theta is updated too (Eq. 4)
     :param first_order: stop the gradient through the inner gradient
     :param std_floor: least standard deviation by which episode advantages are normalised
+    :param balance: in the reward-weighted update of tasks that share their episodes, let every episode count the same in sum over the
+        tasks, so that the tasks divide the prior among them instead of crowding into a part of it
     """
 
     estimator: str = "likelihood_ratio"
     adapt_policy: bool = False
     first_order: bool = False
     std_floor: float = 1e-8
+    balance: bool = False
 
     def __post_init__(self) -> None:
         if self.estimator not in INNER_UPDATES:
@@ -131,6 +134,28 @@ def reward_weighted_target(latents: DiagGaussian, noise: th.Tensor, advantages: 
     return DiagGaussian(mean, 0.5 * th.log(variance + MIN_WEIGHTED_STD**2))
 
 
+def episode_prices(scores: th.Tensor, groups: th.Tensor, n_iterations: int = 20) -> th.Tensor:
+    """What to subtract from the tasks' scores so that softmax weights use every shared episode equally (Sinkhorn's iteration; Cuturi 2013,
+    arXiv:1306.0895).
+
+    :param scores: log weights before normalisation (B, K)
+    :param groups: tasks of one group share their K episodes (B,)
+    :param n_iterations: of the alternating normalisation
+    :return: (B, K), the same for all tasks of a group, constants
+    """
+    prices = th.zeros_like(scores)
+    with th.no_grad():
+        for group in groups.unique():
+            members = groups == group
+            own = scores[members]  # (n, K)
+            price = th.zeros_like(own[0])
+            for _ in range(n_iterations):
+                usage = th.logsumexp(th.log_softmax(own - price, dim=1), dim=0)  # (K,), log of each episode's share
+                price = price + usage - th.log(th.tensor(own.shape[0] / own.shape[1]))
+            prices[members] = price
+    return prices
+
+
 def _latent_direction(
     spec: InnerUpdate,
     actor: ActorFunction,
@@ -147,6 +172,9 @@ def _latent_direction(
         # the score function takes z as data: the estimator at other parameters uses the same draws
         return likelihood_ratio_gradient(latents, episodes.latents, advantages, episodes.mask)
     if spec.estimator == "reward_weighted":
+        if spec.balance and episodes.groups is not None:
+            temperature = th.exp(steps.log_temperature.detach())
+            advantages = advantages - temperature * episode_prices(advantages / temperature, episodes.groups)
         target = reward_weighted_target(latents, episodes.noise, advantages, episodes.mask, steps.log_temperature)
         return DiagGaussian(target.mean - latents.mean, target.log_std - latents.log_std)
     # dividing by the episodes' standard deviation gives both estimators the same expectation and scale

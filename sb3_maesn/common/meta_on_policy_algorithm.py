@@ -2,7 +2,6 @@
 
 import copy
 import io
-import os
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
@@ -25,6 +24,7 @@ from sb3_maesn.common.adaptation import AdaptationResult, Agent, adapt_latents, 
 from sb3_maesn.common.adaptation_rules import AdaptationRule
 from sb3_maesn.common.distributions import DiagGaussian
 from sb3_maesn.common.env_util import as_multi_task
+from sb3_maesn.common.files import write_atomically
 from sb3_maesn.common.inner_update import InnerUpdate, inner_update, sample_z
 from sb3_maesn.common.meta_objective import MetaObjective
 from sb3_maesn.common.meta_parameters import TaskLatents, read_parameters, write_parameters
@@ -67,6 +67,8 @@ class MetaOnPolicyAlgorithm(OnPolicyAlgorithm):
     :param n_episodes: K, episodes of each task in each rollout
     :param n_prior_episodes: where given, every task's latent distribution before the inner update is the prior, and this many episodes of
         it are shared by all tasks of equal dynamics in place of pre-update episodes of their own (native environments only)
+    :param balance_episodes: with ``n_prior_episodes`` and ``reward_weighted``, let the tasks divide the shared episodes evenly among
+        them, so that the prior covers all tasks
     :param n_inner_steps: inner updates; 0 trains without adaptation
     :param inner_update: ``likelihood_ratio``, ``reparameterised`` or ``reward_weighted``
     :param adapt_policy: update theta in the inner update too (Eq. 4)
@@ -109,6 +111,7 @@ class MetaOnPolicyAlgorithm(OnPolicyAlgorithm):
         meta_batch_size: int = 20,
         n_episodes: int = 20,
         n_prior_episodes: int | None = None,
+        balance_episodes: bool = False,
         n_inner_steps: int = 1,
         inner_update: str = "likelihood_ratio",
         adapt_policy: bool = False,
@@ -141,6 +144,7 @@ class MetaOnPolicyAlgorithm(OnPolicyAlgorithm):
         self.meta_batch_size = meta_batch_size
         self.n_episodes = n_episodes
         self.n_prior_episodes = n_prior_episodes
+        self.balance_episodes = balance_episodes
         self.n_inner_steps = n_inner_steps
         self.inner_update = inner_update
         self.adapt_policy = adapt_policy
@@ -212,7 +216,9 @@ class MetaOnPolicyAlgorithm(OnPolicyAlgorithm):
 
     @property
     def _inner_spec(self) -> InnerUpdate:
-        return InnerUpdate(self.inner_update, self.adapt_policy, self.first_order, self.inner_std_floor)
+        return InnerUpdate(
+            self.inner_update, self.adapt_policy, self.first_order, self.inner_std_floor, self.balance_episodes
+        )
 
     @property
     def _trust_region(self) -> TrustRegion:
@@ -597,13 +603,8 @@ class MetaOnPolicyAlgorithm(OnPolicyAlgorithm):
             return
         target = Path(path)
         target = target.with_suffix(".zip") if target.suffix == "" else target
-        target.parent.mkdir(parents=True, exist_ok=True)
-        partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
-        try:
-            super().save(partial, exclude, include)
-            os.replace(partial, target)
-        finally:
-            partial.unlink(missing_ok=True)
+        sb3_save = super().save
+        write_atomically(target, lambda file: sb3_save(file, exclude, include))  # type: ignore[arg-type]  # a BufferedWriter
 
     @property
     def timesteps_per_iteration(self) -> int:

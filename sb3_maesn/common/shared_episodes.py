@@ -41,7 +41,8 @@ def share_episodes(env: MultiTaskVecEnv, tasks: Tasks, groups: np.ndarray, bank:
         values = np.stack([tasks.values[i] for i in members])
         returns[members] = relabelled_returns(env.family, observations, actions, mask, values, gamma)
     owner = th.as_tensor(groups)
-    return EpisodeBatch(bank.latents[owner], bank.noise[owner], th.as_tensor(returns, dtype=th.float32), bank.mask[0][owner])
+    values = th.as_tensor(returns, dtype=th.float32)
+    return EpisodeBatch(bank.latents[owner], bank.noise[owner], values, bank.mask[0][owner], owner)
 
 
 def sample_by_group(groups: np.ndarray, n: int, rng: np.random.Generator) -> np.ndarray:

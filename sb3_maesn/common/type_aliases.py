@@ -98,12 +98,14 @@ class EpisodeBatch:
     :param noise: eps of z = mean + std * eps (B, K, L)
     :param advantages: of each episode's first step, what the likelihood-ratio estimator credits to z (B, K)
     :param mask: (B, K), 1 for a valid episode
+    :param groups: tasks with the same number share their K episodes (B,); None where every task has its own
     """
 
     latents: th.Tensor
     noise: th.Tensor
     advantages: th.Tensor
     mask: th.Tensor
+    groups: th.Tensor | None = None
 
     def __post_init__(self) -> None:
         for name in ("latents", "noise", "mask"):

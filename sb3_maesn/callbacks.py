@@ -1,0 +1,139 @@
+"""Adaptation on validation tasks during training."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.type_aliases import GymEnv
+
+from sb3_maesn.common.adaptation import AdaptationResult
+from sb3_maesn.common.adaptation_rules import AdaptationRule
+from sb3_maesn.common.env_util import as_multi_task
+from sb3_maesn.common.files import write_atomically
+from sb3_maesn.common.meta_on_policy_algorithm import MetaOnPolicyAlgorithm
+from sb3_maesn.evaluation import evaluate_adaptation
+
+
+class MetaEvalCallback(BaseCallback):
+    """Adapt to validation tasks every few meta-iterations, log the outcome under ``eval/*`` and keep the best model.
+
+    The best model is the one with the highest share of successful episodes in the last round (the highest mean return where the
+    environment does not report success). ``evaluations.npz`` has the zoo's arrays ``timesteps`` (E,), ``results``, ``ep_lengths`` and
+    ``successes`` (E, n_tasks * n_episodes) of the last round, and ``returns_by_round`` and ``success_by_round`` (E, n_rounds + 1).
+
+    :param eval_env: an id such as ``"WheeledGoalSparse-v0"``, or an environment apart from the training environment
+    :param tasks: whatever ``set_task`` takes; the environment's validation tasks where None
+    :param eval_freq: meta-iterations between evaluations
+    :param n_rounds: rounds of adaptation
+    :param n_episodes: episodes of each round and task
+    :param rule: as in :func:`sb3_maesn.evaluation.evaluate_adaptation`
+    :param log_path: folder of ``evaluations.npz``
+    :param best_model_save_path: folder of ``best_model.zip``
+    :param seed: of every evaluation, so that they differ by the model only
+    :param verbose: 1 prints each outcome
+    """
+
+    def __init__(
+        self,
+        eval_env: GymEnv | str,
+        tasks: Sequence[Any] | None = None,
+        eval_freq: int = 10,
+        n_rounds: int = 3,
+        n_episodes: int = 20,
+        rule: str | AdaptationRule | None = None,
+        log_path: str | Path | None = None,
+        best_model_save_path: str | Path | None = None,
+        seed: int = 0,
+        verbose: int = 0,
+    ):
+        super().__init__(verbose)
+        if eval_freq < 1:
+            raise ValueError(f"eval_freq must be at least 1, got {eval_freq}")
+        self.eval_env = as_multi_task(eval_env, 1000, tasks)
+        self.tasks = self.eval_env.task_set("validation") if tasks is None else list(tasks)
+        self.eval_freq = eval_freq
+        self.n_rounds, self.n_episodes, self.rule, self.eval_seed = n_rounds, n_episodes, rule, seed
+        self.log_path = None if log_path is None else Path(log_path)
+        self.best_model_save_path = None if best_model_save_path is None else Path(best_model_save_path)
+        self.best_score = -np.inf
+        self.last_iteration = -1
+        self.history: dict[str, list[Any]] = {}
+
+    def _init_callback(self) -> None:
+        """Continue the record of an earlier run in the same folder."""
+        path = self._npz_path()
+        if path is None or not path.exists() or self.model.num_timesteps == 0:
+            return
+        with np.load(path, allow_pickle=False) as arrays:
+            kept = arrays["timesteps"] <= self.model.num_timesteps
+            self.history = {name: list(arrays[name][kept]) for name in arrays.files}
+        scores = [self._score(s, r) for s, r in zip(self.history["success_by_round"], self.history["returns_by_round"], strict=True)]
+        self.best_score = max(scores, default=-np.inf)
+
+    def _npz_path(self) -> Path | None:
+        return None if self.log_path is None else self.log_path / "evaluations.npz"
+
+    @staticmethod
+    def _score(success: np.ndarray, returns: np.ndarray) -> float:
+        return float(returns[-1] if np.isnan(success[-1]) else success[-1])
+
+    def _on_step(self) -> bool:
+        return True
+
+    def _on_rollout_start(self) -> None:
+        iteration = self.model._n_updates
+        if iteration > 0 and iteration % self.eval_freq == 0:
+            self._evaluate(iteration)
+
+    def _on_training_end(self) -> None:
+        self._evaluate(self.model._n_updates)
+
+    def _evaluate(self, iteration: int) -> None:
+        if iteration == self.last_iteration:
+            return
+        self.last_iteration = iteration
+        assert isinstance(self.model, MetaOnPolicyAlgorithm)
+        result = evaluate_adaptation(
+            self.model, self.eval_env, self.tasks, self.n_rounds, self.n_episodes, self.rule, self.eval_seed
+        )
+        self._log(result)
+        self._remember(result)
+        score = self._score(result.success_rate, result.mean_return)
+        if score > self.best_score:
+            self.best_score = score
+            if self.best_model_save_path is not None:
+                self.model.save(self.best_model_save_path / "best_model")
+
+    def _log(self, result: AdaptationResult) -> None:
+        self.logger.record("eval/mean_reward", float(result.mean_return[-1]))
+        self.logger.record("eval/mean_ep_length", float(result.lengths[-1].mean()))
+        for r in range(self.n_rounds + 1):
+            self.logger.record(f"eval/return_round_{r}", float(result.mean_return[r]))
+            if not np.isnan(result.success_rate[r]):
+                self.logger.record(f"eval/success_round_{r}", float(result.success_rate[r]))
+        if not np.isnan(result.success_rate[-1]):
+            self.logger.record("eval/success_rate", float(result.success_rate[-1]))
+            self.logger.record("eval/solved_rate", float(result.solved_rate[-1]))
+        if self.verbose > 0:
+            print(
+                f"Eval num_timesteps={self.num_timesteps}, return by round {np.round(result.mean_return, 2)},"
+                f" success by round {np.round(result.success_rate, 2)}"
+            )
+
+    def _remember(self, result: AdaptationResult) -> None:
+        row = {
+            "timesteps": self.num_timesteps,
+            "results": result.returns[-1].ravel(),
+            "ep_lengths": result.lengths[-1].ravel(),
+            "successes": result.success[-1].ravel(),
+            "returns_by_round": result.mean_return,
+            "success_by_round": result.success_rate,
+        }
+        for name, value in row.items():
+            self.history.setdefault(name, []).append(value)
+        path = self._npz_path()
+        if path is not None:
+            arrays = {name: np.asarray(values) for name, values in self.history.items()}
+            write_atomically(path, lambda file: np.savez(file, **arrays))
