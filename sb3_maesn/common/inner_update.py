@@ -11,13 +11,15 @@ import torch as th
 
 from sb3_maesn.common.distributions import ActionDistribution, DiagGaussian
 from sb3_maesn.common.objectives import episode_std, normalise_episodes, normalise_steps
-from sb3_maesn.common.type_aliases import Adapted, EpisodeBatch, NamedParameters, StepSizes, TaskBatch
+from sb3_maesn.common.type_aliases import Adapted, EpisodeBatch, NamedParameters, Rollout, StepSizes, TaskBatch
 
 ActorFunction: TypeAlias = Callable[[NamedParameters, th.Tensor, th.Tensor], ActionDistribution]
 """(theta, observations (..., *obs_shape), latents (..., L)) -> distribution (..., A)"""
 
 INNER_UPDATES = ("likelihood_ratio", "reparameterised", "reward_weighted")
 MIN_WEIGHTED_STD = 0.05
+NEVER = -1e30
+"""A log weight whose softmax is 0, but no NaN where all are so."""
 
 
 @dataclass(frozen=True)
@@ -28,8 +30,8 @@ class InnerUpdate:
     :param adapt_policy: whether theta is updated too (Eq. 4)
     :param first_order: stop the gradient through the inner gradient
     :param std_floor: least standard deviation by which episode advantages are normalised
-    :param balance: in the reward-weighted update of tasks that share their episodes, let every episode count the same in sum over the
-        tasks, so that the tasks divide the prior among them instead of crowding into a part of it
+    :param balance: in the reward-weighted update of tasks that share their episodes, let every episode count the same
+        in sum over the tasks, so that the tasks divide the prior among them instead of crowding into a part of it
     """
 
     estimator: str = "likelihood_ratio"
@@ -43,7 +45,9 @@ class InnerUpdate:
             raise ValueError(f"inner_update must be one of {', '.join(INNER_UPDATES)}, got {self.estimator!r}")
 
 
-def likelihood_ratio_gradient(latents: DiagGaussian, z: th.Tensor, advantages: th.Tensor, mask: th.Tensor) -> DiagGaussian:
+def likelihood_ratio_gradient(
+    latents: DiagGaussian, z: th.Tensor, advantages: th.Tensor, mask: th.Tensor
+) -> DiagGaussian:
     """Gradient of mean_k A_k log q(z_k) in (mean, log_std), in closed form (Eq. 5).
 
     :param latents: q, (B, L) each
@@ -55,11 +59,12 @@ def likelihood_ratio_gradient(latents: DiagGaussian, z: th.Tensor, advantages: t
     weights = (advantages * mask / mask.sum(dim=1, keepdim=True).clamp(min=1.0)).unsqueeze(-1)  # (B, K, 1)
     inverse_std = th.exp(-latents.log_std).unsqueeze(1)  # (B, 1, L)
     standardised = (z - latents.mean.unsqueeze(1)) * inverse_std  # (B, K, L)
-    return DiagGaussian((weights * standardised * inverse_std).sum(dim=1), (weights * (standardised.square() - 1.0)).sum(dim=1))
+    mean = (weights * standardised * inverse_std).sum(dim=1)
+    return DiagGaussian(mean, (weights * (standardised.square() - 1.0)).sum(dim=1))
 
 
 def sample_z(latents: DiagGaussian, noise: th.Tensor) -> th.Tensor:
-    """z = mean + std * eps.
+    """Z = mean + std * eps.
 
     :param latents: (B, L) each
     :param noise: eps (B, K, L)
@@ -68,7 +73,9 @@ def sample_z(latents: DiagGaussian, noise: th.Tensor) -> th.Tensor:
     return latents.mean.unsqueeze(1) + th.exp(latents.log_std).unsqueeze(1) * noise
 
 
-def apply_actor(actor: ActorFunction, policy: NamedParameters, adapted: Adapted, observations: th.Tensor, z: th.Tensor) -> ActionDistribution:
+def apply_actor(
+    actor: ActorFunction, policy: NamedParameters, adapted: Adapted, observations: th.Tensor, z: th.Tensor
+) -> ActionDistribution:
     """Action distributions of all tasks at once, with the shared or each task's own theta.
 
     :param actor: the actor as a function of its parameters
@@ -85,60 +92,65 @@ def apply_actor(actor: ActorFunction, policy: NamedParameters, adapted: Adapted,
     return type(parts)(*parts)
 
 
-def action_surrogate(actor: ActorFunction, policy: NamedParameters, adapted: Adapted, batch: TaskBatch, z: th.Tensor, scale: th.Tensor) -> th.Tensor:
-    """sum over tasks of mean_k sum_t scale * log pi(a_t | s_t, z) A_t; its gradient in a task's values is that task's policy gradient.
+def action_surrogate(
+    actor: ActorFunction, policy: NamedParameters, adapted: Adapted, rollout: Rollout, advantages: th.Tensor
+) -> th.Tensor:
+    """Sum over tasks of mean_k sum_t A_t log pi(a_t | s_t, mean + std * eps_k); its gradient in a task's values is that
+    task's policy gradient.
 
     :param actor: the actor as a function of its parameters
     :param policy: shared theta
     :param adapted: the tasks' values
-    :param batch: the tasks' episodes
-    :param z: (B, K, L)
-    :param scale: (T, B, K), broadcastable
+    :param rollout: the tasks' episodes
+    :param advantages: (T, B, K)
     """
-    rollout = batch.rollout
+    z = sample_z(adapted.latents, rollout.noise)
     log_prob = apply_actor(actor, policy, adapted, rollout.observations, z).log_prob(rollout.actions)
     n_episodes = rollout.mask[0].sum(dim=1).clamp(min=1.0)  # (B,)
-    return ((log_prob * scale * rollout.mask).sum(dim=(0, 2)) / n_episodes).sum()
+    return ((log_prob * advantages * rollout.mask).sum(dim=(0, 2)) / n_episodes).sum()
 
 
 def reparameterised_gradient(
-    actor: ActorFunction, policy: NamedParameters, adapted: Adapted, batch: TaskBatch, advantages: th.Tensor
+    actor: ActorFunction, policy: NamedParameters, adapted: Adapted, rollout: Rollout, advantages: th.Tensor
 ) -> DiagGaussian:
-    """Gradient of mean_k sum_t A_t log pi(a_t | s_t, mean + std * eps_k) in (mean, log_std), with its graph (Eq. 3 through the policy).
+    """Gradient of mean_k sum_t A_t log pi(a_t | s_t, mean + std * eps_k) in (mean, log_std), with its graph: Eq. 3
+    through the policy.
 
     :param actor: the actor as a function of its parameters
     :param policy: shared theta
     :param adapted: the tasks' values before this update; their latents must require gradients
-    :param batch: the tasks' episodes
+    :param rollout: the tasks' episodes
     :param advantages: (T, B, K)
     """
-    z = sample_z(adapted.latents, batch.rollout.noise)
-    objective = action_surrogate(actor, policy, adapted, batch, z, advantages)
+    objective = action_surrogate(actor, policy, adapted, rollout, advantages)
     return DiagGaussian(*th.autograd.grad(objective, list(adapted.latents), create_graph=True))
 
 
-def reward_weighted_target(latents: DiagGaussian, noise: th.Tensor, advantages: th.Tensor, mask: th.Tensor, log_temperature: th.Tensor) -> DiagGaussian:
+def reward_weighted_target(
+    latents: DiagGaussian, noise: th.Tensor, advantages: th.Tensor, mask: th.Tensor, log_temperature: th.Tensor
+) -> DiagGaussian:
     """Mean and log std of the drawn latents, weighted by softmax(A / temperature).
 
     :param latents: q, (B, L) each
     :param noise: eps (B, K, L)
     :param advantages: normalised episode advantages (B, K)
-    :param mask: (B, K)
+    :param mask: (B, K); at least one valid episode a task
     :param log_temperature: scalar
     """
     z = sample_z(latents, noise)
-    logits = (advantages * th.exp(-log_temperature)).masked_fill(mask == 0.0, -th.inf)
+    logits = (advantages * th.exp(-log_temperature)).masked_fill(mask == 0.0, NEVER)
     weights = th.softmax(logits, dim=1).unsqueeze(-1)  # (B, K, 1)
     mean = (weights * z).sum(dim=1)
     variance = (weights * (z - mean.unsqueeze(1)).square()).sum(dim=1)
     return DiagGaussian(mean, 0.5 * th.log(variance + MIN_WEIGHTED_STD**2))
 
 
-def episode_prices(scores: th.Tensor, groups: th.Tensor, n_iterations: int = 20) -> th.Tensor:
-    """What to subtract from the tasks' scores so that softmax weights use every shared episode equally (Sinkhorn's iteration; Cuturi 2013,
-    arXiv:1306.0895).
+def episode_prices(scores: th.Tensor, mask: th.Tensor, groups: th.Tensor, n_iterations: int = 20) -> th.Tensor:
+    """What to subtract from the tasks' scores so that softmax weights use every shared episode equally (Sinkhorn's
+    iteration; Cuturi 2013, arXiv:1306.0895).
 
     :param scores: log weights before normalisation (B, K)
+    :param mask: (B, K), the same for all tasks of a group
     :param groups: tasks of one group share their K episodes (B,)
     :param n_iterations: of the alternating normalisation
     :return: (B, K), the same for all tasks of a group, constants
@@ -146,13 +158,14 @@ def episode_prices(scores: th.Tensor, groups: th.Tensor, n_iterations: int = 20)
     prices = th.zeros_like(scores)
     with th.no_grad():
         for group in groups.unique():
-            members = groups == group
-            own = scores[members]  # (n, K)
-            price = th.zeros_like(own[0])
-            for _ in range(n_iterations):
-                usage = th.logsumexp(th.log_softmax(own - price, dim=1), dim=0)  # (K,), log of each episode's share
+            members = groups == group  # (B,)
+            valid = mask[members][0] > 0.0  # (K,)
+            own = scores[members][:, valid]  # (n, m)
+            price = th.zeros_like(own[:1])  # (1, m)
+            for _ in range(n_iterations if own.shape[1] else 0):
+                usage = th.logsumexp(th.log_softmax(own - price, dim=1), dim=0)  # (m,), log of each episode's share
                 price = price + usage - th.log(th.tensor(own.shape[0] / own.shape[1]))
-            prices[members] = price
+            prices[members.nonzero(), valid.nonzero().T] = price
     return prices
 
 
@@ -167,20 +180,29 @@ def _latent_direction(
     """What the step sizes multiply, (B, L) each."""
     latents = adapted.latents
     episodes = batch.episodes if isinstance(batch, TaskBatch) else batch
+    if spec.estimator == "reparameterised":
+        # dividing by the episodes' standard deviation gives both estimators the same expectation and scale
+        scale = episode_std(episodes.advantages, episodes.mask).clamp(min=spec.std_floor)
+        step_advantages = _whole(batch).advantages / scale.view(1, -1, 1)
+        return reparameterised_gradient(actor, policy, adapted, _whole(batch).rollout, step_advantages)
     advantages = normalise_episodes(episodes.advantages, episodes.mask, spec.std_floor)
-    if spec.estimator == "likelihood_ratio":
-        # the score function takes z as data: the estimator at other parameters uses the same draws
-        return likelihood_ratio_gradient(latents, episodes.latents, advantages, episodes.mask)
     if spec.estimator == "reward_weighted":
-        if spec.balance and episodes.groups is not None:
-            temperature = th.exp(steps.log_temperature.detach())
-            advantages = advantages - temperature * episode_prices(advantages / temperature, episodes.groups)
-        target = reward_weighted_target(latents, episodes.noise, advantages, episodes.mask, steps.log_temperature)
-        return DiagGaussian(target.mean - latents.mean, target.log_std - latents.log_std)
-    # dividing by the episodes' standard deviation gives both estimators the same expectation and scale
-    scale = episode_std(episodes.advantages, episodes.mask).clamp(min=spec.std_floor)
-    step_advantages = _whole(batch).advantages / scale.view(1, -1, 1)
-    return reparameterised_gradient(actor, policy, adapted, _whole(batch), step_advantages)
+        return _reward_weighted_direction(spec, latents, steps, episodes, advantages)
+    # the score function takes z as data: the estimator at other parameters uses the same draws
+    return likelihood_ratio_gradient(latents, episodes.latents, advantages, episodes.mask)
+
+
+def _reward_weighted_direction(
+    spec: InnerUpdate, latents: DiagGaussian, steps: StepSizes, episodes: EpisodeBatch, advantages: th.Tensor
+) -> DiagGaussian:
+    """From the latents to the reward-weighted target; zero for a task without a valid episode."""
+    if spec.balance and episodes.groups is not None:
+        temperature = th.exp(steps.log_temperature.detach())
+        prices = episode_prices(advantages / temperature, episodes.mask, episodes.groups)
+        advantages = advantages - temperature * prices
+    target = reward_weighted_target(latents, episodes.noise, advantages, episodes.mask, steps.log_temperature)
+    known = episodes.mask.amax(dim=1, keepdim=True)  # (B, 1)
+    return DiagGaussian((target.mean - latents.mean) * known, (target.log_std - latents.log_std) * known)
 
 
 def _whole(batch: TaskBatch | EpisodeBatch) -> TaskBatch:
@@ -189,19 +211,26 @@ def _whole(batch: TaskBatch | EpisodeBatch) -> TaskBatch:
     return batch
 
 
-def _policy_gradient(actor: ActorFunction, policy: NamedParameters, adapted: Adapted, batch: TaskBatch) -> NamedParameters:
+def _policy_gradient(
+    actor: ActorFunction, policy: NamedParameters, adapted: Adapted, batch: TaskBatch
+) -> NamedParameters:
     """Gradient of the mean step's log pi * A in each task's theta, with its graph (Eq. 4): a leading B each."""
-    n_tasks = batch.rollout.rewards.shape[1]
+    mask = batch.rollout.mask
     theta = adapted.policy
     if theta is None:
-        theta = {name: value.expand(n_tasks, *value.shape) for name, value in policy.items()}
-    z = sample_z(adapted.latents, batch.rollout.noise)
-    advantages = normalise_steps(batch.advantages, batch.rollout.mask)
-    mean_length = batch.rollout.mask.sum(dim=(0, 2)) / batch.rollout.mask[0].sum(dim=1).clamp(min=1.0)  # (B,)
-    scale = advantages / mean_length.clamp(min=1.0).view(1, -1, 1)
-    objective = action_surrogate(actor, policy, Adapted(adapted.latents, theta), batch, z, scale)
+        theta = {name: value.expand(mask.shape[1], *value.shape) for name, value in policy.items()}
+    theta = {name: _differentiable(value) for name, value in theta.items()}
+    advantages = normalise_steps(batch.advantages, mask)
+    mean_length = mask.sum(dim=(0, 2)) / mask[0].sum(dim=1).clamp(min=1.0)  # (B,)
+    scaled = advantages / mean_length.clamp(min=1.0).view(1, -1, 1)
+    objective = action_surrogate(actor, policy, Adapted(adapted.latents, theta), batch.rollout, scaled)
     gradients = th.autograd.grad(objective, list(theta.values()), create_graph=True)
     return dict(zip(theta, gradients, strict=True))
+
+
+def _differentiable(value: th.Tensor) -> th.Tensor:
+    """The value itself inside a meta-gradient's graph; at collection and test time, where there is none, a new leaf."""
+    return value if value.requires_grad else value.detach().requires_grad_()
 
 
 def inner_update(
@@ -222,9 +251,8 @@ def inner_update(
     :param batch: episodes collected with these values
     :return: the tasks' values after the update
     """
-    if not adapted.latents.mean.requires_grad:  # test time: the gradients below are taken in the latents themselves
-        adapted = Adapted(DiagGaussian(*(value.detach().requires_grad_() for value in adapted.latents)), adapted.policy)
     with th.enable_grad():
+        adapted = Adapted(DiagGaussian(*(_differentiable(value) for value in adapted.latents)), adapted.policy)
         direction = _latent_direction(spec, actor, policy, adapted, steps, batch)
         gradients = _policy_gradient(actor, policy, adapted, _whole(batch)) if spec.adapt_policy else {}
     if spec.first_order:
@@ -233,6 +261,6 @@ def inner_update(
     latents = DiagGaussian(
         adapted.latents.mean + steps.mean * direction.mean, adapted.latents.log_std + steps.log_std * direction.log_std
     )
-    before = adapted.policy or policy
+    before = policy if adapted.policy is None else adapted.policy
     theta = {name: before[name] + steps.policy[name] * gradient for name, gradient in gradients.items()}
     return Adapted(latents, theta or adapted.policy)

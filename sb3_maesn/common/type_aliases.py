@@ -14,6 +14,9 @@ from sb3_maesn.common.distributions import ActionDistribution, DiagGaussian
 
 NamedParameters: TypeAlias = dict[str, th.Tensor]
 
+STEP_FIELDS = ("observations", "actions", "log_prob", "rewards", "mask")
+"""The fields of a rollout that hold a value for every step, beside the distribution."""
+
 
 @dataclass(frozen=True)
 class Tasks:
@@ -31,6 +34,23 @@ class Tasks:
             raise ValueError(f"expected one id for each of {len(self.values)} tasks, got ids of shape {self.ids.shape}")
 
 
+class RolloutSummary(NamedTuple):
+    """What the log says about a rollout.
+
+    :param returns: undiscounted returns of its n valid episodes (n,)
+    :param lengths: their lengths (n,)
+    :param success: 1 or 0, of the valid episodes of an environment that says it
+    :param n_episodes: all episodes
+    :param n_diverged: episodes that were dropped because the simulation diverged
+    """
+
+    returns: np.ndarray
+    lengths: np.ndarray
+    success: np.ndarray
+    n_episodes: int
+    n_diverged: int
+
+
 @dataclass(frozen=True)
 class Rollout:
     """K episodes for each of B tasks.
@@ -39,7 +59,7 @@ class Rollout:
     :param actions: as sampled, before clipping to the action space: (T, B, K, A), or (T, B, K) integers
     :param distribution: the behaviour policy's distributions, mean or logits (T, B, K, A)
     :param log_prob: of the actions under the behaviour policy (T, B, K)
-    :param rewards: (T, B, K), zero after the episode's end
+    :param rewards: (T, B, K), zero where the mask is
     :param mask: (T, B, K), 1 for a real step of a valid episode, else 0
     :param latents: z, one for each episode (B, K, L)
     :param noise: eps of z = mean + std * eps (B, K, L)
@@ -64,10 +84,13 @@ class Rollout:
             raise ValueError(f"expected rewards of shape (T, B, K), got {tuple(steps)}")
         for name in ("observations", "actions", "log_prob", "mask"):
             if getattr(self, name).shape[:3] != steps:
-                raise ValueError(f"expected {name} to begin with {tuple(steps)}, got {tuple(getattr(self, name).shape)}")
+                raise ValueError(
+                    f"expected {name} to begin with {tuple(steps)}, got {tuple(getattr(self, name).shape)}"
+                )
         for name in ("latents", "noise", "success"):
-            if tuple(getattr(self, name).shape[:2]) != tuple(steps[1:]):
-                raise ValueError(f"expected {name} to begin with {tuple(steps[1:])}, got {tuple(getattr(self, name).shape)}")
+            shape = tuple(getattr(self, name).shape)
+            if shape[:2] != tuple(steps[1:]):
+                raise ValueError(f"expected {name} to begin with {tuple(steps[1:])}, got {shape}")
 
     @property
     def returns(self) -> th.Tensor:
@@ -85,9 +108,21 @@ class Rollout:
         :param n: at most K
         """
         distribution = type(self.distribution)(*(part[:, :, :n] for part in self.distribution))
-        steps = {name: getattr(self, name)[:, :, :n] for name in ("observations", "actions", "log_prob", "rewards", "mask")}
+        steps = {name: getattr(self, name)[:, :, :n] for name in STEP_FIELDS}
         episodes = {name: getattr(self, name)[:, :n] for name in ("latents", "noise", "success")}
         return replace(self, distribution=distribution, **steps, **episodes)
+
+    def summary(self) -> RolloutSummary:
+        """Returns, lengths and success of the valid episodes."""
+        valid = self.mask[0].numpy() > 0  # (B, K)
+        success = self.success[valid]
+        return RolloutSummary(
+            self.returns.numpy()[valid],
+            self.lengths.numpy()[valid],
+            success[~np.isnan(success)],
+            valid.size,
+            self.n_diverged,
+        )
 
 
 @dataclass(frozen=True)
@@ -110,9 +145,8 @@ class EpisodeBatch:
     def __post_init__(self) -> None:
         for name in ("latents", "noise", "mask"):
             if getattr(self, name).shape[:2] != self.advantages.shape:
-                raise ValueError(
-                    f"expected {name} to begin with {tuple(self.advantages.shape)}, got {tuple(getattr(self, name).shape)}"
-                )
+                shape = tuple(getattr(self, name).shape)
+                raise ValueError(f"expected {name} to begin with {tuple(self.advantages.shape)}, got {shape}")
 
 
 @dataclass(frozen=True)
@@ -147,14 +181,16 @@ class MetaBatch:
     """All data of one meta-iteration.
 
     :param tasks: the B tasks
-    :param pre: the batches before each inner update, in order; empty without inner updates, and of episodes only where the tasks
-        share their pre-update episodes
+    :param pre: the batches before each inner update, in order; empty without inner updates, and of episodes only where
+        nothing needs their steps any more
     :param post: the batch after the last inner update
+    :param pre_summaries: of the rollouts before each inner update
     """
 
     tasks: Tasks
     pre: tuple[TaskBatch | EpisodeBatch, ...]
     post: TaskBatch
+    pre_summaries: tuple[RolloutSummary, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -197,7 +233,10 @@ class MetaParameters:
         n_policy = len(self.policy)
         mean, log_std, step_mean, step_log_std, log_temperature = leaves[n_policy : n_policy + 5]
         steps = StepSizes(
-            step_mean, step_log_std, log_temperature, dict(zip(self.step_sizes.policy, leaves[n_policy + 5 :], strict=True))
+            step_mean,
+            step_log_std,
+            log_temperature,
+            dict(zip(self.step_sizes.policy, leaves[n_policy + 5 :], strict=True)),
         )
         return MetaParameters(
             dict(zip(self.policy, leaves[:n_policy], strict=True)), DiagGaussian(mean, log_std), steps
@@ -263,11 +302,11 @@ def every_nth_step(batch: TaskBatch, stride: int) -> TaskBatch:
     if stride == 1:
         return batch
     rollout = batch.rollout
+    # a Gaussian's log std has a time dimension of 1
     distribution = type(rollout.distribution)(
-        *(part[::stride] if part.ndim == rollout.mask.ndim + 1 and part.shape[0] > 1 else part for part in rollout.distribution)
+        *(part[::stride] if part.shape[0] > 1 else part for part in rollout.distribution)
     )
-    time_fields = ("observations", "actions", "log_prob", "rewards", "mask")
-    thinned = {name: getattr(rollout, name)[::stride] for name in time_fields}
+    thinned = {name: getattr(rollout, name)[::stride] for name in STEP_FIELDS}
     return TaskBatch(
         replace(rollout, distribution=distribution, **thinned),
         batch.advantages[::stride],
