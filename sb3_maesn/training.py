@@ -123,7 +123,8 @@ def build_model(run: TrainingRun) -> MAESN:
         changes = {key: value for key, value in arguments.items() if key in run.overrides}
         model = algorithm.load(check_file(run.trained_agent), device=device, **changes)
         sizes = {"meta_batch_size": model.meta_batch_size, "n_episodes": model.n_episodes}
-        env = make_training_env(run.env_id, _n_members({**sizes, **run.overrides}), run.folder / "0")
+        waves = {key: run.config[key] for key in ("n_envs",) if key in run.config}
+        env = make_training_env(run.env_id, _n_members({**sizes, **waves, **run.overrides}), run.folder / "0")
         with _closed_on_error(env):
             model.set_env(env)
     model.set_logger(make_logger(run))

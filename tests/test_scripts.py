@@ -103,15 +103,19 @@ def test_train_writes_the_files_of_the_zoo(train: Callable[..., Path]) -> None:
     assert list(Path("tb/maesn/PointGoal-v0_1").glob("events*"))
 
 
-def test_a_resumed_run_equals_one_that_was_never_stopped(train: Callable[..., Path]) -> None:
-    whole = train("-n", str(4 * ITERATION), "--seed", "1", "--save-freq", str(2 * ITERATION))
-    checkpoint = whole / f"rl_model_{2 * ITERATION}_steps.zip"
-    resumed = train("-n", str(2 * ITERATION), "-i", str(checkpoint))
+@pytest.mark.parametrize("n_envs", [12, 5])  # all episodes at once, or in waves
+def test_a_resumed_run_equals_one_that_was_never_stopped(train: Callable[..., Path], n_envs: int) -> None:
+    Path("conf.yml").write_text(f"default: {{n_envs: {n_envs}, inner_update: reward_weighted}}")
+    whole = train("-n", str(4 * ITERATION), "--seed", "1", "--save-freq", "1", "--conf-file", "conf.yml")
+    *_, checkpoint = sorted(whole.glob("rl_model_*"), key=lambda path: path.stat().st_mtime_ns)[:2]
+    steps = MAESN.load(checkpoint).num_timesteps
+    left = MAESN.load(whole / "PointGoal-v0.zip").num_timesteps - steps
+    resumed = train("-n", str(left), "-i", str(checkpoint), "--conf-file", "conf.yml")
     expected, got = parameters(whole / "PointGoal-v0.zip"), parameters(resumed / "PointGoal-v0.zip")
     assert expected.keys() == got.keys()
     for name, value in expected.items():
         assert torch.equal(value, got[name]), name
-    assert MAESN.load(resumed / "PointGoal-v0.zip").num_timesteps == 4 * ITERATION
+    assert MAESN.load(resumed / "PointGoal-v0.zip").num_timesteps == steps + left
 
 
 def test_interrupt_leaves_a_whole_checkpoint_and_says_how_to_resume(tmp_path: Path) -> None:
