@@ -42,7 +42,9 @@ def linear_features(observations: th.Tensor, first_step: int = 0) -> th.Tensor:
 
 
 def _ridge_fit(features: th.Tensor, targets: th.Tensor, weights: th.Tensor) -> th.Tensor:
-    """Fitted values of a ridge regression (N,), features (N, F) standardised in place, normal equations solved in float64."""
+    """Fitted values of a ridge regression (N,); features (N, F) are standardised in place, the normal equations solved
+    in float64.
+    """
     count = weights.sum().clamp(min=1.0)
     mean = (weights @ features) / count
     features -= mean
@@ -78,11 +80,15 @@ def linear_values(rollout: Rollout, discounted_returns: th.Tensor) -> th.Tensor:
 def explained_variance(values: th.Tensor, returns: th.Tensor, mask: th.Tensor) -> float:
     """1 - Var(returns - values) / Var(returns) over the valid steps; NaN where the returns do not vary."""
     valid = mask > 0
-    variance = returns[valid].var()
-    return float("nan") if variance == 0 else float(1.0 - (returns[valid] - values[valid]).var() / variance)
+    if valid.sum() < 2:
+        return float("nan")
+    variance = returns[valid].var().item()
+    return float("nan") if variance == 0.0 else 1.0 - (returns[valid] - values[valid]).var().item() / variance
 
 
-def estimate_advantages(rollout: Rollout, gamma: float, gae_lambda: float, value_function: ValueFunction | None = None) -> TaskBatch:
+def estimate_advantages(
+    rollout: Rollout, gamma: float, gae_lambda: float, value_function: ValueFunction | None = None
+) -> TaskBatch:
     """Generalised advantages (Schulman et al. 2016, arXiv:1506.02438) of a rollout of whole episodes.
 
     :param rollout: the episodes
@@ -91,7 +97,11 @@ def estimate_advantages(rollout: Rollout, gamma: float, gae_lambda: float, value
     :param value_function: a critic; the linear baseline where None
     """
     discounted_returns = discounted_sums(rollout.rewards, gamma)
-    values = linear_values(rollout, discounted_returns) if value_function is None else value_function(rollout) * rollout.mask
+    if value_function is None:
+        values = linear_values(rollout, discounted_returns)
+    else:
+        with th.no_grad():
+            values = value_function(rollout) * rollout.mask
     next_values = th.cat([values[1:], th.zeros_like(values[:1])])
     deltas = (rollout.rewards + gamma * next_values - values) * rollout.mask
     advantages = discounted_sums(deltas, gamma * gae_lambda)

@@ -1,7 +1,7 @@
 """Action distributions as immutable values: tensors in, tensors out.
 
-SB3's ``Distribution`` objects are mutable and draw from the global generator. A meta-gradient needs old and new distributions side by
-side and a generator of its own, so the two supported kinds are small tuples of tensors here.
+SB3's ``Distribution`` objects are mutable and draw from the global generator. A meta-gradient needs old and new
+distributions side by side and a generator of its own, so the two supported kinds are small tuples of tensors here.
 """
 
 import math
@@ -89,7 +89,9 @@ def check_action_space(action_space: spaces.Space) -> None:
     """Refuse an action space for which there is no distribution here.
 
     :param action_space: the environment's action space
-    :raises ValueError: unless it is a Box or a Discrete space
+    :raises ValueError: unless it is a Box or a Discrete space that counts from 0
     """
     if not isinstance(action_space, spaces.Box | spaces.Discrete):
         raise ValueError(f"expected a Box or Discrete action space, got {action_space}")
+    if isinstance(action_space, spaces.Discrete) and action_space.start != 0:
+        raise ValueError(f"expected a Discrete action space that starts at 0, got {action_space}")

@@ -1,13 +1,16 @@
-"""The meta-objective as a function of the meta-parameters: inner updates rerun with their graph, then the post-update surrogate."""
+"""The meta-objective as a function of the meta-parameters: inner updates rerun with their graph, then the post-update
+surrogate.
+"""
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch as th
 
-from sb3_maesn.common.distributions import DiagGaussian
+from sb3_maesn.common.distributions import ActionDistribution, DiagGaussian
 from sb3_maesn.common.inner_update import ActorFunction, InnerUpdate, apply_actor, inner_update, sample_z
 from sb3_maesn.common.objectives import normalise_steps, policy_kl, prior_kl, surrogate
-from sb3_maesn.common.type_aliases import Adapted, MetaBatch, MetaParameters, ObjectiveValue, TaskBatch, every_nth_step
+from sb3_maesn.common.type_aliases import Adapted, MetaBatch, MetaParameters, ObjectiveValue, Rollout, every_nth_step
 
 
 @dataclass(frozen=True)
@@ -18,8 +21,8 @@ class MetaObjective:
     :param actor: the actor as a function of its parameters
     :param batch: the meta-iteration's data
     :param kl_coef: weight of the prior KL
-    :param latent_kl_coef: weight of the post-update latents' own KL in the trust region; bounds the step where the policy does not
-        depend on its latent yet
+    :param latent_kl_coef: weight of the latents' own KL, before and after the inner updates, in the trust region;
+        bounds the step where the policy does not depend on its latent yet
     """
 
     spec: InnerUpdate
@@ -40,17 +43,21 @@ class MetaObjective:
             adapted = inner_update(self.spec, self.actor, params.policy, params.step_sizes, adapted, batch)
         return initial, adapted
 
+    @cached_property
+    def _advantages(self) -> th.Tensor:
+        """The post-update advantages, normalised (T, B, K)."""
+        return normalise_steps(self.batch.post.advantages, self.batch.post.rollout.mask)
+
     def __call__(self, params: MetaParameters) -> ObjectiveValue:
         """The objective and its parts.
 
         :param params: the meta-parameters
         """
         initial, adapted = self.adapt(params)
-        post = self.batch.post
-        advantages = normalise_steps(post.advantages, post.rollout.mask)
-        new = self._post_distribution(params, adapted, post)
-        gain = surrogate(new.log_prob(post.rollout.actions), post.rollout.log_prob, advantages, post.rollout.mask)
-        kl = policy_kl(post.rollout.distribution, new, post.rollout.mask)
+        rollout = self.batch.post.rollout
+        new = self._post_distribution(params, adapted, rollout)
+        gain = surrogate(new.log_prob(rollout.actions), rollout.log_prob, self._advantages, rollout.mask)
+        kl = policy_kl(rollout.distribution, new, rollout.mask)
         prior = prior_kl(initial.latents)
         return ObjectiveValue(gain - self.kl_coef * prior, gain, kl, prior)
 
@@ -61,16 +68,18 @@ class MetaObjective:
         :param stride: at least 1
         """
         initial, adapted = self.adapt(params)
-        post = every_nth_step(self.batch.post, stride)
-        new = self._post_distribution(params, adapted, post)
-        kl = policy_kl(post.rollout.distribution, new, post.rollout.mask)
+        rollout = every_nth_step(self.batch.post.rollout, stride)
+        kl = policy_kl(rollout.distribution, self._post_distribution(params, adapted, rollout), rollout.mask)
         if self.latent_kl_coef == 0.0:
             return kl
-        latents = [
-            DiagGaussian(*(part.detach() for part in value.latents)).kl(value.latents).mean() for value in (initial, adapted)
-        ]
-        return kl + self.latent_kl_coef * (latents[0] + latents[1])
+        before, after = (_kl_from_here(value.latents) for value in (initial, adapted))
+        return kl + self.latent_kl_coef * (before + after)
 
-    def _post_distribution(self, params: MetaParameters, adapted: Adapted, post: TaskBatch) -> DiagGaussian:
-        z = sample_z(adapted.latents, post.rollout.noise)
-        return apply_actor(self.actor, params.policy, adapted, post.rollout.observations, z)  # type: ignore[return-value]
+    def _post_distribution(self, params: MetaParameters, adapted: Adapted, rollout: Rollout) -> ActionDistribution:
+        z = sample_z(adapted.latents, rollout.noise)
+        return apply_actor(self.actor, params.policy, adapted, rollout.observations, z)
+
+
+def _kl_from_here(latents: DiagGaussian) -> th.Tensor:
+    """Mean KL between the latent distributions as they are and as they will be: zero, but with a Hessian."""
+    return DiagGaussian(*(part.detach() for part in latents)).kl(latents).mean()

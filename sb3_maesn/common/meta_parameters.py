@@ -1,11 +1,13 @@
 """The meta-learned quantities beside the policy, as a module that SB3 saves with the policy."""
 
+from collections.abc import Mapping
+
 import torch as th
 from torch import nn
 
 from sb3_maesn.common.distributions import DiagGaussian
 from sb3_maesn.common.policies import LatentActor
-from sb3_maesn.common.type_aliases import MetaParameters, NamedParameters, StepSizes
+from sb3_maesn.common.type_aliases import MetaParameters, StepSizes
 
 
 class TaskLatents(nn.Module):
@@ -25,7 +27,7 @@ class TaskLatents(nn.Module):
         self,
         n_tasks: int,
         latent_dim: int,
-        adapted_policy: NamedParameters,
+        adapted_policy: Mapping[str, th.Tensor],
         mean_init_std: float,
         step_size_init: float,
         policy_step_size_init: float,
@@ -39,7 +41,9 @@ class TaskLatents(nn.Module):
         self.log_std_step = nn.Parameter(th.full((latent_dim,), step_size_init))
         self.log_temperature = nn.Parameter(th.tensor(temperature_init).log())
         self.policy_names = tuple(adapted_policy)
-        self.policy_steps = nn.ParameterList(th.full_like(value, policy_step_size_init) for value in adapted_policy.values())
+        self.policy_steps = nn.ParameterList(
+            th.full_like(value, policy_step_size_init) for value in adapted_policy.values()
+        )
 
     def step_sizes(self) -> StepSizes:
         """The step sizes as values."""

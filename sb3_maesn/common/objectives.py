@@ -44,8 +44,8 @@ def normalise_episodes(advantages: th.Tensor, mask: th.Tensor, std_floor: float 
 
     :param advantages: (B, K)
     :param mask: (B, K)
-    :param std_floor: least standard deviation to divide by; about 3 keeps the noise of control costs from driving the latent of a task
-        in which no episode has hit the goal
+    :param std_floor: least standard deviation to divide by; about 3 keeps the noise of control costs from driving the
+        latent of a task in which no episode has hit the goal
     """
     count = mask.sum(dim=1, keepdim=True).clamp(min=1.0)  # (B, 1)
     centred = (advantages - (advantages * mask).sum(dim=1, keepdim=True) / count) * mask

@@ -53,7 +53,7 @@ def fisher_product(kl: th.Tensor, leaves: Sequence[th.Tensor], damping: float) -
     :param damping: added to the diagonal
     :return: (P,) -> (P,)
     """
-    # flat_grad drops parameters whose gradient is None; a term of no effect keeps every parameter in place at both orders
+    # flat_grad drops parameters whose gradient is None: a term of no effect keeps every parameter in place
     kl = kl + 0.0 * sum(leaf.square().sum() for leaf in leaves)
     kl_gradient = flatten(th.autograd.grad(kl, leaves, create_graph=True))
     settings = SimpleNamespace(cg_damping=damping)
@@ -93,7 +93,7 @@ def trust_region_step(
 ) -> StepResult:
     """Maximise the objective inside a trust region: natural gradient, then a backtracking line search.
 
-    The line search runs with gradients enabled, since the objective may contain an inner update that needs them.
+    The line search evaluates without a graph; an inner update inside the objective enables gradients for itself.
 
     :param evaluate: objective and its parts as a function of the parameters
     :param fisher_kl: the KL whose Hessian measures the step, perhaps on part of the data
@@ -114,7 +114,8 @@ def trust_region_step(
         scale = length * settings.line_search_shrinking_factor**n_backtracks
         steps = unflatten(scale * direction, leaves)
         candidate = [(leaf + step).detach().requires_grad_() for leaf, step in zip(leaves, steps, strict=True)]
-        after = ObjectiveValue(*(part.detach() for part in evaluate(candidate)))
+        with th.no_grad():
+            after = evaluate(candidate)
         if after.kl <= settings.target_kl and after.objective > before.objective:
             return StepResult([leaf.detach() for leaf in candidate], True, n_backtracks, before, after)
     return StepResult([leaf.detach() for leaf in leaves], False, n_tries, before, before)

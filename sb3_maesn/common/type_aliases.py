@@ -293,23 +293,17 @@ def detached(value: Adapted) -> Adapted:
     return Adapted(DiagGaussian(*(tensor.detach() for tensor in value.latents)), policy)
 
 
-def every_nth_step(batch: TaskBatch, stride: int) -> TaskBatch:
-    """Every ``stride``-th time step of a batch, for the Fisher product.
+def every_nth_step(rollout: Rollout, stride: int) -> Rollout:
+    """Every ``stride``-th time step of a rollout, for the Fisher product.
 
-    :param batch: the batch
+    :param rollout: the rollout
     :param stride: at least 1
     """
     if stride == 1:
-        return batch
-    rollout = batch.rollout
+        return rollout
     # a Gaussian's log std has a time dimension of 1
     distribution = type(rollout.distribution)(
         *(part[::stride] if part.shape[0] > 1 else part for part in rollout.distribution)
     )
     thinned = {name: getattr(rollout, name)[::stride] for name in STEP_FIELDS}
-    return TaskBatch(
-        replace(rollout, distribution=distribution, **thinned),
-        batch.advantages[::stride],
-        batch.discounted_returns[::stride],
-        batch.explained_variance,
-    )
+    return replace(rollout, distribution=distribution, **thinned)
