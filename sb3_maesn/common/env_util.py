@@ -1,32 +1,41 @@
 """From whatever a user passes as an environment to a MultiTaskVecEnv."""
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
+import gymnasium as gym
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.type_aliases import GymEnv
-from stable_baselines3.common.vec_env import VecEnv
+from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 
-from sb3_maesn.envs import make_vec
+from sb3_maesn.envs import FAMILIES, make_vec
 from sb3_maesn.envs.multi_task import MultiTaskVecEnv, find_multi_task
 
 MAX_MEMBERS = 1000
+MAX_SINGLE_MEMBERS = 8  # of a DummyVecEnv, which gains nothing from more
 
 
 def as_multi_task(env: GymEnv | str, n_envs: int, tasks: Sequence[Any] | None = None) -> MultiTaskVecEnv:
-    """A MultiTaskVecEnv around an id of this package, a Gymnasium environment or a VecEnv.
+    """A MultiTaskVecEnv around an id, a Gymnasium environment or a VecEnv.
 
-    :param env: what the user passed
-    :param n_envs: members of the batched environment built for an id (at most ``MAX_MEMBERS``; episodes run in waves beyond)
+    :param env: what the user passed: an id of this package gives a batched environment, another id registered with
+        Gymnasium a DummyVecEnv; wrappers around a MultiTaskVecEnv stay
+    :param n_envs: members of the environment built for an id (at most ``MAX_MEMBERS``; episodes run in waves beyond)
     :param tasks: tasks that will be set, for an environment that has none of its own
-    :raises ValueError: if the environment has no tasks or its horizon is unknown
+    :raises ValueError: for an unknown id, or if the environment has no tasks or its horizon is unknown
     """
     if isinstance(env, str):
-        return MultiTaskVecEnv(make_vec(env, min(n_envs, MAX_MEMBERS)))
-    venv: VecEnv = BaseAlgorithm._wrap_env(env, monitor_wrapper=False)
+        venv = _make_members(env, min(max(n_envs, 1), MAX_MEMBERS))
+    else:
+        venv = BaseAlgorithm._wrap_env(env, monitor_wrapper=False)
     found = find_multi_task(venv)
     if found is None:
         return MultiTaskVecEnv(venv, train_tasks=tasks)
-    if found is not venv:
-        raise ValueError("expected MultiTaskVecEnv to be the outermost wrapper: wrap the VecEnv first, then give it tasks")
-    return found
+    return found if found is venv else found.around(venv)
+
+
+def _make_members(env_id: str, n: int) -> VecEnv:
+    if env_id in FAMILIES or env_id not in gym.registry:
+        return make_vec(env_id, n)  # which names the known ids where it does not know this one
+    return DummyVecEnv([partial(gym.make, env_id)] * min(n, MAX_SINGLE_MEMBERS))

@@ -1,15 +1,15 @@
 """The wrapper that gives any VecEnv tasks."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
-from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper
+from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper, VecMonitor
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvObs, VecEnvStepReturn
 
-from sb3_maesn.envs.task_family import TaskFamily
-
-SPLITS = ("train", "validation", "test")
+from sb3_maesn.envs.batched import BatchedTaskVecEnv
+from sb3_maesn.envs.mujoco_physics import MujocoPhysics
+from sb3_maesn.envs.task_family import SPLITS, TaskFamily
 
 TaskAdapter: TypeAlias = Callable[[VecEnv, int, Any], None]
 """(venv, member, task) -> None: gives a member its next task where the members have no ``set_task``"""
@@ -18,10 +18,11 @@ TaskAdapter: TypeAlias = Callable[[VecEnv, int, Any], None]
 class MultiTaskVecEnv(VecEnvWrapper):
     """A VecEnv whose members solve different tasks of one family.
 
-    A new task counts from the member's next reset. The three sets of tasks are fixed for the life of the wrapper: those passed, else the
-    members' own ``task_set(split, n_tasks)``, else draws from the members' ``sample_tasks(n)``.
+    A new task counts from the member's next reset. The three sets of tasks are fixed for the life of the wrapper: those
+    passed, else the members' own ``task_set(split, n_tasks)``, else draws from the members' ``sample_tasks(n)``.
 
-    Of a VecEnv whose tasks and horizon are passed, the wrapper uses ``env_method("set_task", task, indices=[i])``, ``reset`` and ``step``.
+    Of a VecEnv whose tasks and horizon are passed, the wrapper uses ``env_method("set_task", task, indices=[i])``,
+    ``reset`` and ``step``.
 
     :param venv: the VecEnv to wrap
     :param horizon: most steps of an episode; asked of the members (``horizon``, or their Gymnasium spec) where None
@@ -31,7 +32,7 @@ class MultiTaskVecEnv(VecEnvWrapper):
     :param n_tasks: size of the sets that are not passed
     :param task_adapter: sets a member's task in place of ``set_task``
     :param task_seed: seed of the members before ``sample_tasks`` is called
-    :raises ValueError: if the members have no tasks, or their horizon is unknown
+    :raises ValueError: if the members have no tasks, their horizon is unknown, or a task is not finite
     """
 
     def __init__(
@@ -47,16 +48,27 @@ class MultiTaskVecEnv(VecEnvWrapper):
     ):
         super().__init__(venv)
         self.task_adapter = task_adapter
-        self.horizon = _find_horizon(venv) if horizon is None else horizon
+        self.horizon = _find_horizon(venv) if horizon is None else int(horizon)
         if self.horizon < 1:
             raise ValueError(f"horizon must be at least 1, got {self.horizon}")
         given = (train_tasks, validation_tasks, test_tasks)
-        if train_tasks is None:
-            drawn = _draw_task_sets(venv, n_tasks, task_seed)
-            given = tuple(mine if mine is not None else theirs for mine, theirs in zip(given, drawn, strict=True))  # type: ignore[assignment]
-        self._task_sets = {split: [] if tasks is None else list(tasks) for split, tasks in zip(SPLITS, given, strict=True)}
+        drawn = _draw_task_sets(venv, n_tasks, task_seed) if train_tasks is None else ((), (), ())
+        chosen = [theirs if mine is None else mine for mine, theirs in zip(given, drawn, strict=True)]
+        self._task_sets = dict(zip(SPLITS, map(list, chosen), strict=True))
         if not self._task_sets["train"]:
             raise ValueError("train_tasks is empty: expected at least one training task")
+        for tasks in self._task_sets.values():
+            for task in tasks:
+                _check_finite(task)
+        self._smaller: MultiTaskVecEnv | None = None
+
+    def around(self, venv: VecEnv) -> "MultiTaskVecEnv":
+        """The same tasks for another VecEnv.
+
+        :param venv: has the same members, such as this environment in further wrappers
+        """
+        train, validation, test = (self._task_sets[split] for split in SPLITS)
+        return MultiTaskVecEnv(venv, self.horizon, train, validation, test, task_adapter=self.task_adapter)
 
     def task_set(self, split: str) -> list[Any]:
         """The tasks of a set.
@@ -88,34 +100,69 @@ class MultiTaskVecEnv(VecEnvWrapper):
 
         :param tasks: one for each member
         :param indices: the members; all of them where None
-        :raises ValueError: if the numbers differ, or a task is not finite
+        :raises ValueError: if the numbers differ, a task is not finite, or the members have no ``set_task``
         """
         members = range(self.num_envs) if indices is None else indices
         if len(tasks) != len(members):
             raise ValueError(f"expected one task for each of {len(members)} members, got {len(tasks)}")
-        native = getattr(self.venv.unwrapped, "set_tasks", None)
-        if self.task_adapter is None and native is not None:
-            native(np.stack([np.asarray(task) for task in tasks]), np.asarray(members))
+        native = self.venv.unwrapped
+        if self.task_adapter is None and isinstance(native, BatchedTaskVecEnv):
+            native.set_tasks(_rows(tasks), np.asarray(members))
             return
         for member, task in zip(members, tasks, strict=True):
             _check_finite(task)
-            if self.task_adapter is None:
-                self.venv.env_method("set_task", task, indices=[member])
-            else:
-                self.task_adapter(self.venv, member, task)
+            self._set_task(member, task)
+
+    def _set_task(self, member: int, task: Any) -> None:
+        if self.task_adapter is not None:
+            self.task_adapter(self.venv, member, task)
+            return
+        try:
+            self.venv.env_method("set_task", task, indices=[member])
+        except AttributeError as error:
+            raise ValueError(
+                "expected members with `set_task(task)`, or a task_adapter passed to MultiTaskVecEnv; setting a task"
+                f" gave: {error}"
+            ) from error
 
     @property
     def family(self) -> TaskFamily:
-        """The task family of a native environment.
+        """The task family of a native environment whose observations and rewards reach the learner as they are.
 
         :raises ValueError: for any other environment
         """
-        family = getattr(self.venv.unwrapped, "family", None)
-        if not isinstance(family, TaskFamily):
+        venv: VecEnv = self.venv
+        while isinstance(venv, MultiTaskVecEnv | VecMonitor):
+            venv = venv.venv
+        if not isinstance(venv, BatchedTaskVecEnv):
             raise ValueError(
-                f"expected a batched environment of this package (sb3_maesn.envs.make_vec), got {type(self.venv.unwrapped).__name__}"
+                "expected a batched environment of this package (sb3_maesn.envs.make_vec) without wrappers that change"
+                f" observations or rewards, got {type(venv).__name__}"
             )
-        return family
+        return venv.family
+
+    def with_room_for(self, n: int) -> "MultiTaskVecEnv":
+        """An environment with a member for each of ``n`` episodes, if this has so many.
+
+        A native environment with more members would step the idle ones too, so a smaller one takes its place, which
+        lives until the next call.
+
+        :param n: episodes, at most the number of members
+        :return: this environment, or one with exactly ``n`` members and the same tasks
+        """
+        if n >= self.num_envs or not isinstance(self.venv, BatchedTaskVecEnv):
+            return self
+        if self._smaller is None or self._smaller.num_envs != n:
+            self._close_smaller()
+            physics = self.venv.simulator.physics
+            n_threads = physics.batch.nthread if isinstance(physics, MujocoPhysics) else 0
+            self._smaller = self.around(BatchedTaskVecEnv(self.venv.family, n, n_threads))
+        return self._smaller
+
+    def _close_smaller(self) -> None:
+        if self._smaller is not None:
+            self._smaller.close()
+        self._smaller = None
 
     def reset(self) -> VecEnvObs:
         """Start new episodes in all members, with the tasks last set."""
@@ -125,12 +172,32 @@ class MultiTaskVecEnv(VecEnvWrapper):
         """Observations, rewards, dones and infos of all members."""
         return self.venv.step_wait()
 
+    def close(self) -> None:
+        """Close the members."""
+        self._close_smaller()
+        super().close()
+
+
+def _rows(tasks: Sequence[Any]) -> np.ndarray:
+    try:
+        return np.stack([np.asarray(task, dtype=np.float64) for task in tasks])
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"expected tasks that are vectors of one length, got {tasks[0]!r} first: {error}") from error
+
 
 def _check_finite(task: Any) -> None:
-    if isinstance(task, np.ndarray | float | int | list | tuple):
-        values = np.asarray(task)
-        if np.issubdtype(values.dtype, np.number) and not np.isfinite(values).all():
+    for part in _numbers(task):
+        if not np.isfinite(part).all():
             raise ValueError(f"expected a finite task, got {task}")
+
+
+def _numbers(task: Any) -> Iterator[np.ndarray]:
+    """All numbers in a task, which may be a structure of its own."""
+    if isinstance(task, dict | list | tuple):
+        for part in task.values() if isinstance(task, dict) else task:
+            yield from _numbers(part)
+    elif isinstance(task, np.ndarray | np.number | float | int) and np.issubdtype(np.asarray(task).dtype, np.number):
+        yield np.asarray(task)
 
 
 def _find_horizon(venv: VecEnv) -> int:
@@ -142,8 +209,8 @@ def _find_horizon(venv: VecEnv) -> int:
         if spec is not None and spec.max_episode_steps is not None:
             return int(spec.max_episode_steps)
     raise ValueError(
-        "the episode's horizon is unknown: expected members with an attribute `horizon` or a Gymnasium spec with max_episode_steps,"
-        " or MultiTaskVecEnv(venv, horizon=...)"
+        "the episode's horizon is unknown: expected members with an attribute `horizon` or a Gymnasium spec with"
+        " max_episode_steps, or MultiTaskVecEnv(venv, horizon=...)"
     )
 
 
