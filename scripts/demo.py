@@ -17,7 +17,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     add = parser.add_argument
     add("--env", default="WheeledGoal-v0", help="environment id of a built-in family")
-    add("-n", "--n-timesteps", type=int, default=10_000_000, help="environment steps of meta-training")
+    add("-n", "--n-timesteps", type=int, default=20_000_000, help="environment steps of meta-training")
     add("--tasks", type=int, default=30, help="unseen tasks to adapt to")
     add("--rounds", type=int, default=3, help="adaptation rounds")
     add("--episodes", type=int, default=20, help="episodes of a round")
