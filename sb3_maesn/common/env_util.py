@@ -1,6 +1,7 @@
 """From whatever a user passes as an environment to a MultiTaskVecEnv."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -39,3 +40,19 @@ def _make_members(env_id: str, n: int) -> VecEnv:
     if env_id in FAMILIES or env_id not in gym.registry:
         return make_vec(env_id, n)  # which names the known ids where it does not know this one
     return DummyVecEnv([partial(gym.make, env_id)] * min(n, MAX_SINGLE_MEMBERS))
+
+
+@contextmanager
+def borrowed_env(env: GymEnv | str, n_envs: int, tasks: Sequence[Any]) -> Iterator[MultiTaskVecEnv]:
+    """As :func:`as_multi_task`; what was built for an id is closed in the end.
+
+    :param env: what the user passed
+    :param n_envs: members of the environment built for an id
+    :param tasks: tasks that will be set
+    """
+    venv = as_multi_task(env, n_envs, tasks)
+    try:
+        yield venv
+    finally:
+        if isinstance(env, str):
+            venv.close()

@@ -1,74 +1,55 @@
 """The base of the on-policy meta-learners: collect, adapt, collect again, take one trust-region step."""
 
-import copy
-import io
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar
 
 import numpy as np
 import torch as th
-from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.callbacks import BaseCallback
-from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy
-from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
-from stable_baselines3.common.utils import check_for_correct_spaces
+from stable_baselines3.common.type_aliases import GymEnv
+from stable_baselines3.common.type_aliases import Schedule as LearningRateSchedule
+from stable_baselines3.common.utils import get_device
 from stable_baselines3.common.vec_env import VecEnv
 
-from sb3_maesn.common.baselines import estimate_advantages
-from sb3_maesn.common.adaptation import AdaptationResult, Agent, adapt_latents, make_rule
-from sb3_maesn.common.adaptation_rules import AdaptationRule
-from sb3_maesn.common.distributions import DiagGaussian
+from sb3_maesn.common.adaptable_algorithm import AdaptableAlgorithm
+from sb3_maesn.common.adaptation import AdaptationResult
+from sb3_maesn.common.collection import Schedule, collect_meta_batch
+from sb3_maesn.common.critic import fit_critic
 from sb3_maesn.common.env_util import as_multi_task
-from sb3_maesn.common.files import write_atomically
-from sb3_maesn.common.inner_update import InnerUpdate, inner_update, sample_z
+from sb3_maesn.common.inner_update import InnerUpdate
+from sb3_maesn.common.iteration_log import collection_record, step_record
 from sb3_maesn.common.meta_objective import MetaObjective
 from sb3_maesn.common.meta_parameters import TaskLatents, read_parameters, write_parameters
-from sb3_maesn.common.policies import LatentActor, LatentActorCriticPolicy
-from sb3_maesn.common.rollouts import Behaviour, StepHook, collect
-from sb3_maesn.common.shared_episodes import dynamics_groups, sample_by_group, share_episodes
+from sb3_maesn.common.policies import LatentActorCriticPolicy
+from sb3_maesn.common.settings import check_settings
+from sb3_maesn.common.shared_episodes import sample_by_group
 from sb3_maesn.common.trust_region import TrustRegion, trust_region_step
-from sb3_maesn.common.type_aliases import (
-    Adapted,
-    MetaBatch,
-    MetaParameters,
-    NamedParameters,
-    EpisodeBatch,
-    ObjectiveValue,
-    Rollout,
-    StepResult,
-    TaskBatch,
-    Tasks,
-    detached,
-)
+from sb3_maesn.common.type_aliases import MetaBatch, ObjectiveValue, Tasks
 from sb3_maesn.envs.multi_task import MultiTaskVecEnv
 
-SelfMetaOnPolicyAlgorithm = TypeVar("SelfMetaOnPolicyAlgorithm", bound="MetaOnPolicyAlgorithm")
 
-BASELINES = ("linear", "critic")
-REFERENCE_ITERATIONS = 300
+class MetaOnPolicyAlgorithm(AdaptableAlgorithm):
+    """Meta-learning with a likelihood-ratio, reparameterised or reward-weighted inner update and a TRPO meta step.
 
-
-class MetaOnPolicyAlgorithm(OnPolicyAlgorithm):
-    """Meta-learning with a likelihood-ratio or reparameterised inner update and a TRPO meta step.
-
-    One meta-iteration collects ``n_episodes`` episodes of each of ``meta_batch_size`` tasks before each of ``n_inner_steps`` inner updates
-    and once after the last, then takes one trust-region step on all meta-parameters. All randomness of iteration i comes from the seed and
-    i alone, so that a run that is saved, loaded and continued equals one that was never stopped.
+    One meta-iteration collects ``n_episodes`` episodes of each of ``meta_batch_size`` tasks before each of
+    ``n_inner_steps`` inner updates and once after the last, then takes one trust-region step on all meta-parameters.
+    All randomness of iteration i comes from the seed and i alone, so that a run that is saved, loaded and continued
+    equals one that was never stopped.
 
     :param policy: ``"LatentMlpPolicy"`` or a subclass of LatentActorCriticPolicy
     :param env: an id of this package, a Gymnasium environment with tasks, or a VecEnv of such
     :param learning_rate: of the critic (used with ``baseline="critic"``)
     :param meta_batch_size: B, tasks of one iteration
     :param n_episodes: K, episodes of each task in each rollout
-    :param n_prior_episodes: where given, every task's latent distribution before the inner update is the prior, and this many episodes of
-        it are shared by all tasks of equal dynamics in place of pre-update episodes of their own (native environments only)
-    :param balance_episodes: with ``n_prior_episodes`` and ``reward_weighted``, let the tasks divide the shared episodes evenly among
-        them, so that the prior covers all tasks
+    :param n_prior_episodes: where given, every task's latent distribution before the inner update is the prior, and
+        this many episodes of it are shared by all tasks of equal dynamics in place of pre-update episodes of their own
+        (native environments only)
+    :param balance_episodes: with ``n_prior_episodes`` and ``reward_weighted``, let the tasks divide the shared episodes
+        evenly among them, so that the prior covers all tasks
     :param n_inner_steps: inner updates; 0 trains without adaptation
     :param inner_update: ``likelihood_ratio``, ``reparameterised`` or ``reward_weighted``
     :param adapt_policy: update theta in the inner update too (Eq. 4)
@@ -95,19 +76,18 @@ class MetaOnPolicyAlgorithm(OnPolicyAlgorithm):
     :param policy_kwargs: arguments of the policy
     :param verbose: 0, 1 or 2
     :param seed: of everything random
-    :param device: only the CPU is tested
+    :param device: ``"cpu"``, or ``"auto"``, which means the CPU here: the networks are small, the physics runs there
     :param _init_setup_model: whether to build the networks now
+    :raises ValueError: for settings out of range, and for an environment or a policy that does not fit
     """
 
     policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {"LatentMlpPolicy": LatentActorCriticPolicy}
-    policy: LatentActorCriticPolicy  # type: ignore[assignment]  # narrower than SB3's
-    env: MultiTaskVecEnv | None  # type: ignore[assignment]
 
     def __init__(
         self,
         policy: str | type[ActorCriticPolicy],
         env: GymEnv | str | None,
-        learning_rate: float | Schedule = 1e-3,
+        learning_rate: float | LearningRateSchedule = 1e-3,
         meta_batch_size: int = 20,
         n_episodes: int = 20,
         n_prior_episodes: int | None = None,
@@ -166,8 +146,10 @@ class MetaOnPolicyAlgorithm(OnPolicyAlgorithm):
         self.fisher_subsampling = fisher_subsampling
         self._check_settings()
         # every iteration's generator is seeded with (this, iteration)
-        self.entropy = int(np.random.SeedSequence().entropy % 2**63) if seed is None else seed  # type: ignore[operator]
+        self.entropy = int(np.random.SeedSequence().generate_state(1)[0]) if seed is None else seed
+        self.groups_per_batch = 1  # of tasks that share prior episodes
         self._meta_batch: MetaBatch | None = None
+        self._whole_timesteps: int | None = None  # num_timesteps after the last whole iteration
         self.adaptation: AdaptationResult | None = None
         self.policy_adaptation: list[float] = []
         if isinstance(env, str):
@@ -189,30 +171,15 @@ class MetaOnPolicyAlgorithm(OnPolicyAlgorithm):
             policy_kwargs=policy_kwargs,
             verbose=verbose,
             seed=seed,
-            device=device,
+            device=_cpu(device),
             _init_setup_model=_init_setup_model,
         )
 
-    # ---------------------------------------------------------------- set-up
+    # Set-up
 
     def _check_settings(self) -> None:
-        for name, least in (("meta_batch_size", 1), ("n_episodes", 2), ("n_inner_steps", 0), ("fisher_subsampling", 1)):
-            if getattr(self, name) < least:
-                raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
-        for name in ("step_size_init", "temperature_init", "target_kl"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
-        if self.baseline not in BASELINES:
-            raise ValueError(f"baseline must be one of {', '.join(BASELINES)}, got {self.baseline!r}")
-        spec = self._inner_spec
-        if self.n_prior_episodes is not None and (
-            self.n_prior_episodes < 2 or spec.adapt_policy or spec.estimator == "reparameterised" or self.n_inner_steps != 1
-        ):
-            raise ValueError(
-                "n_prior_episodes must be at least 2 and goes with one inner step of the latents alone by likelihood_ratio or"
-                f" reward_weighted, got n_prior_episodes={self.n_prior_episodes}, n_inner_steps={self.n_inner_steps},"
-                f" inner_update={self.inner_update!r}, adapt_policy={self.adapt_policy}"
-            )
+        check_settings(vars(self))
+        _ = self._inner_spec  # which checks itself
 
     @property
     def _inner_spec(self) -> InnerUpdate:
@@ -230,35 +197,32 @@ class MetaOnPolicyAlgorithm(OnPolicyAlgorithm):
             self.line_search_max_iter,
         )
 
-    @staticmethod
-    def _wrap_env(env: GymEnv, verbose: int = 0, monitor_wrapper: bool = True) -> VecEnv:
-        """Give any environment tasks: SB3's wrapping, then a MultiTaskVecEnv unless there is one already."""
-        return as_multi_task(BaseAlgorithm._wrap_env(env, verbose, monitor_wrapper), n_envs=1)
-
     def _setup_model(self) -> None:
+        self._check_settings()
         self._setup_lr_schedule()
         self.set_random_seed(self.seed)
         if self.env is not None:
             self._take_env_facts(self.env)
+        elif self.observation_space is None:
+            raise ValueError("expected an environment, got None")
         if self.meta_batch_size > self.n_train_tasks:
             raise ValueError(
-                f"meta_batch_size ({self.meta_batch_size}) must not exceed the number of training tasks ({self.n_train_tasks})"
+                f"meta_batch_size ({self.meta_batch_size}) must not exceed the number of training tasks"
+                f" ({self.n_train_tasks})"
             )
-        self.policy = self.policy_class(self.observation_space, self.action_space, self.lr_schedule, **self.policy_kwargs).to(  # type: ignore[assignment]
-            self.device
-        )
-        if not isinstance(self.policy, LatentActorCriticPolicy):
-            raise ValueError(f"expected a LatentActorCriticPolicy, got {self.policy_class.__name__}")
-        self.rollout_buffer = None  # type: ignore[assignment]  # a MetaBatch takes its place, since the task axis must stay
+        if not issubclass(self.policy_class, LatentActorCriticPolicy):
+            raise ValueError(f"expected a subclass of LatentActorCriticPolicy, got {self.policy_class.__name__}")
+        policy = self.policy_class(self.observation_space, self.action_space, self.lr_schedule, **self.policy_kwargs)
+        self.policy = policy.to(self.device)
+        self.rollout_buffer = None  # type: ignore[assignment]  # a MetaBatch takes its place: the task axis must stay
         self._actor = self.policy.make_actor()
         self.task_latents = self._make_task_latents()
 
     def _make_task_latents(self) -> TaskLatents:
-        adapted = dict(self._actor.named_parameters()) if self.adapt_policy else {}
         return TaskLatents(
             self.n_train_tasks,
             self.policy.latent_dim,
-            adapted,
+            dict(self._actor.named_parameters()) if self.adapt_policy else {},
             self.latent_mean_init_std if self.n_prior_episodes is None else 0.0,
             self.step_size_init,
             self.policy_step_size_init,
@@ -272,33 +236,20 @@ class MetaOnPolicyAlgorithm(OnPolicyAlgorithm):
     def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
         return ["policy", "policy.optimizer", "task_latents"], []
 
-    def set_env(self, env: GymEnv, force_reset: bool = True) -> None:
-        """Replace the environment.
-
-        :param env: an environment with the same spaces and number of training tasks
-        :param force_reset: as in SB3
-        :raises ValueError: if spaces or the number of training tasks differ
-        """
-        wrapped = self._wrap_env(env, self.verbose)
-        assert isinstance(wrapped, MultiTaskVecEnv)
-        self._take_env_facts(wrapped)
-        super().set_env(wrapped, force_reset)
-
     def _take_env_facts(self, env: MultiTaskVecEnv) -> None:
-        n_tasks = len(env.task_set("train"))
-        if n_tasks != self.__dict__.setdefault("n_train_tasks", n_tasks):
-            raise ValueError(f"expected an environment with {self.n_train_tasks} training tasks, got {n_tasks}")
-        self.n_steps = env.horizon
+        super()._take_env_facts(env)
+        if self.n_prior_episodes is not None:
+            groups = env.family.dynamics_groups(np.stack(env.task_set("train")))
+            self.groups_per_batch = -(-self.meta_batch_size * (int(groups.max()) + 1) // len(groups))
 
-    def check_spaces(self, env: VecEnv) -> None:
-        """Refuse an environment whose spaces differ from those the policy was built for.
+    @property
+    def timesteps_per_iteration(self) -> int:
+        """Environment steps of one meta-iteration whose episodes are all as long as the horizon."""
+        post = self.meta_batch_size * self.n_episodes
+        before = post if self.n_prior_episodes is None else self.n_prior_episodes * self.groups_per_batch
+        return (post + self.n_inner_steps * before) * self.n_steps
 
-        :param env: the environment
-        :raises ValueError: naming both spaces
-        """
-        check_for_correct_spaces(env, self.observation_space, self.action_space)
-
-    # ---------------------------------------------------------------- one meta-iteration
+    # One meta-iteration
 
     def _rng(self) -> np.random.Generator:
         """The generator of the current iteration: its collection and its step depend on nothing else."""
@@ -336,93 +287,47 @@ class MetaOnPolicyAlgorithm(OnPolicyAlgorithm):
         rng = self._rng()
         tasks = self.sample_tasks(rng)
         params = read_parameters(self._actor, self.task_latents)
-        adapted = Adapted(DiagGaussian(params.latents.mean[tasks.ids], params.latents.log_std[tasks.ids]), None)
-        pre: list[TaskBatch | EpisodeBatch] = []
-        on_step = self._step_hook(env, callback)
-        for _ in range(self.n_inner_steps):
-            before = self._collect_before(env, tasks, params.policy, adapted, rng, on_step)
-            if before is None:
-                return False
-            pre.append(before)
-            adapted = detached(
-                inner_update(self._inner_spec, self._actor_function, params.policy, params.step_sizes, adapted, before)
-            )
-        post = self._collect(env, tasks, params.policy, adapted, self.n_episodes, rng, on_step)
-        if post is None:
+        collector = self._collector(env, self._step_hook(callback))
+        batch = collect_meta_batch(collector, self._schedule, self._inner_spec, params, tasks, rng)
+        if batch is None:
             return False
-        self._meta_batch = MetaBatch(tasks, tuple(pre), self._estimate_advantages(post))
-        self._note_episodes(self._meta_batch, time.perf_counter() - started)
+        self._meta_batch = batch
+        self._note_episodes(batch)
+        self.logger.record("time/collect_seconds", time.perf_counter() - started)
         callback.on_rollout_end()
         return True
 
-    def _collect_before(
-        self,
-        env: MultiTaskVecEnv,
-        tasks: Tasks,
-        theta: NamedParameters,
-        adapted: Adapted,
-        rng: np.random.Generator,
-        on_step: StepHook,
-    ) -> TaskBatch | EpisodeBatch | None:
-        """What an inner update learns from: each task's own episodes, or those of the prior that tasks share."""
-        if self.n_prior_episodes is None:
-            rollout = self._collect(env, tasks, theta, adapted, self.n_episodes, rng, on_step)
-            return None if rollout is None else self._estimate_advantages(rollout)
-        groups, first = dynamics_groups(env, tasks)
-        prior = th.zeros(len(first.values), self.policy.latent_dim)
-        bank = self._collect(env, first, theta, Adapted(DiagGaussian(prior, prior), None), self.n_prior_episodes, rng, on_step)
-        return None if bank is None else share_episodes(env, tasks, groups, bank, self.gamma)
+    @property
+    def _schedule(self) -> Schedule:
+        keep_steps = self.adapt_policy or self.inner_update == "reparameterised" or self.baseline == "critic"
+        return Schedule(self.n_inner_steps, self.n_episodes, self.n_prior_episodes, keep_steps)
 
-    def _collect(
-        self,
-        env: MultiTaskVecEnv,
-        tasks: Tasks,
-        theta: NamedParameters,
-        adapted: Adapted,
-        n_episodes: int,
-        rng: np.random.Generator,
-        on_step: StepHook | None,
-    ) -> Rollout | None:
-        shape = (len(tasks.values), n_episodes, self.policy.latent_dim)
-        noise = th.from_numpy(rng.standard_normal(shape, dtype=np.float32))
-        behaviour = Behaviour(self.policy, self._actor_function, theta, adapted, noise, sample_z(adapted.latents, noise))
-        return collect(env, tasks.values, behaviour, rng, on_step)
-
-    def _actor_function(self, theta: NamedParameters, observations: th.Tensor, latents: th.Tensor) -> Any:
-        return th.func.functional_call(self._actor, theta, (observations, latents))
-
-    def _step_hook(self, env: VecEnv, callback: BaseCallback) -> StepHook:
-        def on_step(variables: dict[str, Any]) -> bool:
-            self.num_timesteps += env.num_envs
-            callback.update_locals({"self": self, "env": env, **variables})
-            return callback.on_step()
-
-        return on_step
-
-    def _estimate_advantages(self, rollout: Rollout) -> TaskBatch:
-        critic = self._critic_values if self.baseline == "critic" else None
-        return estimate_advantages(rollout, self.gamma, self.gae_lambda, critic)
-
-    def _critic_values(self, rollout: Rollout) -> th.Tensor:
-        """The critic's values (T, B, K), with their graph where gradients are enabled."""
-        observations = rollout.observations.flatten(0, 2)
-        latents = rollout.latents.expand(rollout.rewards.shape[0], *rollout.latents.shape).flatten(0, 2)
-        features = self.policy._conditioned(observations, latents, self.policy.vf_features_extractor)
-        values: th.Tensor = self.policy.value_net(self.policy.mlp_extractor.forward_critic(features))
-        return values.view(rollout.rewards.shape).detach() if not th.is_grad_enabled() else values.view(rollout.rewards.shape)
+    def _note_episodes(self, batch: MetaBatch) -> None:
+        """Post-update episodes go where SB3 keeps its episode statistics."""
+        assert self.ep_info_buffer is not None
+        assert self.ep_success_buffer is not None
+        post = batch.post.rollout.summary()
+        now = round(time.time() - self.start_time / 1e9, 6)
+        for episode_return, length in zip(post.returns.tolist(), post.lengths.tolist(), strict=True):
+            self.ep_info_buffer.append({"r": episode_return, "l": length, "t": now})
+        self.ep_success_buffer.extend(post.success.tolist())
+        self._episode_num += sum(summary.n_episodes for summary in (*batch.pre_summaries, post))
+        for name, value in collection_record(batch).items():
+            self.logger.record(name, value)
 
     def train(self) -> None:
         """One trust-region step on theta, the latents and the step sizes, then the critic's update."""
         assert self._meta_batch is not None
         started = time.perf_counter()
         self.policy.set_training_mode(True)
+        batch, self._meta_batch = self._meta_batch, None
         params = read_parameters(self._actor, self.task_latents)
-        objective = MetaObjective(self._inner_spec, self._actor_function, self._meta_batch, self.kl_coef, self.latent_kl_coef)
+        objective = MetaObjective(self._inner_spec, self._actor_function, batch, self.kl_coef, self.latent_kl_coef)
 
-        def evaluate(leaves: Any) -> ObjectiveValue:
+        def evaluate(leaves: Sequence[th.Tensor]) -> ObjectiveValue:
             return objective(params.with_leaves(leaves))
 
-        def fisher_kl(leaves: Any) -> th.Tensor:
+        def fisher_kl(leaves: Sequence[th.Tensor]) -> th.Tensor:
             return objective.fisher_kl(params.with_leaves(leaves), self.fisher_subsampling)
 
         solver_seed = int(self._rng().integers(2**62))
@@ -432,210 +337,21 @@ class MetaOnPolicyAlgorithm(OnPolicyAlgorithm):
             new = replace(new, latents=params.latents)
         write_parameters(self._actor, self.task_latents, new)
         if self.baseline == "critic":
-            self._train_critic(self._meta_batch)
+            self._update_learning_rate(self.policy.optimizer)
+            self.logger.record("train/value_loss", fit_critic(self.policy, batch, self.n_critic_updates))
         self._n_updates += 1
-        self._log_step(result, new, self._meta_batch, time.perf_counter() - started)
-        self._meta_batch = None
+        self._whole_timesteps = self.num_timesteps
+        for name, value in step_record(result, new, batch, self.inner_update).items():
+            self.logger.record(name, value)
+        self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
+        self.logger.record("time/train_seconds", time.perf_counter() - started)
 
-    def _train_critic(self, meta_batch: MetaBatch) -> None:
-        """Full-batch regression of the critic on the discounted returns of all rollouts."""
-        self._update_learning_rate(self.policy.optimizer)
-        losses = []
-        for _ in range(self.n_critic_updates):
-            for batch in self._whole_batches(meta_batch):
-                errors = (self._critic_values(batch.rollout) - batch.discounted_returns).square() * batch.rollout.mask
-                loss = errors.sum() / batch.rollout.mask.sum().clamp(min=1.0)
-                self.policy.optimizer.zero_grad()
-                critic = self.policy.critic_parameters()
-                for parameter, gradient in zip(critic, th.autograd.grad(loss, critic), strict=True):
-                    parameter.grad = gradient
-                self.policy.optimizer.step()
-                losses.append(loss.item())
-        self.logger.record("train/value_loss", float(np.mean(losses)))
 
-    @staticmethod
-    def _whole_batches(meta_batch: MetaBatch) -> list[TaskBatch]:
-        return [batch for batch in (*meta_batch.pre, meta_batch.post) if isinstance(batch, TaskBatch)]
+def _cpu(device: th.device | str) -> str:
+    """The CPU, which is what ``"auto"`` means here.
 
-    # ---------------------------------------------------------------- logs
-
-    def _note_episodes(self, meta_batch: MetaBatch, seconds: float) -> None:
-        """Post-update episodes go where SB3 keeps its episode statistics."""
-        assert self.ep_info_buffer is not None and self.ep_success_buffer is not None
-        post = meta_batch.post.rollout
-        now = round(time.time() - self.start_time / 1e9, 6)
-        for episode_return, length in zip(post.returns.flatten().tolist(), post.lengths.flatten().tolist(), strict=True):
-            self.ep_info_buffer.append({"r": episode_return, "l": length, "t": now})
-        self.ep_success_buffer.extend(post.success[~np.isnan(post.success)].tolist())
-        self._episode_num += post.success.size * (len(meta_batch.pre) + 1)
-        batches = self._whole_batches(meta_batch)
-        for batch in batches[:1] if len(batches) > 1 else []:
-            self.logger.record("rollout/pre_ep_rew_mean", batch.rollout.returns.mean().item())
-            if not np.isnan(batch.rollout.success).all():
-                self.logger.record("rollout/pre_success_rate", float(np.nanmean(batch.rollout.success)))
-        diverged = sum(batch.rollout.n_diverged for batch in batches)
-        self.logger.record("rollout/n_diverged", diverged)
-        self.logger.record("time/collect_seconds", seconds)
-
-    def _log_step(self, result: StepResult, params: MetaParameters, meta_batch: MetaBatch, seconds: float) -> None:
-        after, steps = result.after, params.step_sizes
-        record = self.logger.record
-        record("train/surrogate", after.surrogate.item())
-        record("train/kl_divergence", after.kl.item())
-        record("train/prior_kl", after.prior_kl.item())
-        record("train/is_line_search_success", float(result.accepted))
-        record("train/n_backtracks", result.n_backtracks)
-        record("train/explained_variance", meta_batch.post.explained_variance)
-        if "log_std" in params.policy:
-            record("train/std", params.policy["log_std"].exp().mean().item())
-        if self.policy.latent_dim > 0:
-            record("train/latent_std", params.latents.log_std.exp().mean().item())
-            record("train/latent_mean_norm", params.latents.mean.norm(dim=-1).mean().item())
-            record("train/step_size_mean", steps.mean.mean().item())
-            record("train/step_size_log_std", steps.log_std.mean().item())
-        if self.inner_update == "reward_weighted":
-            record("train/temperature", steps.log_temperature.exp().item())
-        record("train/n_updates", self._n_updates, exclude="tensorboard")
-        record("time/train_seconds", seconds)
-
-    # ---------------------------------------------------------------- adaptation
-
-    def agent(self) -> Agent:
-        """What adaptation needs of this model, as values."""
-        params = read_parameters(self._actor, self.task_latents)
-        return Agent(self.policy, self._actor_function, params.policy, params.step_sizes, self.gamma, self.gae_lambda)
-
-    def adapt(
-        self: SelfMetaOnPolicyAlgorithm,
-        env: GymEnv | str | None = None,
-        task: Any = None,
-        n_rounds: int = 3,
-        n_episodes: int = 50,
-        rule: str | AdaptationRule | None = None,
-        n_policy_rounds: int = 0,
-        seed: int = 0,
-    ) -> SelfMetaOnPolicyAlgorithm:
-        """Adapt to one task.
-
-        The latent distribution is adapted first, by ``rule``, then theta for ``n_policy_rounds`` rounds by trust-region policy gradient.
-
-        :param env: where the task is set: an id, a Gymnasium environment or a VecEnv; the model's own where None
-        :param task: whatever ``set_task`` takes
-        :param n_rounds: updates of the latent distribution
-        :param n_episodes: episodes of each round
-        :param rule: a name of ``RULES``, a rule, or None for the default
-        :param n_policy_rounds: updates of theta after those
-        :param seed: of everything random here
-        :return: a new model whose ``predict`` draws from the adapted latent distribution, and whose ``adaptation`` is the history; this
-            model stays as it was
-        :raises ValueError: if no task is given, or the environment refuses it
-        """
-        if task is None:
-            raise ValueError("expected a task (whatever the environment's set_task takes), got None")
-        if env is None and self.env is None:
-            raise ValueError("expected an environment, got none: pass env")
-        venv = as_multi_task(env if env is not None else self.env, n_episodes, [task])  # type: ignore[arg-type]  # not None here
-        self.check_spaces(venv)
-        agent, rng = self.agent(), np.random.default_rng(seed)
-        history, (mean, log_std) = adapt_latents(
-            agent, venv, [task], make_rule(rule, agent.step_sizes), n_rounds, n_episodes, rng, last_round=False
-        )
-        adapted = self._copy()
-        adapted.policy.set_latent_distribution(mean[0], log_std[0])
-        adapted.adaptation = history
-        adapted.policy_adaptation = [adapted._improve_policy(venv, task, n_episodes, rng) for _ in range(n_policy_rounds)]
-        if isinstance(env, str):
-            venv.close()
-        return adapted
-
-    def _copy(self: SelfMetaOnPolicyAlgorithm) -> SelfMetaOnPolicyAlgorithm:
-        """A model with networks of its own that shares this one's environment."""
-        other = copy.copy(self)
-        other.policy = copy.deepcopy(self.policy)
-        other.task_latents = copy.deepcopy(self.task_latents)
-        other._actor = other.policy.make_actor()
-        other.ep_info_buffer, other.ep_success_buffer = copy.copy(self.ep_info_buffer), copy.copy(self.ep_success_buffer)
-        return other
-
-    def _improve_policy(self, env: MultiTaskVecEnv, task: Any, n_episodes: int, rng: np.random.Generator) -> float:
-        """One trust-region step of theta on one task with the latent distribution fixed; the mean return before it."""
-        params = read_parameters(self._actor, self.task_latents)
-        latents = DiagGaussian(self.policy.latent_mean[None], self.policy.latent_log_std[None])
-        params = replace(params, latents=latents)
-        tasks, adapted = Tasks(np.zeros(1, dtype=np.int64), [task]), Adapted(latents, None)
-        rollout = self._collect(env, tasks, params.policy, adapted, n_episodes, rng, None)
-        assert rollout is not None
-        objective = MetaObjective(
-            self._inner_spec, self._actor_function, MetaBatch(tasks, (), self._estimate_advantages(rollout)), kl_coef=0.0
-        )
-
-        def with_theta(leaves: Sequence[th.Tensor]) -> MetaParameters:
-            return replace(params, policy=dict(zip(params.policy, leaves, strict=True)))
-
-        theta = list(params.policy.values())
-        result = trust_region_step(
-            lambda leaves: objective(with_theta(leaves)),
-            lambda leaves: objective.fisher_kl(with_theta(leaves), self.fisher_subsampling),
-            theta,
-            self._trust_region,
-            int(rng.integers(2**62)),
-        )
-        own = read_parameters(self._actor, self.task_latents)
-        write_parameters(self._actor, self.task_latents, replace(own, policy=with_theta(result.leaves).policy))
-        return rollout.returns.mean().item()
-
-    # ---------------------------------------------------------------- SB3's surface
-
-    def save(
-        self,
-        path: str | Path | io.BufferedIOBase,
-        exclude: Iterable[str] | None = None,
-        include: Iterable[str] | None = None,
-    ) -> None:
-        """Save as SB3 does, but atomically: an interrupted save leaves the old file whole.
-
-        :param path: file, or something to write to
-        :param exclude: as in SB3
-        :param include: as in SB3
-        """
-        if isinstance(path, io.BufferedIOBase):
-            super().save(path, exclude, include)
-            return
-        target = Path(path)
-        target = target.with_suffix(".zip") if target.suffix == "" else target
-        sb3_save = super().save
-        write_atomically(target, lambda file: sb3_save(file, exclude, include))  # type: ignore[arg-type]  # a BufferedWriter
-
-    @property
-    def timesteps_per_iteration(self) -> int:
-        """Environment steps of one meta-iteration whose episodes are all as long as the horizon."""
-        post = self.meta_batch_size * self.n_episodes
-        before = post if self.n_prior_episodes is None else self.n_prior_episodes
-        return (post + self.n_inner_steps * before) * self.n_steps
-
-    def learn(
-        self: SelfMetaOnPolicyAlgorithm,
-        total_timesteps: int | None = None,
-        callback: MaybeCallback = None,
-        log_interval: int = 1,
-        tb_log_name: str = "MetaOnPolicyAlgorithm",
-        reset_num_timesteps: bool = True,
-        progress_bar: bool = False,
-    ) -> SelfMetaOnPolicyAlgorithm:
-        """Meta-train.
-
-        :param total_timesteps: environment steps, rounded up to whole meta-iterations; the paper's 300 iterations where None
-        :param callback: as in SB3
-        :param log_interval: iterations between logs
-        :param tb_log_name: name of the TensorBoard run
-        :param reset_num_timesteps: False continues a run
-        :param progress_bar: show one
-        :return: the trained model
-        """
-        if self.env is None:
-            raise ValueError("expected an environment to learn from, got none: call set_env first")
-        if total_timesteps is None:
-            total_timesteps = REFERENCE_ITERATIONS * self.timesteps_per_iteration
-        if reset_num_timesteps:
-            self._n_updates = 0
-        return super().learn(total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar)
+    :raises ValueError: for another device
+    """
+    if device != "auto" and get_device(device).type != "cpu":
+        raise ValueError(f"expected device 'cpu' or 'auto', got {str(device)!r}: episodes and networks stay on the CPU")
+    return "cpu"

@@ -15,7 +15,8 @@ from sb3_maesn.common.type_aliases import Adapted, NamedParameters, Rollout
 from sb3_maesn.envs.multi_task import MultiTaskVecEnv
 
 StepHook: TypeAlias = Callable[[dict[str, Any]], bool]
-"""Called after every environment step with the collector's variables; False ends the collection."""
+"""Called after every step of the members with the collector's variables, ``n_episodes`` of which are under way in these
+members and SB3's ``env``, ``new_obs``, ``rewards``, ``dones`` and ``infos`` among them; False ends the collection."""
 
 
 @dataclass(frozen=True)
@@ -94,10 +95,11 @@ def collect(
     with th.no_grad():
         for start in range(0, len(owners), env.num_envs):
             wave = slice(start, min(start + env.num_envs, len(owners)))
-            spare = [owners[wave.stop - 1]] * (env.num_envs - (wave.stop - wave.start))
-            env.set_tasks(owners[wave] + spare)
-            env.seed(int(rng.integers(2**31 - env.num_envs)))
-            if not _collect_wave(env, behaviour, storage, wave, generator, on_step):
+            members = env.with_room_for(wave.stop - wave.start)
+            spare = [owners[wave.stop - 1]] * (members.num_envs - (wave.stop - wave.start))
+            members.set_tasks(owners[wave] + spare)
+            members.seed(int(rng.integers(2**31 - env.num_envs)))
+            if not _collect_wave(members, behaviour, storage, wave, generator, on_step):
                 return None
         return _finish(storage, behaviour)
 
@@ -128,7 +130,8 @@ def _collect_wave(
         if over.any():
             _note_ends(storage, np.flatnonzero(over), wave.start, infos)
             live &= ~over
-        if on_step is not None and not on_step({"infos": infos, "dones": dones, "rewards": rewards, "new_obs": observations}):
+        variables = {"env": env, "n_episodes": n, "new_obs": observations}
+        if on_step is not None and not on_step({**variables, "rewards": rewards, "dones": dones, "infos": infos}):
             return False
         if not live.any():
             break
@@ -136,7 +139,7 @@ def _collect_wave(
 
 
 def _env_actions(actions: th.Tensor, policy: LatentActorCriticPolicy, n_members: int) -> np.ndarray:
-    """What the environment gets: clipped to a Box, shaped like the action space, idle members repeating the last action."""
+    """What the environment gets: clipped to a Box and shaped like it, idle members repeating the last action."""
     array = actions.numpy()
     if isinstance(policy.action_space, spaces.Box):
         array = array.reshape(-1, *policy.action_space.shape)
@@ -152,14 +155,29 @@ def _note_ends(storage: _Storage, ended: np.ndarray, first: int, infos: list[dic
         storage.diverged[first + member] = bool(info.get("diverged", False))
 
 
-def _finish(storage: _Storage, behaviour: Behaviour) -> Rollout:
+def _drop_diverged(storage: _Storage) -> None:
+    """Mask the episodes whose simulation diverged; their values may be anything and must not spread."""
+    lost = np.flatnonzero(storage.diverged)
+    if lost.size:
+        storage.mask[:, lost] = 0.0
+        storage.rewards[:, lost] = 0.0
+        for tensor in (storage.observations, storage.actions, storage.parameters):
+            tensor[:, lost] = 0
+
+
+def _check_finite(storage: _Storage) -> None:
     if not np.isfinite(storage.rewards).all():
         step, episode = (int(i[0]) for i in np.nonzero(~np.isfinite(storage.rewards)))
-        raise ValueError(f"expected finite rewards, got {storage.rewards[step, episode]} at step {step} of episode {episode}")
+        reward = storage.rewards[step, episode]
+        raise ValueError(f"expected finite rewards, got {reward} at step {step} of episode {episode}")
     if not bool(th.isfinite(storage.observations).all()):
-        raise ValueError("expected finite observations, got NaN or infinity from the environment")
-    storage.mask[:, storage.diverged] = 0.0
-    storage.rewards[:, storage.diverged] = 0.0
+        step, episode = (~th.isfinite(storage.observations)).flatten(2).any(dim=2).nonzero()[0].tolist()
+        raise ValueError(f"expected finite observations, got NaN or infinity at step {step} of episode {episode}")
+
+
+def _finish(storage: _Storage, behaviour: Behaviour) -> Rollout:
+    _drop_diverged(storage)
+    _check_finite(storage)
     grid = behaviour.latents.shape[:2]
 
     def by_task(flat: th.Tensor) -> th.Tensor:
@@ -180,7 +198,9 @@ def _finish(storage: _Storage, behaviour: Behaviour) -> Rollout:
     )
 
 
-def _distribution(storage: _Storage, behaviour: Behaviour, by_task: Callable[[th.Tensor], th.Tensor]) -> ActionDistribution:
+def _distribution(
+    storage: _Storage, behaviour: Behaviour, by_task: Callable[[th.Tensor], th.Tensor]
+) -> ActionDistribution:
     """The behaviour's distributions over the whole rollout; a Gaussian's log std does not depend on the state."""
     if storage.discrete:
         return Categorical(by_task(storage.parameters))

@@ -1,7 +1,8 @@
 """Pre-update episodes of the prior that all tasks of equal dynamics share.
 
-Where every task's latent distribution is the prior, an episode of one task says what it would have returned in every other: one bank of
-prior episodes then serves all tasks of the batch, each seeing far more latents than it could pay for on its own.
+Where every task's latent distribution is the prior, an episode of one task says what it would have returned in every
+other: one bank of prior episodes then serves all tasks of the batch, each seeing far more latents than it could pay for
+on its own.
 """
 
 import numpy as np
@@ -34,15 +35,16 @@ def share_episodes(env: MultiTaskVecEnv, tasks: Tasks, groups: np.ndarray, bank:
     :param gamma: discount factor
     :return: (B, n)
     """
+    family, values = env.family, np.stack(tasks.values)  # (B, G)
     returns = np.empty((len(groups), bank.latents.shape[1]))
     for group in range(bank.latents.shape[0]):
-        members = np.flatnonzero(groups == group)
-        observations, actions, mask = (part[:, group].double().numpy() for part in (bank.observations, bank.actions, bank.mask))
-        values = np.stack([tasks.values[i] for i in members])
-        returns[members] = relabelled_returns(env.family, observations, actions, mask, values, gamma)
+        own = groups == group
+        steps = (bank.observations, bank.actions, bank.mask)
+        observations, actions, mask = (part[:, group].double().numpy() for part in steps)
+        returns[own] = relabelled_returns(family, observations, actions, mask, values[own], gamma)
     owner = th.as_tensor(groups)
-    values = th.as_tensor(returns, dtype=th.float32)
-    return EpisodeBatch(bank.latents[owner], bank.noise[owner], values, bank.mask[0][owner], owner)
+    advantages = th.as_tensor(returns, dtype=th.float32)
+    return EpisodeBatch(bank.latents[owner], bank.noise[owner], advantages, bank.mask[0][owner], owner)
 
 
 def sample_by_group(groups: np.ndarray, n: int, rng: np.random.Generator) -> np.ndarray:

@@ -1,0 +1,125 @@
+"""An algorithm whose latent distribution adapts to new tasks."""
+
+import copy
+from dataclasses import replace
+from functools import partial
+from typing import Any, TypeVar
+
+import numpy as np
+import torch as th
+from stable_baselines3.common.type_aliases import GymEnv
+
+from sb3_maesn.common.adaptation import AdaptationResult, Agent, adapt_latents, make_rule
+from sb3_maesn.common.adaptation_state import AdaptationRule
+from sb3_maesn.common.collection import Collector
+from sb3_maesn.common.critic import critic_values
+from sb3_maesn.common.env_util import borrowed_env
+from sb3_maesn.common.meta_parameters import TaskLatents, read_parameters, write_parameters
+from sb3_maesn.common.policies import LatentActor, LatentActorCriticPolicy
+from sb3_maesn.common.policy_improvement import improve_policy
+from sb3_maesn.common.rollouts import StepHook
+from sb3_maesn.common.task_algorithm import TaskAlgorithm
+from sb3_maesn.common.trust_region import TrustRegion
+from sb3_maesn.common.type_aliases import NamedParameters
+from sb3_maesn.envs.multi_task import MultiTaskVecEnv
+
+SelfAdaptableAlgorithm = TypeVar("SelfAdaptableAlgorithm", bound="AdaptableAlgorithm")
+
+
+class AdaptableAlgorithm(TaskAlgorithm):
+    """A TaskAlgorithm with a latent-conditioned policy and the means to adapt it.
+
+    ``adaptation`` is the history of the adaptation that made this model, None if none did; ``policy_adaptation`` the
+    mean return before each update of theta.
+    """
+
+    policy: LatentActorCriticPolicy  # narrower than SB3's
+    task_latents: TaskLatents
+    baseline: str
+    fisher_subsampling: int
+    adaptation: AdaptationResult | None
+    policy_adaptation: list[float]
+    _actor: LatentActor
+
+    def _collector(self, env: MultiTaskVecEnv, on_step: StepHook | None = None) -> Collector:
+        critic = partial(critic_values, self.policy) if self.baseline == "critic" else None
+        return Collector(env, self.policy, self._actor_function, self.gamma, self.gae_lambda, critic, on_step)
+
+    def _actor_function(self, theta: NamedParameters, observations: th.Tensor, latents: th.Tensor) -> Any:
+        return th.func.functional_call(self._actor, theta, (observations, latents))
+
+    @property
+    def _trust_region(self) -> TrustRegion:
+        raise NotImplementedError
+
+    def agent(self) -> Agent:
+        """What adaptation needs of this model, as values."""
+        params = read_parameters(self._actor, self.task_latents)
+        return Agent(self.policy, self._actor_function, params.policy, params.step_sizes, self.gamma, self.gae_lambda)
+
+    def adapt(
+        self: SelfAdaptableAlgorithm,
+        env: GymEnv | str | None = None,
+        task: Any = None,
+        n_rounds: int = 3,
+        n_episodes: int = 50,
+        rule: str | AdaptationRule | None = None,
+        n_policy_rounds: int = 0,
+        seed: int = 0,
+    ) -> SelfAdaptableAlgorithm:
+        """Adapt to one task.
+
+        The latent distribution is adapted first, by ``rule``, then theta for ``n_policy_rounds`` rounds by trust-region
+        policy gradient.
+
+        :param env: where the task is set: an id, a Gymnasium environment or a VecEnv; the model's own where None
+        :param task: whatever ``set_task`` takes
+        :param n_rounds: updates of the latent distribution
+        :param n_episodes: episodes of each round
+        :param rule: a name of ``RULES``, a rule, or None for the default
+        :param n_policy_rounds: updates of theta after those
+        :param seed: of everything random here
+        :return: a new model whose ``predict`` draws from the adapted latent distribution, whose ``adaptation`` is the
+            history, and whose ``policy_adaptation`` is the mean return before each update of theta; this model stays as
+            it was
+        :raises ValueError: if no task is given, or the environment refuses it
+        """
+        if task is None:
+            raise ValueError("expected a task (whatever the environment's set_task takes), got None")
+        source = self.env if env is None else env
+        if source is None:
+            raise ValueError("expected an environment, got none: pass env")
+        adapted, rng = self._copy(), np.random.default_rng(seed)
+        with borrowed_env(source, n_episodes, [task]) as venv:
+            self.check_spaces(venv)
+            agent = self.agent()
+            chosen = make_rule(rule, agent.step_sizes)
+            last_round = n_rounds == 0  # so that there is a history
+            history, (mean, log_std) = adapt_latents(
+                agent, venv, [task], chosen, n_rounds, n_episodes, rng, last_round=last_round
+            )
+            adapted.policy.set_latent_distribution(mean[0], log_std[0])
+            adapted.adaptation = history
+            adapted.policy_adaptation = [
+                adapted._improve_policy(venv, task, n_episodes, rng) for _ in range(n_policy_rounds)
+            ]
+        return adapted
+
+    def _copy(self: SelfAdaptableAlgorithm) -> SelfAdaptableAlgorithm:
+        """A model with networks of its own that shares this one's environment and logger."""
+        other = copy.copy(self)
+        other.policy = copy.deepcopy(self.policy)
+        other.task_latents = copy.deepcopy(self.task_latents)
+        other._actor = other.policy.make_actor()
+        for name in ("ep_info_buffer", "ep_success_buffer"):
+            setattr(other, name, copy.copy(getattr(self, name)))
+        return other
+
+    def _improve_policy(self, env: MultiTaskVecEnv, task: Any, n_episodes: int, rng: np.random.Generator) -> float:
+        """One trust-region step of theta on one task; the mean return before it."""
+        params = read_parameters(self._actor, self.task_latents)
+        theta, mean_return = improve_policy(
+            self._collector(env), self._trust_region, params, task, n_episodes, self.fisher_subsampling, rng
+        )
+        write_parameters(self._actor, self.task_latents, replace(params, policy=theta))
+        return mean_return

@@ -1,0 +1,144 @@
+"""The data of one meta-iteration: episodes before each inner update and after the last."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch as th
+
+from sb3_maesn.common.baselines import ValueFunction, estimate_advantages
+from sb3_maesn.common.distributions import DiagGaussian
+from sb3_maesn.common.inner_update import ActorFunction, InnerUpdate, inner_update, sample_z
+from sb3_maesn.common.policies import LatentActorCriticPolicy
+from sb3_maesn.common.rollouts import Behaviour, StepHook, collect
+from sb3_maesn.common.shared_episodes import dynamics_groups, share_episodes
+from sb3_maesn.common.type_aliases import (
+    Adapted,
+    EpisodeBatch,
+    MetaBatch,
+    MetaParameters,
+    NamedParameters,
+    Rollout,
+    RolloutSummary,
+    TaskBatch,
+    Tasks,
+    detached,
+)
+from sb3_maesn.envs.multi_task import MultiTaskVecEnv
+
+
+@dataclass(frozen=True)
+class Collector:
+    """How episodes are collected and judged.
+
+    :param env: the environment
+    :param policy: for its spaces and preprocessing
+    :param actor: the actor as a function of its parameters
+    :param gamma: discount factor
+    :param gae_lambda: of the generalised advantages
+    :param value_function: a critic; the linear baseline where None
+    :param on_step: called after every environment step
+    """
+
+    env: MultiTaskVecEnv
+    policy: LatentActorCriticPolicy
+    actor: ActorFunction
+    gamma: float
+    gae_lambda: float
+    value_function: ValueFunction | None = None
+    on_step: StepHook | None = None
+
+    def rollout(
+        self, tasks: Tasks, theta: NamedParameters, adapted: Adapted, n_episodes: int, rng: np.random.Generator
+    ) -> Rollout | None:
+        """Episodes of each task with latents drawn from its distribution.
+
+        :param tasks: B tasks
+        :param theta: shared parameters
+        :param adapted: the tasks' own values
+        :param n_episodes: K, of each task
+        :param rng: source of all randomness
+        :return: the rollout; None if ``on_step`` ended it
+        """
+        shape = (len(tasks.values), n_episodes, self.policy.latent_dim)
+        noise = th.from_numpy(rng.standard_normal(shape, dtype=np.float32))
+        behaviour = Behaviour(self.policy, self.actor, theta, adapted, noise, sample_z(adapted.latents, noise))
+        return collect(self.env, tasks.values, behaviour, rng, self.on_step)
+
+    def judge(self, rollout: Rollout) -> TaskBatch:
+        """The rollout with its advantages.
+
+        :param rollout: the episodes
+        """
+        return estimate_advantages(rollout, self.gamma, self.gae_lambda, self.value_function)
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Which episodes a meta-iteration consists of.
+
+    :param n_inner_steps: inner updates
+    :param n_episodes: of each task in each rollout
+    :param n_prior_episodes: where given, this many episodes of the prior take the place of the tasks' own before the
+        inner update, shared by all tasks of equal dynamics
+    :param keep_steps: whether the meta step needs the single steps before the inner updates, or the episodes only
+    """
+
+    n_inner_steps: int
+    n_episodes: int
+    n_prior_episodes: int | None
+    keep_steps: bool
+
+
+def collect_meta_batch(
+    collector: Collector,
+    schedule: Schedule,
+    spec: InnerUpdate,
+    params: MetaParameters,
+    tasks: Tasks,
+    rng: np.random.Generator,
+) -> MetaBatch | None:
+    """Collect, adapt, and collect again.
+
+    :param collector: how
+    :param schedule: what
+    :param spec: the inner update
+    :param params: the meta-parameters
+    :param tasks: B tasks
+    :param rng: source of all randomness
+    :return: the data; None if the collector's ``on_step`` ended the collection
+    """
+    adapted = Adapted(DiagGaussian(params.latents.mean[tasks.ids], params.latents.log_std[tasks.ids]), None)
+    pre: list[TaskBatch | EpisodeBatch] = []
+    summaries: list[RolloutSummary] = []
+    for _ in range(schedule.n_inner_steps):
+        before = _collect_before(collector, schedule, params.policy, tasks, adapted, rng)
+        if before is None:
+            return None
+        batch, summary = before
+        new = inner_update(spec, collector.actor, params.policy, params.step_sizes, adapted, batch)
+        adapted = detached(new)
+        pre.append(batch.episodes if isinstance(batch, TaskBatch) and not schedule.keep_steps else batch)
+        summaries.append(summary)
+    post = collector.rollout(tasks, params.policy, adapted, schedule.n_episodes, rng)
+    return None if post is None else MetaBatch(tasks, tuple(pre), collector.judge(post), tuple(summaries))
+
+
+def _collect_before(
+    collector: Collector,
+    schedule: Schedule,
+    theta: NamedParameters,
+    tasks: Tasks,
+    adapted: Adapted,
+    rng: np.random.Generator,
+) -> tuple[TaskBatch | EpisodeBatch, RolloutSummary] | None:
+    """What an inner update learns from: each task's own episodes, or those of the prior that tasks share."""
+    if schedule.n_prior_episodes is None:
+        rollout = collector.rollout(tasks, theta, adapted, schedule.n_episodes, rng)
+        return None if rollout is None else (collector.judge(rollout), rollout.summary())
+    groups, first = dynamics_groups(collector.env, tasks)
+    zeros = th.zeros(len(first.values), collector.policy.latent_dim)
+    prior = Adapted(DiagGaussian(zeros, zeros), None)
+    bank = collector.rollout(first, theta, prior, schedule.n_prior_episodes, rng)
+    if bank is None:
+        return None
+    return share_episodes(collector.env, tasks, groups, bank, collector.gamma), bank.summary()

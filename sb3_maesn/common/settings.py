@@ -1,0 +1,60 @@
+"""The settings of meta-training, checked where a model is made or loaded."""
+
+from collections.abc import Mapping
+from typing import Any
+
+BASELINES = ("linear", "critic")
+
+AT_LEAST = {
+    "meta_batch_size": 1,
+    "n_episodes": 2,
+    "n_inner_steps": 0,
+    "n_critic_updates": 1,
+    "cg_max_steps": 1,
+    "line_search_max_iter": 1,
+    "fisher_subsampling": 1,
+    "kl_coef": 0,
+    "latent_kl_coef": 0,
+    "latent_mean_init_std": 0,
+    "cg_damping": 0,
+}
+POSITIVE = ("step_size_init", "policy_step_size_init", "temperature_init", "inner_std_floor", "target_kl")
+UP_TO_ONE = ("gamma", "gae_lambda", "line_search_shrinking_factor")
+
+
+def check_settings(settings: Mapping[str, Any]) -> None:
+    """Refuse settings that cannot work.
+
+    :param settings: by the names of the constructor's arguments; those missing are not checked
+    :raises ValueError: naming what was expected and what came
+    """
+    for name, least in AT_LEAST.items():
+        if name in settings and not settings[name] >= least:
+            raise ValueError(f"{name} must be at least {least}, got {settings[name]}")
+    for name in POSITIVE:
+        if name in settings and not settings[name] > 0:
+            raise ValueError(f"{name} must be positive, got {settings[name]}")
+    for name in UP_TO_ONE:
+        if name in settings and not 0 <= settings[name] <= 1:
+            raise ValueError(f"{name} must be between 0 and 1, got {settings[name]}")
+    if settings["baseline"] not in BASELINES:
+        raise ValueError(f"baseline must be one of {', '.join(BASELINES)}, got {settings['baseline']!r}")
+    _check_prior_episodes(settings)
+
+
+def _check_prior_episodes(settings: Mapping[str, Any]) -> None:
+    n, estimator = settings["n_prior_episodes"], settings["inner_update"]
+    if n is not None:
+        alone = settings["n_inner_steps"] == 1 and not settings["adapt_policy"]
+        if n < 2 or not alone or estimator == "reparameterised":
+            raise ValueError(
+                "n_prior_episodes must be at least 2 and goes with one inner step of the latents alone by"
+                f" likelihood_ratio or reward_weighted, got n_prior_episodes={n},"
+                f" n_inner_steps={settings['n_inner_steps']}, inner_update={estimator!r},"
+                f" adapt_policy={settings['adapt_policy']}"
+            )
+    if settings["balance_episodes"] and (n is None or estimator != "reward_weighted"):
+        raise ValueError(
+            "balance_episodes goes with n_prior_episodes and inner_update='reward_weighted',"
+            f" got n_prior_episodes={n}, inner_update={estimator!r}"
+        )
