@@ -9,8 +9,8 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.type_aliases import GymEnv
 
 from sb3_maesn.common.adaptation import AdaptationResult
-from sb3_maesn.common.adaptation_rules import AdaptationRule
-from sb3_maesn.common.env_util import as_multi_task
+from sb3_maesn.common.adaptation_state import AdaptationRule
+from sb3_maesn.common.env_util import MAX_MEMBERS, as_multi_task
 from sb3_maesn.common.files import write_atomically
 from sb3_maesn.common.meta_on_policy_algorithm import MetaOnPolicyAlgorithm
 from sb3_maesn.evaluation import evaluate_adaptation
@@ -19,9 +19,10 @@ from sb3_maesn.evaluation import evaluate_adaptation
 class MetaEvalCallback(BaseCallback):
     """Adapt to validation tasks every few meta-iterations, log the outcome under ``eval/*`` and keep the best model.
 
-    The best model is the one with the highest share of successful episodes in the last round (the highest mean return where the
-    environment does not report success). ``evaluations.npz`` has the zoo's arrays ``timesteps`` (E,), ``results``, ``ep_lengths`` and
-    ``successes`` (E, n_tasks * n_episodes) of the last round, and ``returns_by_round`` and ``success_by_round`` (E, n_rounds + 1).
+    The best model is the one with the highest share of successful episodes in the last round (the highest mean return
+    where the environment does not report success). ``evaluations.npz`` has the zoo's arrays ``timesteps`` (E,),
+    ``results``, ``ep_lengths`` and ``successes`` (E, n_tasks * n_episodes) of the last round, and ``returns_by_round``
+    and ``success_by_round`` (E, n_rounds + 1).
 
     :param eval_env: an id such as ``"WheeledGoalSparse-v0"``, or an environment apart from the training environment
     :param tasks: whatever ``set_task`` takes; the environment's validation tasks where None
@@ -51,7 +52,7 @@ class MetaEvalCallback(BaseCallback):
         super().__init__(verbose)
         if eval_freq < 1:
             raise ValueError(f"eval_freq must be at least 1, got {eval_freq}")
-        self.eval_env = as_multi_task(eval_env, 1000, tasks)
+        self.eval_env = as_multi_task(eval_env, MAX_MEMBERS if tasks is None else len(tasks) * n_episodes, tasks)
         self.tasks = self.eval_env.task_set("validation") if tasks is None else list(tasks)
         self.eval_freq = eval_freq
         self.n_rounds, self.n_episodes, self.rule, self.eval_seed = n_rounds, n_episodes, rule, seed
@@ -62,15 +63,28 @@ class MetaEvalCallback(BaseCallback):
         self.history: dict[str, list[Any]] = {}
 
     def _init_callback(self) -> None:
-        """Continue the record of an earlier run in the same folder."""
+        """Continue the record of an earlier run in the same folder, or begin a new one."""
         path = self._npz_path()
-        if path is None or not path.exists() or self.model.num_timesteps == 0:
-            return
+        if self.model.num_timesteps == 0:
+            self.history, self.best_score, self.last_iteration = {}, -np.inf, -1
+        elif path is not None and path.exists():
+            self._continue_record(path)
+
+    def _continue_record(self, path: Path) -> None:
         with np.load(path, allow_pickle=False) as arrays:
             kept = arrays["timesteps"] <= self.model.num_timesteps
             self.history = {name: list(arrays[name][kept]) for name in arrays.files}
-        scores = [self._score(s, r) for s, r in zip(self.history["success_by_round"], self.history["returns_by_round"], strict=True)]
-        self.best_score = max(scores, default=-np.inf)
+            shapes = arrays["results"].shape[1], arrays["returns_by_round"].shape[1]
+        expected = len(self.tasks) * self.n_episodes, self.n_rounds + 1
+        if shapes != expected:
+            raise ValueError(
+                f"{path} has evaluations of {shapes[0]} episodes in {shapes[1]} rounds, expected {expected[0]} in"
+                f" {expected[1]}: choose another log_path"
+            )
+        outcomes = zip(self.history["success_by_round"], self.history["returns_by_round"], strict=True)
+        self.best_score = max((self._score(*outcome) for outcome in outcomes), default=-np.inf)
+        if self.history["timesteps"] and self.history["timesteps"][-1] == self.model.num_timesteps:
+            self.last_iteration = self.model._n_updates  # evaluated already, before the interruption
 
     def _npz_path(self) -> Path | None:
         return None if self.log_path is None else self.log_path / "evaluations.npz"
@@ -116,6 +130,8 @@ class MetaEvalCallback(BaseCallback):
         if not np.isnan(result.success_rate[-1]):
             self.logger.record("eval/success_rate", float(result.success_rate[-1]))
             self.logger.record("eval/solved_rate", float(result.solved_rate[-1]))
+        self.logger.record("time/total_timesteps", self.num_timesteps, exclude="tensorboard")
+        self.logger.dump(self.num_timesteps)  # at once, as SB3's EvalCallback does, under the steps it belongs to
         if self.verbose > 0:
             print(
                 f"Eval num_timesteps={self.num_timesteps}, return by round {np.round(result.mean_return, 2)},"
@@ -135,5 +151,5 @@ class MetaEvalCallback(BaseCallback):
             self.history.setdefault(name, []).append(value)
         path = self._npz_path()
         if path is not None:
-            arrays = {name: np.asarray(values) for name, values in self.history.items()}
+            arrays: dict[str, Any] = {name: np.asarray(values) for name, values in self.history.items()}
             write_atomically(path, lambda file: np.savez(file, **arrays))

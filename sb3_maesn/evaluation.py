@@ -7,8 +7,8 @@ import numpy as np
 from stable_baselines3.common.type_aliases import GymEnv
 
 from sb3_maesn.common.adaptation import AdaptationResult, adapt_latents, make_rule
-from sb3_maesn.common.adaptation_rules import AdaptationRule
-from sb3_maesn.common.env_util import as_multi_task
+from sb3_maesn.common.adaptation_state import AdaptationRule
+from sb3_maesn.common.env_util import borrowed_env
 from sb3_maesn.common.meta_on_policy_algorithm import MetaOnPolicyAlgorithm
 
 __all__ = ["AdaptationResult", "evaluate_adaptation"]
@@ -27,7 +27,8 @@ def evaluate_adaptation(
 ) -> AdaptationResult:
     """Adapt to all tasks at once, every task with its own latent distribution, and report every round.
 
-    Round 0 is that of the unadapted policy. A task is solved after round r if at least half of round r's episodes succeed.
+    Round 0 is that of the unadapted policy. A task is solved after round r if at least half of round r's episodes
+    succeed.
 
     :param model: a trained model; it is not changed
     :param env: an id such as ``"WheeledGoalSparse-v0"``, a Gymnasium environment with tasks, or a VecEnv of such
@@ -39,14 +40,14 @@ def evaluate_adaptation(
     :param n_eval_episodes: fresh episodes a task, in each round, of the policy that ``adapt`` would return
     :param eval_rounds: rounds with such episodes; all of them where None
     :return: arrays with leading dimensions (n_rounds + 1, n_tasks)
-    :raises ValueError: for an unknown rule, numbers out of range, spaces that differ from the model's, or tasks that the environment refuses
+    :raises ValueError: for an unknown rule, numbers out of range, spaces that differ from the model's, or tasks that
+        the environment refuses
     """
-    venv = as_multi_task(env, len(tasks) * (n_episodes + n_eval_episodes), tasks)
-    model.check_spaces(venv)
-    agent = model.agent()
+    if len(tasks) == 0:
+        raise ValueError("expected at least one task, got none")
+    agent, rng = model.agent(), np.random.default_rng(seed)
     chosen = make_rule(rule, agent.step_sizes)
-    rng = np.random.default_rng(seed)
-    result, _ = adapt_latents(agent, venv, tasks, chosen, n_rounds, n_episodes, rng, n_eval_episodes, eval_rounds)
-    if isinstance(env, str):
-        venv.close()
+    with borrowed_env(env, len(tasks) * (n_episodes + n_eval_episodes), tasks) as venv:
+        model.check_spaces(venv)
+        result, _ = adapt_latents(agent, venv, tasks, chosen, n_rounds, n_episodes, rng, n_eval_episodes, eval_rounds)
     return result

@@ -12,9 +12,9 @@ SelfMAESN = TypeVar("SelfMAESN", bound="MAESN")
 class MAESN(MetaOnPolicyAlgorithm):
     """Meta-RL that learns to explore.
 
-    A latent drawn once an episode is fed to the policy. Meta-training shapes the policy, a latent distribution for each training task and
-    the step sizes of the inner update so that a few updates of the latent distribution solve a new task from sparse reward. Parameters are
-    those of :class:`MetaOnPolicyAlgorithm`; its defaults are the paper's.
+    A latent drawn once an episode is fed to the policy. Meta-training shapes the policy, a latent distribution for each
+    training task and the step sizes of the inner update so that a few updates of the latent distribution solve a new
+    task from sparse reward. Parameters are those of :class:`MetaOnPolicyAlgorithm`; its defaults are the paper's.
     """
 
     def learn(

@@ -11,6 +11,7 @@ from stable_baselines3.common.type_aliases import GymEnv
 
 from sb3_maesn.common.adaptation import AdaptationResult, Agent, adapt_latents, make_rule
 from sb3_maesn.common.adaptation_state import AdaptationRule
+from sb3_maesn.common.baselines import ValueFunction
 from sb3_maesn.common.collection import Collector
 from sb3_maesn.common.critic import critic_values
 from sb3_maesn.common.env_util import borrowed_env
@@ -42,8 +43,13 @@ class AdaptableAlgorithm(TaskAlgorithm):
     _actor: LatentActor
 
     def _collector(self, env: MultiTaskVecEnv, on_step: StepHook | None = None) -> Collector:
-        critic = partial(critic_values, self.policy) if self.baseline == "critic" else None
-        return Collector(env, self.policy, self._actor_function, self.gamma, self.gae_lambda, critic, on_step)
+        return Collector(
+            env, self.policy, self._actor_function, self.gamma, self.gae_lambda, self._value_function, on_step
+        )
+
+    @property
+    def _value_function(self) -> ValueFunction | None:
+        return partial(critic_values, self.policy) if self.baseline == "critic" else None
 
     def _actor_function(self, theta: NamedParameters, observations: th.Tensor, latents: th.Tensor) -> Any:
         return th.func.functional_call(self._actor, theta, (observations, latents))
@@ -55,7 +61,15 @@ class AdaptableAlgorithm(TaskAlgorithm):
     def agent(self) -> Agent:
         """What adaptation needs of this model, as values."""
         params = read_parameters(self._actor, self.task_latents)
-        return Agent(self.policy, self._actor_function, params.policy, params.step_sizes, self.gamma, self.gae_lambda)
+        return Agent(
+            self.policy,
+            self._actor_function,
+            params.policy,
+            params.step_sizes,
+            self.gamma,
+            self.gae_lambda,
+            self._value_function,
+        )
 
     def adapt(
         self: SelfAdaptableAlgorithm,

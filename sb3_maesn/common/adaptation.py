@@ -1,4 +1,4 @@
-"""Adaptation of a trained policy's latent distribution to new tasks, all tasks and all episodes of a round in one batch."""
+"""Adaptation of a trained policy's latent distribution to new tasks, all episodes of a round in one batch."""
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, fields
@@ -9,8 +9,9 @@ import numpy as np
 import torch as th
 from numpy.typing import NDArray
 
-from sb3_maesn.common.adaptation_rules import RULES, AdaptationRule, NaturalGradientRule, PolicyGradientRule
-from sb3_maesn.common.baselines import estimate_advantages
+from sb3_maesn.common.adaptation_rules import RULES, PolicyGradientRule
+from sb3_maesn.common.adaptation_state import AdaptationRule
+from sb3_maesn.common.baselines import ValueFunction, estimate_advantages
 from sb3_maesn.common.distributions import DiagGaussian
 from sb3_maesn.common.inner_update import ActorFunction
 from sb3_maesn.common.policies import LatentActorCriticPolicy
@@ -33,6 +34,7 @@ class Agent(NamedTuple):
     :param step_sizes: learned in meta-training
     :param gamma: discount factor
     :param gae_lambda: of the advantages
+    :param value_function: the baseline of the advantages; the linear one where None
     """
 
     policy: LatentActorCriticPolicy
@@ -41,20 +43,22 @@ class Agent(NamedTuple):
     step_sizes: StepSizes
     gamma: float
     gae_lambda: float
+    value_function: ValueFunction | None = None
 
 
 @dataclass(frozen=True)
 class AdaptationResult:
     """What happened in each round; R rounds were run, round 0 being that of the unadapted policy.
 
-    :param returns: undiscounted returns (R, n_tasks, n_episodes)
+    :param returns: undiscounted returns (R, n_tasks, n_episodes); an episode whose simulation diverged, which has
+        length 0 here, gets the worst return of its round and task
     :param success: 1 or 0, NaN where the environment does not say (R, n_tasks, n_episodes)
     :param lengths: steps of the episodes (R, n_tasks, n_episodes)
     :param latents: z of the episodes (R, n_tasks, n_episodes, L)
     :param mean: of the latent distribution with which a round began (R, n_tasks, L)
     :param log_std: likewise (R, n_tasks, L)
-    :param eval_returns: of fresh episodes of the policy that ``adapt`` would return at this point, which the rule never sees
-        (R, n_tasks, n_eval_episodes); NaN in rounds without
+    :param eval_returns: of fresh episodes of the policy that ``adapt`` would return at this point, which the rule never
+        sees (R, n_tasks, n_eval_episodes); NaN in rounds without
     :param eval_success: likewise
     """
 
@@ -117,7 +121,7 @@ def make_rule(rule: str | AdaptationRule | None, step_sizes: StepSizes) -> Adapt
     if name not in RULES:
         raise ValueError(f"rule must be one of {', '.join(RULES)}, got {name!r}")
     kind = RULES[name]
-    if issubclass(kind, PolicyGradientRule | NaturalGradientRule):
+    if issubclass(kind, PolicyGradientRule):
         return kind(step_sizes.mean.double().numpy(), step_sizes.log_std.double().numpy())
     return kind()
 
@@ -177,13 +181,12 @@ def adapt_latents(
     :param eval_rounds: rounds with such episodes; all of them where None
     :param last_round: whether to play a round after the last update too
     :return: what happened, and the mean and log std after the last update (B, L)
-    :raises ValueError: for numbers below 1
+    :raises ValueError: for numbers that are too small, or a policy without a latent
     """
-    for name, value in (("n_rounds", n_rounds), ("n_episodes", n_episodes), ("tasks", len(tasks))):
-        if value < (0 if name == "n_rounds" else 1):
-            raise ValueError(f"{name} must be at least {0 if name == 'n_rounds' else 1}, got {value}")
-    prior = [np.tile(part.double().numpy(), (len(tasks), 1)) for part in (agent.policy.latent_mean, agent.policy.latent_log_std)]
-    state = rule.start(prior[0], prior[1], rng)
+    _check_numbers(agent, len(tasks), n_rounds, n_episodes, n_eval_episodes)
+    prior = (agent.policy.latent_mean, agent.policy.latent_log_std)
+    prior_mean, prior_log_std = (np.tile(part.double().numpy(), (len(tasks), 1)) for part in prior)  # (B, L) each
+    state = rule.start(prior_mean, prior_log_std, rng)
     rounds = []
     for r in range(n_rounds + int(last_round)):
         mean, log_std = rule.distribution(state)
@@ -199,8 +202,30 @@ def adapt_latents(
     return result, rule.distribution(state)
 
 
+def _check_numbers(agent: Agent, n_tasks: int, n_rounds: int, n_episodes: int, n_eval_episodes: int) -> None:
+    numbers = {"the number of tasks": n_tasks, "n_episodes": n_episodes}
+    for name, value in numbers.items():
+        if value < 1:
+            raise ValueError(f"{name} must be at least 1, got {value}")
+    for name, value in (("n_rounds", n_rounds), ("n_eval_episodes", n_eval_episodes)):
+        if value < 0:
+            raise ValueError(f"{name} must not be negative, got {value}")
+    if n_rounds > 0 and agent.policy.latent_dim == 0:
+        raise ValueError(f"expected a policy with a latent to adapt, got latent_dim=0 and n_rounds={n_rounds}")
+
+
+def _worst_for_diverged(values: Array, rollout: Rollout) -> Array:
+    """Values of episodes (B, K); those that diverged get the worst of their task's, or of all where it has none."""
+    valid = rollout.mask[0].numpy() > 0.0  # (B, K)
+    if valid.all():
+        return values
+    worst = np.where(valid, values, np.inf).min(axis=1, keepdims=True)  # (B, 1)
+    worst[~np.isfinite(worst)] = values[valid].min(initial=np.inf) if valid.any() else 0.0
+    return np.where(valid, values, worst)
+
+
 def _note_round(rollout: Rollout, n_episodes: int, n_eval_episodes: int, mean: Array, log_std: Array) -> _Round:
-    returns = rollout.returns.double().numpy()
+    returns = _worst_for_diverged(rollout.returns.double().numpy(), rollout)
     missing = np.full((len(returns), n_eval_episodes), np.nan)
     evaluated = returns.shape[1] > n_episodes
     return _Round(
@@ -218,5 +243,5 @@ def _note_round(rollout: Rollout, n_episodes: int, n_eval_episodes: int, mean: A
 def _episode_advantages(agent: Agent, rollout: Rollout, n_episodes: int) -> Array:
     """Each episode's advantage at its first step (B, K), as in meta-training, over the episodes the rule may see."""
     seen = rollout.first_episodes(n_episodes)
-    batch = estimate_advantages(seen, agent.gamma, agent.gae_lambda)
-    return batch.episodes.advantages.double().numpy()
+    batch = estimate_advantages(seen, agent.gamma, agent.gae_lambda, agent.value_function)
+    return _worst_for_diverged(batch.episodes.advantages.double().numpy(), seen)

@@ -38,19 +38,22 @@ class LatentActor(nn.Module):
         """
         leading = observations.shape[: observations.ndim - len(self.observation_shape)]
         features = self.features_extractor(observations.reshape(-1, *self.observation_shape))  # (N, F)
-        hidden = self.policy_net(th.cat([features, latents.reshape(features.shape[0], -1)], dim=-1))
-        output = self.action_net(hidden).view(*leading, -1)  # (..., A)
+        flat = latents.reshape(features.shape[0], latents.shape[-1])  # (..., L) -> (N, L)
+        output = self.action_net(self.policy_net(th.cat([features, flat], dim=-1)))
+        output = output.view(*leading, output.shape[-1])  # (N, A) -> (..., A)
         if self.log_std is None:
             return Categorical(output)
         return DiagGaussian(output, self.log_std.view(*(1,) * len(leading), -1))
 
 
 class LatentActorCriticPolicy(ActorCriticPolicy):
-    """Actor-critic policy whose actor and critic also see a latent z, drawn once an episode (Gupta et al. 2018, section 4.1).
+    """Actor-critic policy whose actor and critic also see a latent z, drawn once an episode (Gupta et al. 2018, section
+    4.1).
 
-    ``predict(obs, state, episode_start)`` draws z from N(latent_mean, exp(latent_log_std)) where an episode starts and carries it in
-    ``state``, as SB3's recurrent policies carry theirs. The latent is drawn for deterministic predictions too: ``deterministic`` speaks
-    of the action given z. The latent distribution is the prior N(0, I) until :meth:`set_latent_distribution` installs an adapted one.
+    ``predict(obs, state, episode_start)`` draws z from N(latent_mean, exp(latent_log_std)) where an episode starts and
+    carries it in ``state``, as SB3's recurrent policies carry theirs. The latent is drawn for deterministic predictions
+    too: ``deterministic`` speaks of the action given z. The latent distribution is the prior N(0, I) until
+    :meth:`set_latent_distribution` installs an adapted one.
 
     :param observation_space: any space but a Dict
     :param action_space: Box or Discrete
@@ -75,9 +78,14 @@ class LatentActorCriticPolicy(ActorCriticPolicy):
         **kwargs: Any,
     ):
         if isinstance(observation_space, spaces.Dict):
-            raise ValueError("expected a flat observation space, got a Dict: wrap the environment in gymnasium.wrappers.FlattenObservation")
+            raise ValueError(
+                "expected an observation space that is no Dict: wrap the environment in"
+                f" gymnasium.wrappers.FlattenObservation; got {observation_space}"
+            )
         if kwargs.get("use_sde"):
-            raise ValueError("expected use_sde=False: the latent takes the place of state-dependent exploration")
+            raise ValueError(
+                "expected use_sde=False: the latent takes the place of state-dependent exploration; got True"
+            )
         if latent_dim < 0:
             raise ValueError(f"latent_dim must not be negative, got {latent_dim}")
         check_action_space(action_space)
@@ -92,7 +100,10 @@ class LatentActorCriticPolicy(ActorCriticPolicy):
 
     def _build_mlp_extractor(self) -> None:
         self.mlp_extractor = MlpExtractor(
-            self.features_dim + self.latent_dim, net_arch=self.net_arch, activation_fn=self.activation_fn, device=self.device
+            self.features_dim + self.latent_dim,
+            net_arch=self.net_arch,
+            activation_fn=self.activation_fn,
+            device=self.device,
         )
 
     @property
@@ -138,7 +149,11 @@ class LatentActorCriticPolicy(ActorCriticPolicy):
             getattr(self, f"latent_{name}").copy_(tensor)
 
     def draw_latents(self, n: int) -> th.Tensor:
-        """``n`` draws from the current latent distribution, (n, L), with torch's global generator as SB3 draws its actions."""
+        """Draws from the current latent distribution, with torch's global generator as SB3 draws its actions.
+
+        :param n: how many
+        :return: (n, L)
+        """
         noise = th.randn(n, self.latent_dim, device=self.device)
         return self.latent_mean + th.exp(self.latent_log_std) * noise
 
@@ -221,18 +236,21 @@ class LatentActorCriticPolicy(ActorCriticPolicy):
             actions = np.clip(actions, self.action_space.low, self.action_space.high)
         return (actions if vectorized else actions.squeeze(axis=0)), (latents.cpu().numpy(),)
 
-    def _next_latents(self, n: int, state: tuple[np.ndarray, ...] | None, episode_start: np.ndarray | None) -> th.Tensor:
-        drawn = self.draw_latents(n)
+    def _next_latents(
+        self, n: int, state: tuple[np.ndarray, ...] | None, episode_start: np.ndarray | None
+    ) -> th.Tensor:
+        """The carried latents, and new ones where an episode starts (n, L)."""
         if state is None:
-            return drawn
-        carried = th.as_tensor(np.asarray(state[0]), dtype=drawn.dtype, device=self.device)
-        if carried.shape != drawn.shape:
-            raise ValueError(f"expected a state of shape {tuple(drawn.shape)} for {n} environments, got {tuple(carried.shape)}")
-        if episode_start is None:
-            return carried
-        starts = th.as_tensor(np.asarray(episode_start), dtype=th.bool, device=self.device).reshape(-1, 1)
-        return th.where(starts, drawn, carried)
+            return self.draw_latents(n)
+        latents = th.tensor(np.asarray(state[0]), dtype=self.latent_mean.dtype, device=self.device)
+        if latents.shape != (n, self.latent_dim):
+            raise ValueError(
+                f"expected a state of shape {(n, self.latent_dim)} for {n} environments, got {tuple(latents.shape)}"
+            )
+        if episode_start is not None:
+            starts = np.flatnonzero(np.broadcast_to(np.asarray(episode_start, dtype=bool).ravel(), (n,)))
+            latents[starts] = self.draw_latents(len(starts))
+        return latents
 
 
 LatentMlpPolicy = LatentActorCriticPolicy
-
