@@ -1,0 +1,168 @@
+"""Advantages against a plain loop, the linear baseline against numpy's least squares, the critic by what it learns."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch as th
+from gymnasium import spaces
+
+from sb3_maesn.common.baselines import (
+    discounted_sums,
+    estimate_advantages,
+    explained_variance,
+    linear_features,
+    linear_values,
+)
+from sb3_maesn.common.critic import critic_values, fit_critic
+from sb3_maesn.common.distributions import DiagGaussian
+from sb3_maesn.common.policies import LatentActorCriticPolicy
+from sb3_maesn.common.type_aliases import MetaBatch, Rollout, Tasks
+
+STEPS, TASKS, EPISODES, SIZE = 12, 2, 7, 3
+
+
+def make_rollout(dtype: th.dtype = th.float64) -> Rollout:
+    """Random episodes, one of them short and one invalid; what lies past an end is random too."""
+    generator = th.Generator().manual_seed(0)
+    shape = (STEPS, TASKS, EPISODES)
+    mask = th.ones(shape, dtype=dtype)
+    mask[8:, 0, 2] = 0.0
+    mask[:, 1, 5] = 0.0
+    observations = th.randn(*shape, SIZE, generator=generator, dtype=dtype)
+    rewards = (observations.sum(dim=-1) + th.randn(shape, generator=generator, dtype=dtype)) * mask
+    zeros = th.zeros(*shape, 2, dtype=dtype)
+    latents = th.randn(TASKS, EPISODES, 2, generator=generator, dtype=dtype)
+    return Rollout(
+        observations,
+        zeros,
+        DiagGaussian(zeros, zeros[:1, :1, :1]),
+        zeros[..., 0],
+        rewards,
+        mask,
+        latents,
+        latents,
+        np.zeros((TASKS, EPISODES)),
+    )
+
+
+def no_values(rollout: Rollout) -> th.Tensor:
+    return th.zeros_like(rollout.rewards)
+
+
+def test_discounted_sums_equal_a_plain_loop() -> None:
+    rewards = make_rollout().rewards
+    got = discounted_sums(rewards, 0.9)
+    for t in range(STEPS):
+        expected = sum(0.9 ** (s - t) * rewards[s] for s in range(t, STEPS))
+        assert th.allclose(got[t], th.as_tensor(expected))
+
+
+@pytest.mark.parametrize("gae_lambda", [0.0, 0.8, 1.0])
+def test_generalised_advantages_equal_a_plain_loop(gae_lambda: float) -> None:
+    rollout, gamma = make_rollout(), 0.95
+    values = th.randn(rollout.rewards.shape, generator=th.Generator().manual_seed(1), dtype=th.float64)
+    batch = estimate_advantages(rollout, gamma, gae_lambda, lambda _: values)
+    for task in range(TASKS):
+        for episode in range(EPISODES):
+            length = int(rollout.mask[:, task, episode].sum())
+            advantage = 0.0
+            for t in reversed(range(length)):
+                following = values[t + 1, task, episode].item() if t + 1 < length else 0.0
+                reward, value = rollout.rewards[t, task, episode].item(), values[t, task, episode].item()
+                advantage = reward + gamma * following - value + gamma * gae_lambda * advantage
+                assert batch.advantages[t, task, episode].item() == pytest.approx(advantage)
+            assert bool((batch.advantages[length:, task, episode] == 0).all())
+
+
+def test_linear_features() -> None:
+    observations = th.tensor([[[1.0, -20.0]], [[2.0, 0.5]]])  # (T, N, O), one value beyond the clip
+    features = linear_features(observations)
+    assert features.shape == (2, 1, 8)
+    expected = [1.0, -10.0, 1.0, 100.0, 0.01, 0.01**2, 0.01**3, 1.0]
+    assert features[0, 0].tolist() == pytest.approx(expected)
+    assert features[1, 0, 4:].tolist() == pytest.approx([0.02, 0.02**2, 0.02**3, 1.0])
+
+
+def test_linear_values_equal_least_squares_on_the_valid_steps() -> None:
+    rollout = make_rollout()
+    returns = discounted_sums(rollout.rewards, 0.97)
+    values = linear_values(rollout, returns)
+    for task in range(TASKS):
+        valid = rollout.mask[:, task].numpy() > 0
+        features = linear_features(rollout.observations[:, task]).numpy()[valid]
+        targets = returns[:, task].numpy()[valid]
+        solution, *_ = np.linalg.lstsq(features, targets, rcond=None)
+        # the ridge of 1e-5 per standardised feature is all that may differ
+        assert np.allclose(values[:, task].numpy()[valid], features @ solution, atol=2e-3 * targets.std())
+        assert (values[:, task].numpy()[~valid] == 0).all()
+
+
+def test_linear_values_ignore_what_lies_past_an_end() -> None:
+    rollout = make_rollout()
+    returns = discounted_sums(rollout.rewards, 0.97)
+    changed = replace(rollout, observations=rollout.observations.clone())
+    changed.observations[rollout.mask == 0] = 9.0
+    assert th.allclose(linear_values(rollout, returns), linear_values(changed, returns))
+
+
+def test_each_task_has_a_fit_of_its_own() -> None:
+    rollout = make_rollout()
+    returns = discounted_sums(rollout.rewards, 0.97)
+    other = returns.clone()
+    other[:, 1] *= -3.0
+    assert th.equal(linear_values(rollout, returns)[:, 0], linear_values(rollout, other)[:, 0])
+
+
+def test_constant_features_and_float32_do_no_harm() -> None:
+    rollout = make_rollout(th.float32)
+    rollout.observations[..., 0] = 1e-3
+    values = linear_values(rollout, discounted_sums(rollout.rewards, 0.97))
+    assert bool(th.isfinite(values).all())
+
+
+def test_explained_variance() -> None:
+    mask, returns = make_rollout().mask, make_rollout().rewards
+    assert explained_variance(returns, returns, mask) == pytest.approx(1.0)
+    assert explained_variance(th.zeros_like(returns), returns, mask) == pytest.approx(0.0)
+    assert np.isnan(explained_variance(returns, th.ones_like(returns), mask))
+    assert np.isnan(explained_variance(returns, returns, th.zeros_like(mask)))  # nothing valid
+
+
+# The critic
+
+
+@pytest.fixture
+def policy() -> LatentActorCriticPolicy:
+    th.manual_seed(0)
+    return LatentActorCriticPolicy(
+        spaces.Box(-np.inf, np.inf, (SIZE,), np.float64),
+        spaces.Box(-1.0, 1.0, (2,), np.float32),
+        lambda _: 1e-2,
+        net_arch=[16],
+    )
+
+
+def test_critic_values_are_those_of_the_policy(policy: LatentActorCriticPolicy) -> None:
+    rollout = make_rollout(th.float32)
+    values = critic_values(policy, rollout)
+    for t, task, episode in [(0, 0, 0), (5, 1, 3), (11, 1, 6)]:
+        observation = rollout.observations[t, task, episode][None]
+        expected = policy.predict_values(observation, rollout.latents[task, episode][None])
+        assert values[t, task, episode].item() == pytest.approx(expected.item(), abs=1e-6)
+
+
+def test_fitting_the_critic_lowers_its_loss_and_touches_nothing_else(policy: LatentActorCriticPolicy) -> None:
+    batch = estimate_advantages(make_rollout(th.float32), 0.9, 1.0, no_values)
+    meta_batch = MetaBatch(Tasks(np.arange(TASKS), [0, 1]), (batch.episodes,), batch)
+    critic = {id(parameter) for parameter in policy.critic_parameters()}
+    before = {name: value.detach().clone() for name, value in policy.named_parameters()}
+    losses = [fit_critic(policy, meta_batch, 20) for _ in range(5)]
+    assert losses[-1] < 0.7 * losses[0]
+    for name, value in policy.named_parameters():
+        assert th.equal(value, before[name]) == (id(value) not in critic), name
+
+
+def test_advantages_keep_no_graph_of_the_critic(policy: LatentActorCriticPolicy) -> None:
+    batch = estimate_advantages(make_rollout(th.float32), 0.9, 1.0, lambda rollout: critic_values(policy, rollout))
+    assert not batch.advantages.requires_grad

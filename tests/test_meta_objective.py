@@ -1,0 +1,202 @@
+"""The meta-objective's derivatives against finite differences in float64, and its values where they are known."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
+
+import numpy as np
+import pytest
+import torch as th
+
+from sb3_maesn.common.distributions import DiagGaussian
+from sb3_maesn.common.inner_update import INNER_UPDATES, InnerUpdate, inner_update
+from sb3_maesn.common.meta_objective import MetaObjective
+from sb3_maesn.common.trust_region import fisher_product, flatten, unflatten
+from sb3_maesn.common.type_aliases import MetaBatch, MetaParameters, TaskBatch, Tasks
+from tests.toy import MetaProblem, unadapted
+
+STEP = 1e-5
+
+
+def leaves_of(params: MetaParameters) -> list[th.Tensor]:
+    return [leaf.detach().clone().requires_grad_() for leaf in params.leaves()]
+
+
+def central_differences(function: Callable[[th.Tensor], th.Tensor], at: th.Tensor) -> th.Tensor:
+    """D function / d at, one column for each coordinate: (..., P)."""
+    columns = []
+    for i in range(at.numel()):
+        step = th.zeros_like(at)
+        step[i] = STEP
+        columns.append((function(at + step) - function(at - step)) / (2 * STEP))
+    return th.stack(columns, dim=-1)
+
+
+def relative_error(got: th.Tensor, expected: th.Tensor) -> float:
+    return float((got - expected).norm() / expected.norm())
+
+
+def objective_of(problem: MetaProblem, estimator: str, adapt_policy: bool = False, **kwargs: bool) -> MetaObjective:
+    spec = InnerUpdate(estimator, adapt_policy, **kwargs)
+    return MetaObjective(spec, problem.actor, problem.batch_of, kl_coef=0.3)
+
+
+@pytest.mark.parametrize("discrete", [False, True])
+@pytest.mark.parametrize("adapt_policy", [False, True])
+@pytest.mark.parametrize("n_inner_steps", [1, 2])
+@pytest.mark.parametrize("estimator", INNER_UPDATES)
+def test_gradient_equals_central_differences(
+    estimator: str, n_inner_steps: int, adapt_policy: bool, discrete: bool
+) -> None:
+    problem = MetaProblem(discrete, n_inner_steps, adapt_policy)
+    objective, params = objective_of(problem, estimator, adapt_policy), problem.displaced()
+    leaves = leaves_of(params)
+    value = objective(params.with_leaves(leaves)).objective
+    gradients = th.autograd.grad(value, leaves, allow_unused=True, materialize_grads=True)
+
+    def evaluate(vector: th.Tensor) -> th.Tensor:
+        return objective(params.with_leaves(unflatten(vector, leaves))).objective.detach()
+
+    expected = central_differences(evaluate, flatten(leaves).detach())
+    assert relative_error(flatten(gradients), expected) < 1e-6
+    for got, wanted in zip(gradients, unflatten(expected, leaves), strict=True):  # and no small part is wrong
+        assert th.allclose(got, wanted, rtol=1e-5, atol=1e-8)
+
+
+@pytest.mark.parametrize("estimator", INNER_UPDATES)
+def test_every_meta_parameter_has_a_gradient(estimator: str) -> None:
+    problem = MetaProblem(adapt_policy=True)
+    params = problem.displaced()
+    leaves = leaves_of(params)
+    value = objective_of(problem, estimator, adapt_policy=True)(params.with_leaves(leaves)).objective
+    names = [*params.policy, "mean", "log_std", "mean_step", "log_std_step", "log_temperature"]
+    names += [f"step of {name}" for name in params.policy]
+    for name, gradient in zip(names, th.autograd.grad(value, leaves, allow_unused=True), strict=True):
+        only_reward_weighted = name == "log_temperature" and estimator != "reward_weighted"
+        assert (gradient is None) == only_reward_weighted, name
+        assert gradient is None or bool((gradient != 0).any()), name
+
+
+@pytest.mark.parametrize("discrete", [False, True])
+@pytest.mark.parametrize(
+    ("estimator", "n_inner_steps", "adapt_policy"),
+    [
+        ("likelihood_ratio", 1, False),
+        ("likelihood_ratio", 2, True),
+        ("reparameterised", 1, False),
+        ("reparameterised", 1, True),
+        ("reward_weighted", 2, False),
+    ],
+)
+def test_fisher_product_equals_differences_of_the_gradient(
+    estimator: str, n_inner_steps: int, adapt_policy: bool, discrete: bool
+) -> None:
+    problem = MetaProblem(discrete, n_inner_steps, adapt_policy)
+    objective, params, damping = objective_of(problem, estimator, adapt_policy), problem.displaced(), 0.1
+    leaves = leaves_of(params)
+
+    def kl_gradient(vector: th.Tensor) -> th.Tensor:
+        own = [part.detach().requires_grad_() for part in unflatten(vector, leaves)]
+        kl = objective.fisher_kl(params.with_leaves(own), stride=2)
+        return flatten(th.autograd.grad(kl, own, allow_unused=True, materialize_grads=True))
+
+    product = fisher_product(objective.fisher_kl(params.with_leaves(leaves), stride=2), leaves, damping)
+    at = flatten(leaves).detach()
+    direction = problem.normal(at.numel())
+    expected = (kl_gradient(at + STEP * direction) - kl_gradient(at - STEP * direction)) / (2 * STEP)
+    assert relative_error(product(direction).detach(), expected + damping * direction) < 1e-6
+
+
+def test_latents_own_fisher_matrix_has_its_closed_form() -> None:
+    problem = MetaProblem(n_inner_steps=0)
+    params, batch = problem.params, problem.batch_of
+    without = MetaObjective(InnerUpdate(), problem.actor, batch, kl_coef=0.0)
+    leaves = leaves_of(params)
+    directions = [th.zeros_like(leaf) for leaf in leaves]
+    n_policy = len(params.policy)
+    directions[n_policy], directions[n_policy + 1] = problem.normal(4, 2), problem.normal(4, 2)
+    products = []
+    for objective in (without, replace(without, latent_kl_coef=0.5)):
+        kl = objective.fisher_kl(params.with_leaves(leaves), stride=1)
+        products.append(unflatten(fisher_product(kl, leaves, 0.0)(flatten(directions)), leaves))
+    mean, log_std = (products[1][i] - products[0][i] for i in (n_policy, n_policy + 1))
+    chosen = th.zeros(4, 1, dtype=th.float64)
+    chosen[batch.tasks.ids] = 2 * 0.5 / 3  # before and after the inner updates, weight, mean over 3 tasks
+    assert th.allclose(mean, chosen * th.exp(-2 * params.latents.log_std) * directions[n_policy])
+    assert th.allclose(log_std, chosen * 2.0 * directions[n_policy + 1])
+
+
+def post_update_objective(problem: MetaProblem, params: MetaParameters, directions: Sequence[th.Tensor]) -> th.Tensor:
+    """The objective as if the inner update's direction were a constant: what a first-order gradient differentiates."""
+    ids = problem.batch_of.tasks.ids
+    moved = DiagGaussian(
+        params.latents.mean[ids] + params.step_sizes.mean * directions[0],
+        params.latents.log_std[ids] + params.step_sizes.log_std * directions[1],
+    )
+    batch = MetaBatch(Tasks(np.arange(len(ids)), problem.batch_of.tasks.values), (), problem.batch_of.post)
+    objective = MetaObjective(InnerUpdate(), problem.actor, batch, kl_coef=0.0)
+    return objective(replace(params, latents=moved)).objective
+
+
+@pytest.mark.parametrize("estimator", INNER_UPDATES)
+def test_first_order_takes_the_inner_direction_for_a_constant(estimator: str) -> None:
+    problem = MetaProblem()
+    params, ids = problem.displaced(), problem.batch_of.tasks.ids
+    before = unadapted(params.latents.mean[ids], params.latents.log_std[ids])
+    spec = InnerUpdate(estimator)
+    after = inner_update(spec, problem.actor, params.policy, params.step_sizes, before, problem.batch_of.pre[0])
+    directions = [
+        ((after.latents.mean - before.latents.mean) / params.step_sizes.mean).detach(),
+        ((after.latents.log_std - before.latents.log_std) / params.step_sizes.log_std).detach(),
+    ]
+    leaves = leaves_of(params)
+    grad = partial(th.autograd.grad, inputs=leaves, allow_unused=True, materialize_grads=True)
+    expected = flatten(grad(post_update_objective(problem, params.with_leaves(leaves), directions)))
+    values = {}
+    for first_order in (True, False):
+        objective = replace(objective_of(problem, estimator, first_order=first_order), kl_coef=0.0)
+        values[first_order] = flatten(grad(objective(params.with_leaves(leaves)).objective))
+    assert relative_error(values[True], expected) < 1e-10
+    assert relative_error(values[False], expected) > 1e-2
+
+
+@pytest.mark.parametrize("discrete", [False, True])
+def test_at_the_parameters_that_acted_the_surrogate_has_mean_zero_and_the_kl_is_zero(discrete: bool) -> None:
+    problem = MetaProblem(discrete, n_inner_steps=0)
+    value = objective_of(problem, "likelihood_ratio")(problem.params)
+    ids = problem.batch_of.tasks.ids
+    prior = th.distributions.Normal(th.zeros(3, 2).double(), 1.0)
+    latents = th.distributions.Normal(problem.params.latents.mean[ids], problem.params.latents.log_std[ids].exp())
+    expected = th.distributions.kl_divergence(latents, prior).sum(dim=1).mean()
+    assert abs(value.surrogate.item()) < 1e-12
+    assert abs(value.kl.item()) < 1e-12
+    assert value.prior_kl.item() == pytest.approx(expected.item())
+    assert value.objective.item() == pytest.approx(-0.3 * expected.item())
+
+
+def test_invalid_episodes_and_steps_after_the_end_change_nothing() -> None:
+    problem = MetaProblem(adapt_policy=True)
+    params = problem.displaced()
+    values = [objective_of(problem, "reparameterised", adapt_policy=True)(params).objective.item()]
+    for batch in (*problem.batch_of.pre, problem.batch_of.post):
+        assert isinstance(batch, TaskBatch)
+        rollout = batch.rollout
+        dead = rollout.mask == 0
+        rollout.observations[dead] = 5.0
+        rollout.actions[dead] = 0.0
+        rollout.log_prob[dead] = -3.0
+        batch.advantages[dead] = 100.0
+    values.append(objective_of(problem, "reparameterised", adapt_policy=True)(params).objective.item())
+    assert values[0] == pytest.approx(values[1], rel=1e-12)
+
+
+def test_a_graph_free_evaluation_gives_the_same_value() -> None:
+    problem = MetaProblem(n_inner_steps=2, adapt_policy=True)
+    params = problem.displaced()
+    objective = objective_of(problem, "reparameterised", adapt_policy=True)
+    with_graph = objective(params.with_leaves(leaves_of(params))).objective
+    with th.no_grad():
+        without = objective(params).objective
+    assert with_graph.requires_grad
+    assert not without.requires_grad
+    assert with_graph.item() == without.item()
