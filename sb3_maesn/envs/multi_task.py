@@ -164,6 +164,17 @@ class MultiTaskVecEnv(VecEnvWrapper):
             self._smaller.close()
         self._smaller = None
 
+    def seed(self, seed: int | None = None) -> Sequence[int | None]:
+        """Seed the members with their next reset, if they can be seeded.
+
+        :param seed: of the first member; the others follow
+        :return: the members' seeds
+        """
+        try:
+            return self.venv.seed(seed)
+        except NotImplementedError:  # a third party's VecEnv owes no more than set_task, reset and step
+            return [None] * self.num_envs
+
     def reset(self) -> VecEnvObs:
         """Start new episodes in all members, with the tasks last set."""
         return self.venv.reset()

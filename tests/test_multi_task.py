@@ -1,0 +1,319 @@
+"""MultiTaskVecEnv around native, Dummy, Subproc and third-party VecEnvs."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import pytest
+from gymnasium import spaces
+from gymnasium.wrappers import TimeLimit
+from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.monitor import Monitor
+from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv, VecFrameStack, VecMonitor, VecNormalize
+
+from sb3_maesn.common.env_util import as_multi_task, borrowed_env
+from sb3_maesn.envs import make_env, make_vec
+from sb3_maesn.envs.multi_task import MultiTaskVecEnv, find_multi_task
+from tests.toy import ThirdParty, Walk
+
+POINT = "PointGoal-v0"
+GOALS = [np.array([1.0, 0.0]), np.array([0.0, 1.0]), np.array([-0.6, 0.8])]
+
+
+def native(n: int = 3) -> VecEnv:
+    return make_vec(POINT, n)
+
+
+def dummy(n: int = 3) -> VecEnv:
+    return DummyVecEnv([partial(make_env, POINT)] * n)
+
+
+def subprocess(n: int = 3) -> VecEnv:
+    return SubprocVecEnv([partial(make_env, POINT)] * n)
+
+
+def first_rewards(env: MultiTaskVecEnv) -> np.ndarray:
+    """Rewards of a step that does not move: minus the distance to the goal, about 1 from the start."""
+    env.reset()
+    rewards: np.ndarray = env.step(np.zeros((env.num_envs, 2), dtype=np.float32))[1]
+    return rewards
+
+
+# Members of every kind
+
+
+@pytest.mark.parametrize("make", [native, dummy, subprocess])
+def test_every_kind_of_member_gets_its_own_task(make: Callable[[], VecEnv]) -> None:
+    env = MultiTaskVecEnv(make())
+    try:
+        assert env.horizon == 20
+        assert [len(env.task_set(split)) for split in ("train", "validation", "test")] == [100] * 3
+        env.set_tasks(GOALS)
+        env.seed(3)
+        start = env.reset()
+        assert isinstance(start, np.ndarray)
+        assert all((a == b).all() for a, b in zip(env.get_attr("task"), GOALS, strict=True))
+        observations, rewards, dones, infos = env.step(np.ones((3, 2), dtype=np.float32))
+        assert isinstance(observations, np.ndarray)
+        assert rewards == pytest.approx([-np.linalg.norm(o - g) for o, g in zip(observations, GOALS, strict=True)])
+        assert not dones.any()
+        for _ in range(19):
+            _, _, dones, infos = env.step(np.zeros((3, 2), dtype=np.float32))
+        assert dones.all()
+        assert all("is_success" in info and "terminal_observation" in info for info in infos)
+    finally:
+        env.close()
+
+
+def test_all_kinds_of_members_agree() -> None:
+    results = []
+    for make in (native, dummy):
+        env = MultiTaskVecEnv(make())
+        env.set_tasks(GOALS)
+        env.seed(5)
+        observations = [env.reset()]
+        rewards = []
+        for t in range(45):  # two ends of an episode are passed
+            step = env.step(np.full((3, 2), np.sin(t), dtype=np.float32))
+            observations.append(step[0])
+            rewards.append(step[1])
+        results.append((np.array(observations), np.array(rewards)))
+    assert (results[0][0] == results[1][0]).all()
+    assert np.allclose(results[0][1], results[1][1])
+
+
+@pytest.mark.parametrize("make", [native, dummy])
+def test_a_task_counts_from_the_next_reset(make: Callable[[], VecEnv]) -> None:
+    env = MultiTaskVecEnv(make())
+    env.set_tasks([GOALS[0]] * 3)
+    env.reset()
+    env.set_tasks([GOALS[1], GOALS[2]], indices=[0, 2])
+    for t in range(20):
+        assert all((task == GOALS[0]).all() for task in env.get_attr("task")), t
+        env.step(np.zeros((3, 2), dtype=np.float32))
+    tasks = env.get_attr("task")  # the episodes that auto-reset started
+    assert [next(i for i in range(3) if (task == GOALS[i]).all()) for task in tasks] == [1, 0, 2]
+
+
+def test_a_third_party_needs_set_task_reset_and_step_only() -> None:
+    venv = ThirdParty(3, horizon=4)
+    env = MultiTaskVecEnv(venv, horizon=4, train_tasks=[1.0, 2.0, 3.0])
+    assert env.seed(0) == [None] * 3
+    env.set_tasks([3.0, 1.0, 2.0])
+    env.reset()
+    assert env.step(np.zeros((3, 1)))[1].tolist() == [3.0, 1.0, 2.0]
+    with pytest.raises(ValueError, match="no validation tasks: pass validation_tasks"):
+        env.task_set("validation")
+
+
+def test_a_task_adapter_takes_the_place_of_set_task() -> None:
+    class Goals(gym.Env):
+        observation_space, action_space = spaces.Box(-1, 1, (1,)), spaces.Box(-1, 1, (1,))
+        goal = 0.0
+
+        def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[np.ndarray, dict]:
+            return np.zeros(1, np.float32), {}
+
+        def step(self, action: Any) -> tuple[np.ndarray, float, bool, bool, dict]:
+            return np.zeros(1, np.float32), self.goal, False, False, {}
+
+    def adapter(venv: VecEnv, member: int, task: Any) -> None:
+        venv.set_attr("goal", task["goal"], indices=[member])
+
+    tasks = [{"goal": 4.0}, {"goal": 5.0}]
+    env = MultiTaskVecEnv(DummyVecEnv([Goals, Goals]), horizon=3, train_tasks=tasks, task_adapter=adapter)
+    env.set_tasks(tasks)
+    env.reset()
+    assert env.step(np.zeros((2, 1)))[1].tolist() == [4.0, 5.0]
+
+
+# The three sets
+
+
+def test_sets_are_drawn_from_the_members_and_fixed() -> None:
+    sets = [
+        [MultiTaskVecEnv(make_vec_env(Walk, 2), n_tasks=30, task_seed=seed).task_set(s) for s in ("train", "test")]
+        for seed in (1, 1, 2)
+    ]
+    assert sets[0] == sets[1]
+    assert sets[0] != sets[2]
+    assert sets[0][0] != sets[0][1]
+    assert all(len(tasks) == 30 and set(tasks) == {-1.0, 1.0} for pair in sets for tasks in pair)
+
+
+def test_sets_of_a_family_do_not_depend_on_the_members() -> None:
+    sets = [np.stack(MultiTaskVecEnv(venv, n_tasks=7).task_set("test")) for venv in (native(1), dummy(2))]
+    assert (sets[0] == sets[1]).all()
+
+
+def test_passed_sets_are_kept() -> None:
+    env = MultiTaskVecEnv(native(), train_tasks=GOALS, test_tasks=GOALS[:1])
+    assert len(env.task_set("train")) == 3
+    assert (env.task("test", 0) == GOALS[0]).all()
+
+
+# Horizons
+
+
+@pytest.mark.parametrize(
+    ("make", "horizon"),
+    [
+        (lambda: Walk(length=9), 9),  # an attribute
+        (lambda: Monitor(Walk(length=9)), 9),  # within a wrapper
+        (lambda: TimeLimit(NoHorizon(), 7), 7),
+    ],
+)
+def test_the_horizon_is_found(make: Callable[[], gym.Env], horizon: int) -> None:
+    assert MultiTaskVecEnv(DummyVecEnv([make])).horizon == horizon
+
+
+class NoHorizon(Walk):
+    """Does not say how long an episode is."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        del self.horizon
+
+
+def test_the_horizon_of_a_gymnasium_spec() -> None:
+    env = NoHorizon()
+    env.spec = gym.envs.registration.EnvSpec("Walk-v0", max_episode_steps=11)
+    assert MultiTaskVecEnv(DummyVecEnv([lambda: env])).horizon == 11
+
+
+def test_an_unknown_horizon_is_refused_unless_passed() -> None:
+    with pytest.raises(ValueError, match=r"horizon is unknown: expected members with an attribute `horizon`"):
+        MultiTaskVecEnv(DummyVecEnv([NoHorizon]))
+    assert MultiTaskVecEnv(DummyVecEnv([NoHorizon]), horizon=5).horizon == 5
+
+
+# Refusals
+
+
+def test_an_env_without_tasks_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"has no tasks: expected members with `sample_tasks\(n\)` and `set_task"):
+        MultiTaskVecEnv(DummyVecEnv([lambda: gym.make("CartPole-v1")]))
+
+
+def test_members_without_set_task_are_refused_when_a_task_is_set() -> None:
+    env = MultiTaskVecEnv(DummyVecEnv([lambda: gym.make("CartPole-v1")]), train_tasks=[1.0])
+    with pytest.raises(ValueError, match=r"expected members with `set_task\(task\)`, or a task_adapter"):
+        env.set_tasks([1.0])
+
+
+@pytest.mark.parametrize("task", [np.nan, [0.0, np.inf], np.array([np.nan]), {"goal": np.nan}, ("a", (1, -np.inf))])
+def test_a_task_that_is_not_finite_is_refused(task: Any) -> None:
+    with pytest.raises(ValueError, match="expected a finite task, got"):
+        MultiTaskVecEnv(ThirdParty(1, 3), horizon=3, train_tasks=[task])
+    with pytest.raises(ValueError, match="expected a finite task, got"):
+        MultiTaskVecEnv(ThirdParty(1, 3), horizon=3, train_tasks=[0.0]).set_tasks([task])
+
+
+@pytest.mark.parametrize("task", [("push", b"\x00data"), None, "left", [("a", np.zeros(2)), 1]])
+def test_a_task_may_be_anything(task: Any) -> None:
+    assert MultiTaskVecEnv(ThirdParty(1, 3), horizon=3, train_tasks=[task]).task("train", 0) is task
+
+
+@pytest.mark.parametrize("task", [[np.nan, 0.0], [9.0, 0.0], [0.0, 0.0, 0.0], ["left", "right"]])
+def test_a_native_family_refuses_tasks_that_are_not_its_own(task: list[Any]) -> None:
+    with pytest.raises(ValueError, match="task"):
+        MultiTaskVecEnv(native(1)).set_tasks([task])
+
+
+@pytest.mark.parametrize("task_id", [-1, 100])
+def test_task_ids_out_of_range_are_refused(task_id: int) -> None:
+    with pytest.raises(ValueError, match=rf"expected a train task id from 0 to 99, got {task_id}"):
+        MultiTaskVecEnv(native()).task("train", task_id)
+
+
+def test_other_bad_arguments() -> None:
+    env = MultiTaskVecEnv(native())
+    with pytest.raises(ValueError, match="split must be one of train, validation, test, got 'dev'"):
+        env.task_set("dev")
+    with pytest.raises(ValueError, match="expected one task for each of 3 members, got 2"):
+        env.set_tasks(GOALS[:2])
+    with pytest.raises(ValueError, match="train_tasks is empty"):
+        MultiTaskVecEnv(native(), train_tasks=[])
+    with pytest.raises(ValueError, match="horizon must be at least 1, got 0"):
+        MultiTaskVecEnv(native(), horizon=0)
+
+
+# Members for few episodes
+
+
+def test_room_for_few_episodes_is_a_smaller_native_environment() -> None:
+    env = MultiTaskVecEnv(native(6))
+    few = env.with_room_for(2)
+    assert few.num_envs == 2
+    assert env.with_room_for(2) is few
+    assert env.with_room_for(6) is env
+    results = []
+    for one in (env, few):
+        one.set_tasks(GOALS[:2] + [GOALS[2]] * (one.num_envs - 2))
+        one.seed(4)
+        one.reset()
+        step = one.step(np.zeros((one.num_envs, 2), dtype=np.float32))
+        results.append((np.asarray(step[0])[:2], step[1][:2]))
+    assert (results[0][0] == results[1][0]).all()
+    assert (results[0][1] == results[1][1]).all()
+
+
+@pytest.mark.parametrize("make", [dummy, lambda: VecMonitor(native(3)), lambda: VecNormalize(native(3))])
+def test_other_environments_have_the_members_they_have(make: Callable[[], VecEnv]) -> None:
+    env = MultiTaskVecEnv(make())
+    assert env.with_room_for(1) is env
+
+
+# From what a user passes
+
+
+def test_wrappers_around_a_multi_task_environment_stay() -> None:
+    inner = MultiTaskVecEnv(native(2), train_tasks=GOALS)
+    wrapped = VecNormalize(inner)
+    env = as_multi_task(wrapped, 1)
+    assert env.venv is wrapped
+    assert len(env.task_set("train")) == 3
+    env.set_tasks(GOALS[:2])
+    env.reset()
+    assert [task.tolist() for task in env.get_attr("task")] == [goal.tolist() for goal in GOALS[:2]]
+    assert as_multi_task(env, 1) is env
+    assert find_multi_task(VecNormalize(native(1))) is None
+
+
+def test_the_family_is_known_where_nothing_stands_between() -> None:
+    assert MultiTaskVecEnv(native()).family.name == "PointGoal"
+    assert MultiTaskVecEnv(VecMonitor(native())).family.name == "PointGoal"
+    for venv in (VecNormalize(native()), VecFrameStack(native(), 2), dummy()):
+        with pytest.raises(ValueError, match="expected a batched environment of this package"):
+            _ = MultiTaskVecEnv(venv).family
+
+
+def test_ids() -> None:
+    env = as_multi_task(POINT, 5000)
+    assert env.num_envs == 1000
+    gym.register("tests/Walk-v0", entry_point="tests.toy:Walk")
+    try:
+        walk = as_multi_task("tests/Walk-v0", 5000)
+        assert walk.num_envs == 8
+        assert isinstance(walk.venv, DummyVecEnv)
+    finally:
+        del gym.registry["tests/Walk-v0"]
+    with pytest.raises(ValueError, match=r"unknown task family 'PointGaol-v0'; did you mean PointGoal-v0"):
+        as_multi_task("PointGaol-v0", 1)
+
+
+def test_a_single_environment_is_wrapped() -> None:
+    assert as_multi_task(Walk(), 5).num_envs == 1
+
+
+def test_what_was_built_for_an_id_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    closed: list[MultiTaskVecEnv] = []
+    monkeypatch.setattr(MultiTaskVecEnv, "close", lambda self: closed.append(self))
+    with borrowed_env(POINT, 2, [GOALS[0]]) as own:
+        pass
+    mine = MultiTaskVecEnv(native())
+    with borrowed_env(mine, 2, [GOALS[0]]):
+        pass
+    assert closed == [own]
