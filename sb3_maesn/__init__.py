@@ -2,9 +2,17 @@
 
 from sb3_maesn.common.meta_on_policy_algorithm import MetaOnPolicyAlgorithm
 from sb3_maesn.common.policies import LatentActorCriticPolicy, LatentMlpPolicy
+from sb3_maesn.common.pretrained import list_pretrained
 from sb3_maesn.envs.multi_task import MultiTaskVecEnv
 from sb3_maesn.maesn import MAESN
 
 __version__ = "0.1.0"
 
-__all__ = ["MAESN", "LatentActorCriticPolicy", "LatentMlpPolicy", "MetaOnPolicyAlgorithm", "MultiTaskVecEnv"]
+__all__ = [
+    "MAESN",
+    "LatentActorCriticPolicy",
+    "LatentMlpPolicy",
+    "MetaOnPolicyAlgorithm",
+    "MultiTaskVecEnv",
+    "list_pretrained",
+]

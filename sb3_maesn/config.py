@@ -8,15 +8,9 @@ from typing import Any
 
 import yaml
 from stable_baselines3.common.utils import LinearSchedule
-from torch import nn
 
-ACTIVATIONS: dict[str, type[nn.Module]] = {
-    "relu": nn.ReLU,
-    "tanh": nn.Tanh,
-    "elu": nn.ELU,
-    "gelu": nn.GELU,
-    "silu": nn.SiLU,
-}
+from sb3_maesn.common.pretrained import ACTIVATIONS
+
 #: Keys of an entry that are the training script's, not the constructor's.
 SCRIPT_KEYS = ("policy", "n_timesteps", "n_envs", "eval_rule")
 
