@@ -47,7 +47,7 @@ def make_rollout(dtype: th.dtype = th.float64) -> Rollout:
     )
 
 
-def no_values(rollout: Rollout) -> th.Tensor:
+def no_values(rollout: Rollout, _: th.Tensor) -> th.Tensor:
     return th.zeros_like(rollout.rewards)
 
 
@@ -63,7 +63,7 @@ def test_discounted_sums_equal_a_plain_loop() -> None:
 def test_generalised_advantages_equal_a_plain_loop(gae_lambda: float) -> None:
     rollout, gamma = make_rollout(), 0.95
     values = th.randn(rollout.rewards.shape, generator=th.Generator().manual_seed(1), dtype=th.float64)
-    batch = estimate_advantages(rollout, gamma, gae_lambda, lambda _: values)
+    batch = estimate_advantages(rollout, gamma, gae_lambda, lambda *_: values)
     for task in range(TASKS):
         for episode in range(EPISODES):
             length = int(rollout.mask[:, task, episode].sum())
@@ -168,5 +168,5 @@ def test_fitting_the_critic_lowers_its_loss_and_touches_nothing_else(policy: Lat
 
 
 def test_advantages_keep_no_graph_of_the_critic(policy: LatentActorCriticPolicy) -> None:
-    batch = estimate_advantages(make_rollout(th.float32), 0.9, 1.0, lambda rollout: critic_values(policy, rollout))
+    batch = estimate_advantages(make_rollout(th.float32), 0.9, 1.0, lambda rollout, _: critic_values(policy, rollout))
     assert not batch.advantages.requires_grad

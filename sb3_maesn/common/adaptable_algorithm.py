@@ -11,7 +11,7 @@ from stable_baselines3.common.type_aliases import GymEnv
 
 from sb3_maesn.common.adaptation import AdaptationResult, Agent, adapt_latents, make_rule
 from sb3_maesn.common.adaptation_state import AdaptationRule
-from sb3_maesn.common.baselines import ValueFunction
+from sb3_maesn.common.baselines import ValueFunction, linear_values
 from sb3_maesn.common.collection import Collector
 from sb3_maesn.common.critic import critic_values
 from sb3_maesn.common.env_util import borrowed_env
@@ -37,6 +37,7 @@ class AdaptableAlgorithm(TaskAlgorithm):
     policy: LatentActorCriticPolicy  # narrower than SB3's
     task_latents: TaskLatents
     baseline: str
+    baseline_ridge: float
     fisher_subsampling: int
     adaptation: AdaptationResult | None
     policy_adaptation: list[float]
@@ -48,8 +49,10 @@ class AdaptableAlgorithm(TaskAlgorithm):
         )
 
     @property
-    def _value_function(self) -> ValueFunction | None:
-        return partial(critic_values, self.policy) if self.baseline == "critic" else None
+    def _value_function(self) -> ValueFunction:
+        if self.baseline == "critic":
+            return lambda rollout, _: critic_values(self.policy, rollout)
+        return partial(linear_values, ridge=self.baseline_ridge)
 
     def _actor_function(self, theta: NamedParameters, observations: th.Tensor, latents: th.Tensor) -> Any:
         return th.func.functional_call(self._actor, theta, (observations, latents))

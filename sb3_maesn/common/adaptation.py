@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from sb3_maesn.common.adaptation_rules import RULES, PolicyGradientRule
 from sb3_maesn.common.adaptation_state import AdaptationRule
-from sb3_maesn.common.baselines import ValueFunction, estimate_advantages
+from sb3_maesn.common.baselines import ValueFunction, estimate_advantages, linear_values
 from sb3_maesn.common.distributions import DiagGaussian
 from sb3_maesn.common.inner_update import ActorFunction
 from sb3_maesn.common.policies import LatentActorCriticPolicy
@@ -34,7 +34,7 @@ class Agent(NamedTuple):
     :param step_sizes: learned in meta-training
     :param gamma: discount factor
     :param gae_lambda: of the advantages
-    :param value_function: the baseline of the advantages; the linear one where None
+    :param value_function: the baseline of the advantages
     """
 
     policy: LatentActorCriticPolicy
@@ -43,7 +43,7 @@ class Agent(NamedTuple):
     step_sizes: StepSizes
     gamma: float
     gae_lambda: float
-    value_function: ValueFunction | None = None
+    value_function: ValueFunction = linear_values
 
 
 @dataclass(frozen=True)

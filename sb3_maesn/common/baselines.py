@@ -6,8 +6,8 @@ import torch as th
 
 from sb3_maesn.common.type_aliases import Rollout, TaskBatch
 
-ValueFunction = Callable[[Rollout], th.Tensor]
-"""Rollout -> values (T, B, K)"""
+ValueFunction = Callable[[Rollout, th.Tensor], th.Tensor]
+"""(rollout, its discounted returns (T, B, K)) -> values (T, B, K)"""
 
 RIDGE = 1e-5
 
@@ -41,7 +41,7 @@ def linear_features(observations: th.Tensor, first_step: int = 0) -> th.Tensor:
     return th.cat([observations, observations.square(), powers], dim=-1)
 
 
-def _ridge_fit(features: th.Tensor, targets: th.Tensor, weights: th.Tensor) -> th.Tensor:
+def _ridge_fit(features: th.Tensor, targets: th.Tensor, weights: th.Tensor, ridge: float) -> th.Tensor:
     """Fitted values of a ridge regression (N,); features (N, F) are standardised in place, the normal equations solved
     in float64.
     """
@@ -54,16 +54,18 @@ def _ridge_fit(features: th.Tensor, targets: th.Tensor, weights: th.Tensor) -> t
     target_mean = (weights @ targets) / count
     gram = (features.T @ features).double() / count
     moment = (features.T @ ((targets - target_mean) * weights)).double() / count
-    gram.diagonal().add_(RIDGE)
+    gram.diagonal().add_(ridge)
     solution: th.Tensor = th.linalg.solve(gram, moment)
     return (features @ solution.to(features.dtype) + target_mean) * weights
 
 
-def linear_values(rollout: Rollout, discounted_returns: th.Tensor) -> th.Tensor:
+def linear_values(rollout: Rollout, discounted_returns: th.Tensor, ridge: float = RIDGE) -> th.Tensor:
     """Values of a linear function fitted to the discounted returns of each task's own episodes.
 
     :param rollout: the episodes
     :param discounted_returns: (T, B, K)
+    :param ridge: added to the diagonal of the standardised features' covariance; with few episodes and many features a
+        small one lets the baseline learn the episodes by heart, and nothing is left of their advantages
     :return: (T, B, K), zero where the mask is
     """
     n_steps, n_tasks, n_episodes = discounted_returns.shape
@@ -71,7 +73,7 @@ def linear_values(rollout: Rollout, discounted_returns: th.Tensor) -> th.Tensor:
     for task in range(n_tasks):  # one task at a time keeps the features in cache and the memory small
         features = linear_features(rollout.observations[:, task].flatten(2))  # (T, K, F)
         fitted = _ridge_fit(
-            features.flatten(0, 1), discounted_returns[:, task].flatten(), rollout.mask[:, task].flatten()
+            features.flatten(0, 1), discounted_returns[:, task].flatten(), rollout.mask[:, task].flatten(), ridge
         )
         values[:, task] = fitted.view(n_steps, n_episodes)
     return values
@@ -87,21 +89,18 @@ def explained_variance(values: th.Tensor, returns: th.Tensor, mask: th.Tensor) -
 
 
 def estimate_advantages(
-    rollout: Rollout, gamma: float, gae_lambda: float, value_function: ValueFunction | None = None
+    rollout: Rollout, gamma: float, gae_lambda: float, value_function: ValueFunction = linear_values
 ) -> TaskBatch:
     """Generalised advantages (Schulman et al. 2016, arXiv:1506.02438) of a rollout of whole episodes.
 
     :param rollout: the episodes
     :param gamma: discount factor
     :param gae_lambda: 1 gives returns minus values
-    :param value_function: a critic; the linear baseline where None
+    :param value_function: the baseline
     """
     discounted_returns = discounted_sums(rollout.rewards, gamma)
-    if value_function is None:
-        values = linear_values(rollout, discounted_returns)
-    else:
-        with th.no_grad():
-            values = value_function(rollout) * rollout.mask
+    with th.no_grad():
+        values = value_function(rollout, discounted_returns) * rollout.mask
     next_values = th.cat([values[1:], th.zeros_like(values[:1])])
     deltas = (rollout.rewards + gamma * next_values - values) * rollout.mask
     advantages = discounted_sums(deltas, gamma * gae_lambda)

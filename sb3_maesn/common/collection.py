@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch as th
 
-from sb3_maesn.common.baselines import ValueFunction, estimate_advantages
+from sb3_maesn.common.baselines import ValueFunction, estimate_advantages, linear_values
 from sb3_maesn.common.distributions import DiagGaussian
 from sb3_maesn.common.inner_update import ActorFunction, InnerUpdate, inner_update, sample_z
 from sb3_maesn.common.policies import LatentActorCriticPolicy
@@ -35,7 +35,7 @@ class Collector:
     :param actor: the actor as a function of its parameters
     :param gamma: discount factor
     :param gae_lambda: of the generalised advantages
-    :param value_function: a critic; the linear baseline where None
+    :param value_function: the baseline of the advantages
     :param on_step: called after every environment step
     """
 
@@ -44,7 +44,7 @@ class Collector:
     actor: ActorFunction
     gamma: float
     gae_lambda: float
-    value_function: ValueFunction | None = None
+    value_function: ValueFunction = linear_values
     on_step: StepHook | None = None
 
     def rollout(

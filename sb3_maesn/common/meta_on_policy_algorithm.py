@@ -18,6 +18,7 @@ from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_maesn.common.adaptable_algorithm import AdaptableAlgorithm
 from sb3_maesn.common.adaptation import AdaptationResult
+from sb3_maesn.common.baselines import RIDGE
 from sb3_maesn.common.collection import Schedule, collect_meta_batch
 from sb3_maesn.common.critic import fit_critic
 from sb3_maesn.common.env_util import as_multi_task
@@ -50,6 +51,7 @@ PRETRAINED_SETTINGS = (
     "target_kl",
     "gamma",
     "gae_lambda",
+    "baseline_ridge",
     "cg_damping",
     "fisher_subsampling",
 )
@@ -88,6 +90,7 @@ class MetaOnPolicyAlgorithm(AdaptableAlgorithm):
     :param gamma: discount factor
     :param gae_lambda: of the generalised advantages
     :param baseline: ``linear`` (fitted to each task's batch) or ``critic``
+    :param baseline_ridge: of the linear baseline's ridge regression; more where episodes are few and observations large
     :param n_critic_updates: epochs of the critic in each iteration
     :param cg_max_steps: conjugate-gradient iterations
     :param cg_damping: added to the Fisher matrix's diagonal
@@ -130,6 +133,7 @@ class MetaOnPolicyAlgorithm(AdaptableAlgorithm):
         gamma: float = 0.99,
         gae_lambda: float = 1.0,
         baseline: str = "linear",
+        baseline_ridge: float = RIDGE,
         n_critic_updates: int = 10,
         cg_max_steps: int = 10,
         cg_damping: float = 0.01,
@@ -161,6 +165,7 @@ class MetaOnPolicyAlgorithm(AdaptableAlgorithm):
         self.latent_kl_coef = latent_kl_coef
         self.target_kl = target_kl
         self.baseline = baseline
+        self.baseline_ridge = baseline_ridge
         self.n_critic_updates = n_critic_updates
         self.cg_max_steps = cg_max_steps
         self.cg_damping = cg_damping

@@ -18,7 +18,14 @@ AT_LEAST = {
     "latent_mean_init_std": 0,
     "cg_damping": 0,
 }
-POSITIVE = ("step_size_init", "policy_step_size_init", "temperature_init", "inner_std_floor", "target_kl")
+POSITIVE = (
+    "baseline_ridge",
+    "step_size_init",
+    "policy_step_size_init",
+    "temperature_init",
+    "inner_std_floor",
+    "target_kl",
+)
 UP_TO_ONE = ("gamma", "gae_lambda", "line_search_shrinking_factor")
 
 
