@@ -31,7 +31,7 @@ from sb3_maesn.common.pretrained import Pretrained, find_pretrained, read_pretra
 from sb3_maesn.common.settings import check_settings
 from sb3_maesn.common.shared_episodes import sample_by_group
 from sb3_maesn.common.trust_region import TrustRegion, trust_region_step
-from sb3_maesn.common.type_aliases import MetaBatch, ObjectiveValue, Tasks
+from sb3_maesn.common.type_aliases import MetaBatch, MetaParameters, ObjectiveValue, Tasks
 from sb3_maesn.envs import make_family
 from sb3_maesn.envs.multi_task import MultiTaskVecEnv
 
@@ -45,6 +45,7 @@ PRETRAINED_SETTINGS = (
     "balance_episodes",
     "n_inner_steps",
     "inner_update",
+    "learn_step_sizes",
     "adapt_policy",
     "kl_coef",
     "latent_kl_coef",
@@ -80,6 +81,8 @@ class MetaOnPolicyAlgorithm(AdaptableAlgorithm):
     :param adapt_policy: update theta in the inner update too (Eq. 4)
     :param first_order: stop the gradient through the inner gradients
     :param step_size_init: initial step size of the latents
+    :param learn_step_sizes: False keeps step sizes and temperature as they are: steps above 1 push tasks out of the part of
+        the prior that was theirs
     :param policy_step_size_init: initial step size of theta
     :param temperature_init: initial temperature of the reward-weighted update
     :param latent_mean_init_std: spread of the tasks' initial latent means
@@ -123,6 +126,7 @@ class MetaOnPolicyAlgorithm(AdaptableAlgorithm):
         adapt_policy: bool = False,
         first_order: bool = False,
         step_size_init: float = 1.0,
+        learn_step_sizes: bool = True,
         policy_step_size_init: float = 0.1,
         temperature_init: float = 0.3,
         latent_mean_init_std: float = 1.0,
@@ -157,6 +161,7 @@ class MetaOnPolicyAlgorithm(AdaptableAlgorithm):
         self.adapt_policy = adapt_policy
         self.first_order = first_order
         self.step_size_init = step_size_init
+        self.learn_step_sizes = learn_step_sizes
         self.policy_step_size_init = policy_step_size_init
         self.temperature_init = temperature_init
         self.latent_mean_init_std = latent_mean_init_std
@@ -231,7 +236,7 @@ class MetaOnPolicyAlgorithm(AdaptableAlgorithm):
         self.set_random_seed(self.seed)
         if self.env is not None:
             self._take_env_facts(self.env)
-        elif self.observation_space is None:
+        elif not hasattr(self, "observation_space"):  # which SB3 takes from the environment, or from a file
             raise ValueError("expected an environment, got None")
         if self.meta_batch_size > self.n_train_tasks:
             raise ValueError(
@@ -407,15 +412,19 @@ class MetaOnPolicyAlgorithm(AdaptableAlgorithm):
         params = read_parameters(self._actor, self.task_latents)
         objective = MetaObjective(self._inner_spec, self._actor_function, batch, self.kl_coef, self.latent_kl_coef)
 
+        def candidate(leaves: Sequence[th.Tensor]) -> MetaParameters:
+            new = params.with_leaves(leaves)
+            return new if self.learn_step_sizes else replace(new, step_sizes=params.step_sizes)
+
         def evaluate(leaves: Sequence[th.Tensor]) -> ObjectiveValue:
-            return objective(params.with_leaves(leaves))
+            return objective(candidate(leaves))
 
         def fisher_kl(leaves: Sequence[th.Tensor]) -> th.Tensor:
-            return objective.fisher_kl(params.with_leaves(leaves), self.fisher_subsampling)
+            return objective.fisher_kl(candidate(leaves), self.fisher_subsampling)
 
         solver_seed = int(self._rng().integers(2**62))
         result = trust_region_step(evaluate, fisher_kl, params.leaves(), self._trust_region, solver_seed)
-        new = params.with_leaves(result.leaves)
+        new = candidate(result.leaves)
         if self.n_prior_episodes is not None:  # shared episodes are the prior's: all tasks start from it
             new = replace(new, latents=params.latents)
         write_parameters(self._actor, self.task_latents, new)

@@ -78,6 +78,7 @@ def search_direction(
     with th.random.fork_rng(devices=[]):
         th.manual_seed(seed)
         direction = conjugate_gradient_solver(product, gradient, max_iter=settings.cg_max_steps)
+    direction = direction.masked_fill(gradient == 0.0, 0.0)  # parameters without effect do not follow the noise
     curvature = float(direction @ product(direction))
     if not math.isfinite(curvature) or curvature <= 0.0:
         return th.zeros_like(direction), 0.0
