@@ -81,8 +81,8 @@ class MetaOnPolicyAlgorithm(AdaptableAlgorithm):
     :param adapt_policy: update theta in the inner update too (Eq. 4)
     :param first_order: stop the gradient through the inner gradients
     :param step_size_init: initial step size of the latents
-    :param learn_step_sizes: False keeps step sizes and temperature as they are: steps above 1 push tasks out of the part of
-        the prior that was theirs
+    :param learn_step_sizes: False keeps step sizes and temperature as they are: steps above 1 push tasks out of the
+        part of the prior that was theirs
     :param policy_step_size_init: initial step size of theta
     :param temperature_init: initial temperature of the reward-weighted update
     :param latent_mean_init_std: spread of the tasks' initial latent means
