@@ -48,7 +48,13 @@ class Collector:
     on_step: StepHook | None = None
 
     def rollout(
-        self, tasks: Tasks, theta: NamedParameters, adapted: Adapted, n_episodes: int, rng: np.random.Generator
+        self,
+        tasks: Tasks,
+        theta: NamedParameters,
+        adapted: Adapted,
+        n_episodes: int,
+        rng: np.random.Generator,
+        common_noise: bool = False,
     ) -> Rollout | None:
         """Episodes of each task with latents drawn from its distribution.
 
@@ -57,10 +63,11 @@ class Collector:
         :param adapted: the tasks' own values
         :param n_episodes: K, of each task
         :param rng: source of all randomness
+        :param common_noise: whether the k-th episodes of all tasks share their latents' noise
         :return: the rollout; None if ``on_step`` ended it
         """
-        shape = (len(tasks.values), n_episodes, self.policy.latent_dim)
-        noise = th.from_numpy(rng.standard_normal(shape, dtype=np.float32))
+        shape = (1 if common_noise else len(tasks.values), n_episodes, self.policy.latent_dim)
+        noise = th.from_numpy(rng.standard_normal(shape, dtype=np.float32)).expand(len(tasks.values), -1, -1)
         behaviour = Behaviour(self.policy, self.actor, theta, adapted, noise, sample_z(adapted.latents, noise))
         return collect(self.env, tasks.values, behaviour, rng, self.on_step)
 
@@ -138,7 +145,8 @@ def _collect_before(
     groups, first = dynamics_groups(collector.env, tasks)
     zeros = th.zeros(len(first.values), collector.policy.latent_dim)
     prior = Adapted(DiagGaussian(zeros, zeros), None)
-    bank = collector.rollout(first, theta, prior, schedule.n_prior_episodes, rng)
+    # the groups try the same latents, so that all tasks can agree on whose each latent is
+    bank = collector.rollout(first, theta, prior, schedule.n_prior_episodes, rng, common_noise=True)
     if bank is None:
         return None
     return share_episodes(collector.env, tasks, groups, bank, collector.gamma), bank.summary()

@@ -150,8 +150,8 @@ def episode_prices(scores: th.Tensor, mask: th.Tensor, groups: th.Tensor, n_iter
     iteration; Cuturi 2013, arXiv:1306.0895).
 
     :param scores: log weights before normalisation (B, K)
-    :param mask: (B, K), the same for all tasks of a group
-    :param groups: tasks of one group share their K episodes (B,)
+    :param mask: (B, K); a latent whose episode is not valid for every task of its group has no price
+    :param groups: the k-th episodes of the tasks of one group have one latent (B,)
     :param n_iterations: of the alternating normalisation
     :return: (B, K), the same for all tasks of a group, constants
     """
@@ -159,7 +159,7 @@ def episode_prices(scores: th.Tensor, mask: th.Tensor, groups: th.Tensor, n_iter
     with th.no_grad():
         for group in groups.unique():
             members = groups == group  # (B,)
-            valid = mask[members][0] > 0.0  # (K,)
+            valid = (mask[members] > 0.0).all(dim=0)  # (K,)
             own = scores[members][:, valid]  # (n, m)
             price = th.zeros_like(own[:1])  # (1, m)
             for _ in range(n_iterations if own.shape[1] else 0):

@@ -44,7 +44,7 @@ def share_episodes(env: MultiTaskVecEnv, tasks: Tasks, groups: np.ndarray, bank:
         returns[own] = relabelled_returns(family, observations, actions, mask, values[own], gamma)
     owner = th.as_tensor(groups)
     advantages = th.as_tensor(returns, dtype=th.float32)
-    return EpisodeBatch(bank.latents[owner], bank.noise[owner], advantages, bank.mask[0][owner], owner)
+    return EpisodeBatch(bank.latents[owner], bank.noise[owner], advantages, bank.mask[0][owner], th.zeros_like(owner))
 
 
 def sample_by_group(groups: np.ndarray, n: int, rng: np.random.Generator) -> np.ndarray:

@@ -133,7 +133,7 @@ class EpisodeBatch:
     :param noise: eps of z = mean + std * eps (B, K, L)
     :param advantages: of each episode's first step, what the likelihood-ratio estimator credits to z (B, K)
     :param mask: (B, K), 1 for a valid episode
-    :param groups: tasks with the same number share their K episodes (B,); None where every task has its own
+    :param groups: the k-th episodes of tasks with the same number have one latent (B,); None where every task has its own
     """
 
     latents: th.Tensor
