@@ -133,7 +133,8 @@ class EpisodeBatch:
     :param noise: eps of z = mean + std * eps (B, K, L)
     :param advantages: of each episode's first step, what the likelihood-ratio estimator credits to z (B, K)
     :param mask: (B, K), 1 for a valid episode
-    :param groups: the k-th episodes of tasks with the same number have one latent (B,); None where every task has its own
+    :param groups: the k-th episodes of tasks with the same number have one latent (B,); None where every task has its
+        own
     """
 
     latents: th.Tensor
