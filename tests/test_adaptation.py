@@ -1,0 +1,216 @@
+"""Rounds of adaptation: what the rule sees, what is recorded, and what happens to diverged episodes."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch as th
+
+from sb3_maesn import MAESN, MultiTaskVecEnv
+from sb3_maesn.common import adaptation
+from sb3_maesn.common.adaptation import DEFAULT_RULE, AdaptationResult, adapt_latents, make_rule
+from sb3_maesn.common.adaptation_rules import RULES, KernelRule, PolicyGradientRule
+from sb3_maesn.common.adaptation_state import AdaptationRule, AdaptationState
+from sb3_maesn.common.baselines import estimate_advantages
+from sb3_maesn.common.type_aliases import Rollout, StepSizes
+from sb3_maesn.envs import make_vec
+from tests.toy import ThirdParty
+
+STEPS = StepSizes(th.tensor([0.5, 1.5]), th.tensor([0.25, 2.0]), th.tensor(0.0), {})
+
+
+def make_model(env: Any = None, **kwargs: Any) -> MAESN:
+    env = MultiTaskVecEnv(make_vec("PointGoal-v0", 12)) if env is None else env
+    kwargs = {"policy_kwargs": {"net_arch": [8], "ortho_init": False}} | kwargs
+    return MAESN("LatentMlpPolicy", env, meta_batch_size=3, n_episodes=4, seed=0, **kwargs)
+
+
+class Spy(AdaptationRule):
+    """Proposes latents at ``offset`` and moves the distribution by 1 after each round; notes what it is told."""
+
+    offset = 100.0
+
+    def __init__(self) -> None:
+        self.told: list[tuple[np.ndarray, ...]] = []
+
+    def propose(self, state: AdaptationState, n_episodes: int, rng: np.random.Generator) -> np.ndarray:
+        return super().propose(state, n_episodes, rng) + self.offset
+
+    def update(
+        self,
+        state: AdaptationState,
+        latents: np.ndarray,
+        returns: np.ndarray,
+        advantages: np.ndarray,
+        rng: np.random.Generator,
+    ) -> AdaptationState:
+        self.told.append((latents, returns, advantages))
+        return super().update(state, latents, returns, advantages, rng)
+
+    def _adapt(self, state: AdaptationState, n_new: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+        return state.mean + 1.0, state.log_std - 0.5
+
+
+@pytest.fixture
+def played(monkeypatch: pytest.MonkeyPatch) -> list[tuple[np.ndarray, Rollout]]:
+    """Latents and rollouts of all rounds."""
+    record: list[tuple[np.ndarray, Rollout]] = []
+    play = adaptation.play
+
+    def noting(agent: Any, env: Any, tasks: Any, latents: np.ndarray, rng: Any) -> Rollout:
+        rollout = play(agent, env, tasks, latents, rng)
+        record.append((latents, rollout))
+        return rollout
+
+    monkeypatch.setattr(adaptation, "play", noting)
+    return record
+
+
+def test_the_rule_sees_its_own_episodes_and_no_others(played: list[tuple[np.ndarray, Rollout]]) -> None:
+    model, rule = make_model(), Spy()
+    assert model.env is not None
+    tasks = model.env.task_set("test")[:3]
+    result, (mean, log_std) = adapt_latents(
+        model.agent(), model.env, tasks, rule, 2, 5, np.random.default_rng(0), n_eval_episodes=40
+    )
+    assert (len(played), len(rule.told)) == (3, 2)
+    for r, (latents, rollout) in enumerate(played):
+        own, fresh = latents[:, :5], latents[:, 5:]
+        assert fresh.shape == (3, 40, 2)
+        # the fresh ones come from the distribution that adaptation would return, the others from the rule
+        assert own.mean() == pytest.approx(100.0 + r, abs=1.0)
+        assert fresh.mean() == pytest.approx(r, abs=0.3)
+        assert fresh.std() == pytest.approx(np.exp(-0.5 * r), rel=0.2)
+        assert (result.mean[r] == r).all()
+        assert (result.log_std[r] == -0.5 * r).all()
+        assert np.allclose(result.latents[r], own)
+        assert np.allclose(result.returns[r], rollout.returns[:, :5])
+        assert np.allclose(result.eval_returns[r], rollout.returns[:, 5:])
+        assert (result.eval_success[r] == rollout.success[:, 5:]).all()
+    for r, (latents, returns, advantages) in enumerate(rule.told):
+        assert np.allclose(latents, result.latents[r])
+        assert (returns == result.returns[r]).all()
+        seen = played[r][1].first_episodes(5)
+        batch = estimate_advantages(seen, model.gamma, model.gae_lambda)
+        assert np.allclose(advantages, batch.advantages[0])
+    assert (mean == 2.0).all()
+    assert (log_std == -1.0).all()
+
+
+def test_the_baseline_is_that_of_meta_training() -> None:
+    model, rule = make_model(baseline="critic"), Spy()
+    model.learn(1)
+    assert model.env is not None
+    adapt_latents(model.agent(), model.env, model.env.task_set("test")[:1], rule, 1, 5, np.random.default_rng(0))
+    latents, _, advantages = rule.told[0]
+    start = th.zeros(5, 2)
+    values = model.policy.predict_values(start, th.as_tensor(latents[0], dtype=th.float32)).detach().numpy()[:, 0]
+    rewards = advantages[0] + values  # the discounted returns: near minus the sum of 20 discounted distances
+    assert (rewards < -5.0).all()
+    assert (rewards > -60.0).all()
+
+
+@pytest.mark.parametrize(("eval_rounds", "with_episodes"), [(None, [0, 1, 2]), ([], []), ({0, 2}, [0, 2])])
+def test_fresh_episodes_in_some_rounds(eval_rounds: Any, with_episodes: list[int]) -> None:
+    model = make_model()
+    assert model.env is not None
+    result, _ = adapt_latents(
+        model.agent(), model.env, model.env.task_set("test")[:2], Spy(), 2, 3, np.random.default_rng(0), 4, eval_rounds
+    )
+    assert result.eval_returns.shape == result.eval_success.shape == (3, 2, 4)
+    finite = [r for r in range(3) if np.isfinite(result.eval_returns[r]).all()]
+    assert finite == with_episodes
+    assert np.isnan(result.eval_returns).sum() == 8 * (3 - len(with_episodes))
+
+
+def test_the_last_round_can_be_left_out() -> None:
+    model = make_model()
+    assert model.env is not None
+    task = model.env.task_set("test")[:1]
+    results = [
+        adapt_latents(model.agent(), model.env, task, Spy(), 2, 3, np.random.default_rng(0), last_round=last)
+        for last in (True, False)
+    ]
+    assert [len(result.returns) for result, _ in results] == [3, 2]
+    assert (results[0][0].returns[:2] == results[1][0].returns).all()
+    assert (results[0][1][0] == results[1][1][0]).all()
+
+
+class Unstable(ThirdParty):
+    """One in two episodes of task -2 diverges, and all of task -3."""
+
+    def end_info(self, member: int) -> dict[str, Any]:
+        task = self.tasks[member]
+        return {"is_success": False, "diverged": bool(task == -3.0 or (task == -2.0 and member % 2))}
+
+
+def test_a_diverged_episode_is_as_good_as_the_worst() -> None:
+    """Dropped rewards add up to 0, which would be the best return of all in these tasks."""
+    tasks = [-1.0, -2.0, -3.0]
+    env, rule = MultiTaskVecEnv(Unstable(12, 5), horizon=5, train_tasks=tasks), Spy()
+    model = make_model(env)
+    result, _ = adapt_latents(model.agent(), env, tasks, rule, 1, 4, np.random.default_rng(0))
+    assert result.returns[0].tolist() == [[-5.0] * 4, [-10.0] * 4, [-10.0] * 4]
+    assert result.lengths[0].tolist() == [[5.0] * 4, [5.0, 0.0] * 2, [0.0] * 4]
+    _, returns, advantages = rule.told[0]
+    assert (returns == result.returns[0]).all()
+    assert np.isfinite(advantages).all()
+    assert advantages[1, 1] == advantages[1, [0, 2]].min()
+    everything, _ = adapt_latents(model.agent(), env, [-3.0], Spy(), 1, 4, np.random.default_rng(0))
+    assert np.isfinite(everything.returns).all()
+
+
+# Numbers
+
+
+def result_of(success: Any, returns: Any) -> AdaptationResult:
+    success, returns = np.asarray(success, dtype=float), np.asarray(returns, dtype=float)
+    n_rounds, n_tasks, _ = success.shape
+    latent = np.zeros((n_rounds, n_tasks, 2))
+    return AdaptationResult(returns, success, returns, np.zeros((*success.shape, 2)), latent, latent, returns, success)
+
+
+def test_summaries() -> None:
+    success = [[[0, 0, 0, 1], [0, 0, 1, 1]], [[1, 1, 1, 0], [0, 1, 0, 0]]]  # 2 rounds, 2 tasks, 4 episodes
+    result = result_of(success, np.arange(16).reshape(2, 2, 4))
+    assert result.success_rate.tolist() == [3 / 8, 4 / 8]
+    assert result.mean_return.tolist() == [3.5, 11.5]
+    assert result.solved.tolist() == [[False, True], [True, False]]  # half of the episodes are enough
+    assert result.solved_rate.tolist() == [0.5, 0.5]
+
+
+def test_a_saved_result_comes_back(tmp_path: Path) -> None:
+    result = result_of(np.full((2, 1, 3), np.nan), np.arange(6).reshape(2, 1, 3))
+    result.save(tmp_path / "result.npz")
+    loaded = AdaptationResult.load(tmp_path / "result.npz")
+    assert (loaded.returns == result.returns).all()
+    assert np.isnan(loaded.success).all()
+    assert vars(loaded).keys() == vars(result).keys()
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_rules_by_name(name: str) -> None:
+    rule = make_rule(name, STEPS)
+    assert type(rule) is RULES[name]
+    if isinstance(rule, PolicyGradientRule):  # with the step sizes of meta-training
+        assert rule.step_size_mean.tolist() == [0.5, 1.5]
+        assert rule.step_size_log_std.tolist() == [0.25, 2.0]
+
+
+def test_other_rules() -> None:
+    own = KernelRule(width=0.1)
+    assert make_rule(own, STEPS) is own
+    assert type(make_rule(None, STEPS)) is RULES[DEFAULT_RULE]
+    with pytest.raises(ValueError, match=r"rule must be one of policy_gradient, .*, got 'newton'"):
+        make_rule("newton", STEPS)
+
+
+def test_a_policy_without_a_latent_has_nothing_to_adapt() -> None:
+    model = make_model(policy_kwargs={"latent_dim": 0, "net_arch": [8]})
+    assert model.env is not None
+    task = model.env.task_set("test")[:1]
+    with pytest.raises(ValueError, match="expected a policy with a latent to adapt, got latent_dim=0 and n_rounds=1"):
+        adapt_latents(model.agent(), model.env, task, Spy(), 1, 3, np.random.default_rng(0))
+    result, _ = adapt_latents(model.agent(), model.env, task, Spy(), 0, 3, np.random.default_rng(0))
+    assert result.returns.shape == (1, 1, 3)
