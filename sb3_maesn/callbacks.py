@@ -98,7 +98,7 @@ class MetaEvalCallback(BaseCallback):
 
     def _on_rollout_start(self) -> None:
         iteration = self.model._n_updates
-        if iteration > 0 and iteration % self.eval_freq == 0:
+        if self.model.num_timesteps > 0 and iteration % self.eval_freq == 0:
             self._evaluate(iteration)
 
     def _on_training_end(self) -> None:

@@ -161,13 +161,14 @@ def test_theta_goes_on_after_the_latent(trained: MAESN) -> None:
     assert th.equal(weights(trained), weights(latent_only))
 
 
-def test_theta_alone_can_be_adapted(trained: MAESN) -> None:
-    adapted = trained.adapt(DENSE, task=GOAL, n_rounds=0, n_episodes=20, n_policy_rounds=20)
+def test_theta_alone_can_be_adapted() -> None:
+    fresh = MAESN("LatentMlpPolicy", DENSE, target_kl=0.03, fisher_subsampling=2, seed=0)
+    adapted = fresh.adapt(task=GOAL, n_rounds=0, n_episodes=20, n_policy_rounds=20)
     assert (adapted.policy.latent_mean == 0).all()
     assert adapted.adaptation is not None
     assert adapted.adaptation.returns.shape == (1, 1, 20)
-    assert adapted.policy_adaptation[-1] > adapted.policy_adaptation[0] + 1.5
-    assert mean_return(adapted, DENSE) > mean_return(trained, DENSE) + 1.5
+    assert adapted.policy_adaptation[-1] > adapted.policy_adaptation[0] + 8.0
+    assert mean_return(adapted, DENSE) > mean_return(fresh, DENSE) + 8.0
 
 
 @pytest.mark.parametrize(
