@@ -1,14 +1,17 @@
 """What the scripts share: errors on one line, and names looked up with suggestions."""
 
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
 from pathlib import Path
+from typing import Any
 
 import gymnasium as gym
 
+from sb3_maesn.common.env_util import as_multi_task
 from sb3_maesn.config import ConfigError, did_you_mean
 from sb3_maesn.envs import FAMILIES
+from sb3_maesn.envs.multi_task import MultiTaskVecEnv
 from sb3_maesn.maesn import MAESN
 
 #: What bad input raises; anything else is a bug and keeps its traceback.
@@ -54,6 +57,26 @@ def sparse_variant(env_id: str) -> str:
     return sparse if sparse in FAMILIES and "Sparse" not in env_id else env_id
 
 
+def parse_task(words: Sequence[str], env: MultiTaskVecEnv, split: str = "train") -> Any:
+    """
+    Turn the argument ``--task`` into a task.
+
+    :param words: one integer is an index into a set of tasks, ``validation:3`` one into another set, anything else the
+        task's own values
+    :param env: environment with tasks
+    :param split: set of tasks that an index counts in
+    :return: the task
+    :raises ValueError: if it is neither, or there is no such task
+    """
+    name, _, index = words[0].rpartition(":")
+    if len(words) == 1 and index.lstrip("-").isdecimal():
+        return env.task(name or split, int(index))
+    try:
+        return [float(word) for word in words]
+    except ValueError as error:
+        raise ConfigError(f"--task takes an index or a task's values, got {' '.join(words)!r}") from error
+
+
 def check_file(path: str | Path) -> Path:
     """
     Find a model file, with or without its ``.zip``.
@@ -96,3 +119,29 @@ def load_model(name: str | Path) -> MAESN:
     if Path(name).suffix == ".zip" or len(Path(name).parts) > 1:
         raise ConfigError(f"there is no model file {name}")
     return MAESN.from_pretrained(str(name))
+
+
+def find_task(words: Sequence[str], env_id: str, split: str) -> Any:
+    """
+    Turn the argument ``--task`` into a task of an environment that is not made yet.
+
+    :param words: as in ``parse_task``
+    :param env_id: environment id
+    :param split: set of tasks that an index counts in
+    :return: the task
+    """
+    with closing(as_multi_task(env_id, 1)) as env:
+        return parse_task(words, env, split)
+
+
+def tasks_of(env_id: str, split: str, n_tasks: int) -> list[Any]:
+    """
+    Look up the first tasks of a set.
+
+    :param env_id: environment id
+    :param split: ``train``, ``validation`` or ``test``
+    :param n_tasks: how many
+    :return: tasks
+    """
+    with closing(as_multi_task(env_id, 1)) as env:
+        return list(env.task_set(split)[:n_tasks])

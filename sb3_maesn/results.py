@@ -13,6 +13,8 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
+from sb3_maesn.evaluation import AdaptationResult
+
 Row: TypeAlias = Mapping[str, Any]
 PACKAGES = ("sb3_maesn", "stable_baselines3", "sb3_contrib", "torch", "gymnasium", "mujoco", "numpy")
 
@@ -98,6 +100,23 @@ def adaptation_rows(returns: np.ndarray, success: np.ndarray) -> list[dict[str, 
         }
         for r in range(len(by_task))
     ]
+
+
+def latent_rows(result: AdaptationResult, task: int = 0) -> list[dict[str, Any]]:
+    """
+    Summarise the adaptation to one task by round, with its latent distribution.
+
+    :param result: from ``evaluate_adaptation`` or ``adapt``
+    :param task: its place among the tasks
+    :return: one row a round; ``latent`` holds mean±standard deviation of each component as the round began
+    """
+    one = slice(task, task + 1)
+    rows = []
+    for r, row in enumerate(adaptation_rows(result.returns[:, one], result.success[:, one])):
+        parts = zip(result.mean[r, task], np.exp(result.log_std[r, task]), strict=True)
+        latent = " ".join(f"{mean:+.2f}±{std:.2f}" for mean, std in parts)
+        rows.append({key: row[key] for key in ("round", "episodes", "mean_return", "success")} | {"latent": latent})
+    return rows
 
 
 def mean_and_interval(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

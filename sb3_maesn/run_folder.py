@@ -3,6 +3,7 @@
 import re
 import shlex
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -115,3 +116,102 @@ def latest_checkpoint(folder: Path) -> Path | None:
     """
     numbered = [(int(path.stem.split("_")[2]), path) for path in folder.glob("rl_model_*_steps.zip")]
     return max(numbered)[1] if numbered else None
+
+
+@dataclass(frozen=True)
+class Run:
+    """
+    A training run found on the disk.
+
+    :param algo: name of the algorithm
+    :param env_id: environment id
+    :param folder: its folder
+    """
+
+    algo: str
+    env_id: str
+    folder: Path
+
+    def setting(self, file: str, key: str) -> Any:
+        """
+        Look a setting of the run up.
+
+        :param file: ``config.yml`` or ``args.yml``
+        :param key: its key
+        :return: the value, None where the run does not say
+        """
+        path = self.folder / file_name(self.env_id) / file
+        content = yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else None
+        return content.get(key) if isinstance(content, dict) else None
+
+
+def list_runs(log_folder: str | Path) -> list[Run]:
+    """
+    Find all runs that left their settings.
+
+    :param log_folder: root of all logs
+    :return: runs by algorithm, environment and number
+    :raises ValueError: if there is no such folder
+    """
+    if not Path(log_folder).is_dir():
+        raise ValueError(f"there is no log folder {log_folder}")
+    found = []
+    for path in Path(log_folder).glob("*/*/*/args.yml"):
+        folder, (stem, _, number) = path.parents[1], path.parents[1].name.rpartition("_")
+        if stem == path.parent.name and number.isdigit():
+            algo, env_id = folder.parent.name, path.parent.name
+            recorded = Run(algo, env_id, folder).setting(
+                "args.yml", "env"
+            )  # with the slashes that a folder cannot have
+            found.append((algo, env_id, int(number), Run(algo, recorded or env_id, folder)))
+    return [run for *_, run in sorted(found, key=lambda entry: entry[:3])]
+
+
+def find_run(log_folder: str | Path, algo: str, env_id: str, exp_id: int = 0) -> Path:
+    """
+    Find the folder of a run.
+
+    :param log_folder: root of all logs
+    :param algo: name of the algorithm
+    :param env_id: environment id
+    :param exp_id: number of the run, 0 for the latest, -1 where runs have no folders of their own
+    :return: ``{log_folder}/{algo}/{env_id}_{n}``
+    :raises FileNotFoundError: if there is none
+    """
+    parent = Path(log_folder) / algo
+    if exp_id < 0:
+        folder = parent
+    else:
+        n = exp_id or (latest_run_number(parent, env_id) if parent.is_dir() else 0)
+        folder = parent / f"{file_name(env_id)}_{n or 1}"
+    if not folder.is_dir():
+        raise FileNotFoundError(f"there is no log folder {folder}: train with scripts/train.py, or say where with -f")
+    return folder
+
+
+def find_model(
+    folder: Path, env_id: str, best: bool = False, checkpoint: int | None = None, last_checkpoint: bool = False
+) -> Path:
+    """
+    Find a model file of a run, by default the one saved at the end of training.
+
+    :param folder: folder of the run
+    :param env_id: environment id
+    :param best: the best model of the evaluations in its place
+    :param checkpoint: or the checkpoint after this number of steps
+    :param last_checkpoint: or the last checkpoint
+    :return: the file
+    :raises FileNotFoundError: if the run has none, with those it has
+    """
+    path: Path | None = folder / f"{file_name(env_id)}.zip"
+    if best:
+        path = folder / "best_model.zip"
+    elif checkpoint is not None:
+        path = folder / f"rl_model_{checkpoint}_steps.zip"
+    elif last_checkpoint:
+        path = latest_checkpoint(folder)
+    if path is None or not path.is_file():
+        wanted = "checkpoint" if path is None else path.name
+        there = ", ".join(sorted(file.name for file in folder.glob("*.zip"))) or "no model"
+        raise FileNotFoundError(f"there is no {wanted} in {folder}, which holds {there}")
+    return path

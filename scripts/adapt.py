@@ -54,53 +54,23 @@ def adapt(args: argparse.Namespace) -> None:
 
     :param args: parsed arguments
     """
-    from sb3_maesn.cli import check_env_id, guess_test_env, load_model
+    from sb3_maesn.cli import check_env_id, find_task, guess_test_env, load_model
     from sb3_maesn.evaluation import evaluate_adaptation
-    from sb3_maesn.results import adaptation_rows, format_table
+    from sb3_maesn.results import format_table, latent_rows
 
     env_id = args.env or guess_test_env(args.model)
     check_env_id(env_id)
     model = load_model(args.model)
-    task = parse_task(args.task, args.split, env_id)
+    task = find_task(args.task, env_id, args.split)
     settings = {"n_rounds": args.rounds, "n_episodes": args.episodes, "rule": args.rule, "seed": args.seed}
     result = evaluate_adaptation(model, env_id, [task], **settings)
-    rows: list[dict[str, Any]] = []
-    for r, row in enumerate(adaptation_rows(result.returns, result.success)):
-        z = " ".join(f"{m:+.2f}±{s:.2f}" for m, s in zip(result.mean[r, 0], _exp(result.log_std[r, 0]), strict=True))
-        rows.append({key: row[key] for key in ("round", "episodes", "mean_return", "success")} | {"latent": z})
+    rows = latent_rows(result)
     print(f"{env_id}, task {task}\n{format_table(rows)}")
     if args.csv:
         write_files(args, env_id, result, rows)
     if args.save:
         model.adapt(env_id, task=task, **settings).save(args.save)
         print(f"Saved the adapted model as {args.save}")
-
-
-def parse_task(words: Sequence[str], split: str, env_id: str) -> Any:
-    """
-    Turn the argument ``--task`` into a task.
-
-    :param words: one integer is an index, anything else the task's values
-    :param split: set of tasks that an index counts in
-    :param env_id: environment id
-    :return: the task
-    :raises ConfigError: if it is neither
-    """
-    from sb3_maesn.config import ConfigError
-    from sb3_maesn.training import make_training_env
-
-    try:
-        values = [float(word) for word in words]
-        index = int(words[0]) if len(words) == 1 else None
-    except ValueError as error:
-        raise ConfigError(f"--task takes an index or a task's values, got {' '.join(words)!r}") from error
-    if index is None:
-        return values
-    env = make_training_env(env_id, 1)
-    try:
-        return env.task(split, index)
-    finally:
-        env.close()
 
 
 def write_files(args: argparse.Namespace, env_id: str, result: Any, rows: Sequence[dict[str, Any]]) -> None:
@@ -126,12 +96,6 @@ def write_files(args: argparse.Namespace, env_id: str, result: Any, rows: Sequen
         latents = (result.latents[:, 0], result.returns[:, 0], result.mean[:, 0], result.log_std[:, 0])
         plots.plot_latent_map(*latents, path.with_name(f"{path.stem}-latents.png"), title)
     print(f"Wrote {path} and figures beside it")
-
-
-def _exp(values: Any) -> Any:
-    import numpy as np
-
-    return np.exp(values)
 
 
 if __name__ == "__main__":

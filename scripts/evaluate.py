@@ -82,12 +82,13 @@ def learning(args: argparse.Namespace) -> None:
     import numpy as np
 
     from sb3_maesn import plots
+    from sb3_maesn.cli import tasks_of
     from sb3_maesn.evaluation import evaluate_adaptation
     from sb3_maesn.results import adaptation_rows
 
     rows: list[dict[str, Any]] = []
     curves: dict[str, tuple[Any, Any]] = {}
-    tasks = test_tasks(args)
+    tasks = tasks_of(args.env, args.split, args.tasks)
     for name, model in load_models(args):
         for rule in args.rules or [None]:
             result = evaluate_adaptation(
@@ -111,12 +112,13 @@ def few_episodes(args: argparse.Namespace) -> None:
     import numpy as np
 
     from sb3_maesn import plots
+    from sb3_maesn.cli import tasks_of
     from sb3_maesn.common.adaptation_rules import RULES
     from sb3_maesn.evaluation import evaluate_adaptation
 
     rows: list[dict[str, Any]] = []
     rounds = [budget // EPISODES_A_ROUND for budget in BUDGETS]
-    tasks = test_tasks(args)
+    tasks = tasks_of(args.env, args.split, args.tasks)
     models = load_models(args)
     curves = {}
     for rule in args.rules or list(RULES):
@@ -175,11 +177,14 @@ def coverage(args: argparse.Namespace) -> None:
     """
     import numpy as np
 
+    from sb3_maesn.cli import tasks_of
     from sb3_maesn.results import sector_shares
     from sb3_maesn.trajectories import record_paths
 
     rows = []
-    tasks = np.repeat(np.asarray(test_tasks(args)), args.episodes, axis=0)  # (n_tasks * n_episodes, G)
+    tasks = np.repeat(
+        np.asarray(tasks_of(args.env, args.split, args.tasks)), args.episodes, axis=0
+    )  # (n_tasks * n_episodes, G)
     for name, model in load_models(args):
         ends = record_paths(model, args.env, tasks, args.seed).end_points
         far = float((np.linalg.norm(ends, axis=1) > 1.2).mean())
@@ -209,22 +214,6 @@ def short_name(model: str) -> str:
     :return: name for tables and legends
     """
     return "/".join(Path(model).parts[-2:]).removesuffix(".zip")
-
-
-def test_tasks(args: argparse.Namespace) -> list[Any]:
-    """
-    Look the tasks up.
-
-    :param args: parsed arguments
-    :return: tasks
-    """
-    from sb3_maesn.training import make_training_env
-
-    env = make_training_env(args.env, 1)
-    try:
-        return list(env.task_set(args.split)[: args.tasks])
-    finally:
-        env.close()
 
 
 def write(args: argparse.Namespace, rows: Sequence[dict[str, Any]]) -> Path:

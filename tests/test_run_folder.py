@@ -1,10 +1,19 @@
 """Folders of training runs."""
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import pytest
 import yaml
 
-from sb3_maesn.run_folder import create_run_folder, latest_checkpoint, write_settings
+from sb3_maesn.run_folder import (
+    create_run_folder,
+    find_model,
+    find_run,
+    latest_checkpoint,
+    list_runs,
+    write_settings,
+)
 
 
 def test_runs_are_numbered_per_environment(tmp_path: Path) -> None:
@@ -35,3 +44,56 @@ def test_latest_checkpoint_is_the_one_with_most_steps(tmp_path: Path) -> None:
     for steps in (900, 10_000):
         (tmp_path / f"rl_model_{steps}_steps.zip").touch()
     assert latest_checkpoint(tmp_path) == tmp_path / "rl_model_10000_steps.zip"
+
+
+def test_two_runs_at_once_get_two_folders(tmp_path: Path) -> None:
+    with ThreadPoolExecutor(8) as pool:
+        folders = list(pool.map(lambda _: create_run_folder(tmp_path, "maesn", "PointGoal-v0"), range(40)))
+    assert len(set(folders)) == 40
+
+
+@pytest.fixture
+def logs(tmp_path: Path) -> Path:
+    for algo, env_id in (("rl2", "PointGoal-v0"), ("maesn", "ns/Env-v0"), *[("maesn", "PointGoal-v0")] * 11):
+        folder = create_run_folder(tmp_path, algo, env_id)
+        write_settings(folder, env_id, {"gamma": 0.9}, {"env": env_id}, ["train"])
+    (tmp_path / "maesn" / "PointGoal-v0_12").mkdir()  # without settings
+    return tmp_path
+
+
+def test_runs_are_listed_in_order_of_their_numbers(logs: Path) -> None:
+    runs = list_runs(logs)
+    found = [f"{run.algo} {run.folder.name}" for run in runs]
+    assert found == [*(f"maesn PointGoal-v0_{n}" for n in range(1, 12)), "maesn ns-Env-v0_1", "rl2 PointGoal-v0_1"]
+    assert runs[-2].env_id == "ns/Env-v0"
+    assert (runs[0].setting("config.yml", "gamma"), runs[0].setting("config.yml", "n_envs")) == (0.9, None)
+    with pytest.raises(ValueError, match="no log folder"):
+        list_runs(logs / "nowhere")
+
+
+def test_the_latest_run_is_found_unless_another_is_named(logs: Path) -> None:
+    assert find_run(logs, "maesn", "PointGoal-v0") == logs / "maesn" / "PointGoal-v0_12"
+    assert find_run(logs, "maesn", "PointGoal-v0", exp_id=3) == logs / "maesn" / "PointGoal-v0_3"
+    assert find_run(logs, "maesn", "PointGoal-v0", exp_id=-1) == logs / "maesn"
+    for algo, env_id, exp_id in (("maml", "PointGoal-v0", 0), ("maesn", "PointGoal-v1", 0), ("rl2", "PointGoal-v0", 7)):
+        with pytest.raises(FileNotFoundError, match=f"no log folder .*{algo}.*{env_id}_"):
+            find_run(logs, algo, env_id, exp_id)
+
+
+def test_model_of_a_run_is_the_one_asked_for(tmp_path: Path) -> None:
+    for name in ("PointGoal-v0", "best_model", "rl_model_900_steps", "rl_model_10000_steps"):
+        (tmp_path / f"{name}.zip").touch()
+    found = [
+        find_model(tmp_path, "PointGoal-v0"),
+        find_model(tmp_path, "PointGoal-v0", best=True),
+        find_model(tmp_path, "PointGoal-v0", checkpoint=900),
+        find_model(tmp_path, "PointGoal-v0", last_checkpoint=True),
+    ]
+    assert [path.stem for path in found] == ["PointGoal-v0", "best_model", "rl_model_900_steps", "rl_model_10000_steps"]
+    with pytest.raises(
+        FileNotFoundError, match=r"no rl_model_5_steps.zip in .* holds PointGoal-v0.zip, best_model.zip"
+    ):
+        find_model(tmp_path, "PointGoal-v0", checkpoint=5)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(FileNotFoundError, match="no checkpoint in .* holds no model"):
+        find_model(tmp_path / "empty", "PointGoal-v0", last_checkpoint=True)
