@@ -1,80 +1,40 @@
 """A training run as rl-zoo lays it out: environment, model, callbacks and files from a configuration."""
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-import gymnasium as gym
 import torch as th
+from sb3_contrib import TRPO
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import KVWriter, Logger, TensorBoardOutputFormat, make_output_format
+from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.utils import get_device
-from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecMonitor
 
-from sb3_maesn.callbacks import MetaEvalCallback
-from sb3_maesn.cli import check_env_id, check_file, sparse_variant
+from sb3_maesn.cli import check_file
 from sb3_maesn.config import SCRIPT_KEYS, ConfigError, constructor_arguments, did_you_mean
-from sb3_maesn.envs import FAMILIES, make_vec
-from sb3_maesn.envs.multi_task import MultiTaskVecEnv
 from sb3_maesn.maesn import MAESN
+from sb3_maesn.recipes import (
+    ITERATIONS_BETWEEN_EVALUATIONS,
+    MetaLearning,
+    Recipe,
+    SingleTask,
+    TrainingRun,
+    closed_on_error,
+)
 from sb3_maesn.run_folder import IterationCheckpoints, file_name
 
-ALGOS: dict[str, type[MAESN]] = {"maesn": MAESN}
-MAX_SINGLE_ENVS = 8  # members of a DummyVecEnv, which gains nothing from more
-ITERATIONS_BETWEEN_EVALUATIONS = 10
+ALGOS: dict[str, Recipe] = {
+    "maesn": MetaLearning(MAESN),
+    "trpo": SingleTask(TRPO),
+}
 
 
-@dataclass(frozen=True)
-class TrainingRun:
-    """
-    What to train, and where to write it.
-
-    :param algo: name of the algorithm
-    :param env_id: environment id
-    :param config: entry of a configuration file: constructor arguments, ``policy``, ``n_timesteps`` and ``n_envs``
-    :param folder: folder of the run, which exists
-    :param overrides: the part of ``config`` that a resumed model shall take as well
-    :param n_timesteps: environment steps to train, for a resumed model in addition; None for the configured budget,
-        or what a resumed model has left of it
-    :param trained_agent: model file to resume
-    :param seed: seed of a new model
-    :param device: torch device
-    :param tensorboard_log: folder for TensorBoard
-    :param eval_freq: environment steps between evaluations, 0 for every ten meta-iterations, -1 for never
-    :param eval_tasks: validation tasks of an evaluation
-    :param eval_episodes: episodes of an adaptation round in an evaluation
-    :param save_freq: environment steps between checkpoints, 0 for every ten meta-iterations, -1 for never
-    :param progress_bar: show a progress bar
-    :param verbose: 0, 1 or 2
-    """
-
-    algo: str
-    env_id: str
-    config: Mapping[str, Any]
-    folder: Path
-    overrides: Mapping[str, Any] = field(default_factory=dict)
-    n_timesteps: int | None = None
-    trained_agent: str | None = None
-    seed: int | None = None
-    device: str = "cpu"
-    tensorboard_log: str | None = None
-    eval_freq: int = 0
-    eval_tasks: int = 20
-    eval_episodes: int = 20
-    save_freq: int = 0
-    progress_bar: bool = False
-    verbose: int = 1
-
-
-def find_algorithm(name: str) -> type[MAESN]:
+def find_recipe(name: str) -> Recipe:
     """
     Look an algorithm up.
 
     :param name: its name on the command line
-    :return: the class
+    :return: its class and how it is trained
     :raises ConfigError: naming the nearest
     """
     if name not in ALGOS:
@@ -82,28 +42,7 @@ def find_algorithm(name: str) -> type[MAESN]:
     return ALGOS[name]
 
 
-def make_training_env(env_id: str, n_envs: int, monitor_file: Path | None = None) -> MultiTaskVecEnv:
-    """
-    Make the members that episodes run in: the native VecEnv for a built-in family, single environments for others.
-
-    :param env_id: environment id
-    :param n_envs: number of members, fewer for single environments
-    :param monitor_file: where the returns of all episodes go, without ``.monitor.csv``
-    :return: the environment, with tasks
-    """
-    check_env_id(env_id)
-    venv: VecEnv
-    if env_id in FAMILIES:
-        venv = make_vec(env_id, n_envs)
-    else:
-        venv = DummyVecEnv([partial(gym.make, env_id)] * min(n_envs, MAX_SINGLE_ENVS))
-    if monitor_file is not None:
-        venv = VecMonitor(venv, str(monitor_file))
-    with _closed_on_error(venv):
-        return MultiTaskVecEnv(venv)
-
-
-def build_model(run: TrainingRun) -> MAESN:
+def build_model(run: TrainingRun) -> OnPolicyAlgorithm:
     """
     Make the model of a run, new or resumed, with its environment and its logger.
 
@@ -111,33 +50,24 @@ def build_model(run: TrainingRun) -> MAESN:
     :return: the model
     :raises ConfigError: for a key that the constructor does not know, or a missing file
     """
-    algorithm = find_algorithm(run.algo)
+    recipe = find_recipe(run.algo)
+    algorithm: Any = recipe.algorithm
     arguments = constructor_arguments({k: v for k, v in run.config.items() if k not in SCRIPT_KEYS}, algorithm)
     device = check_device(run.device)
+    model: OnPolicyAlgorithm
     if run.trained_agent is None:
-        env = make_training_env(run.env_id, _n_members(run.config), run.folder / "0")
-        with _closed_on_error(env):
-            policy = run.config.get("policy", "LatentMlpPolicy")
+        env = recipe.make_env(run, recipe.n_members(run.config), run.folder / "0")
+        with closed_on_error(env):
+            policy = run.config.get("policy", recipe.policy)
             model = algorithm(policy, env, seed=run.seed, device=device, verbose=min(run.verbose, 1), **arguments)
     else:
         changes = {key: value for key, value in arguments.items() if key in run.overrides}
         model = algorithm.load(check_file(run.trained_agent), device=device, **changes)
-        sizes = {"meta_batch_size": model.meta_batch_size, "n_episodes": model.n_episodes}
-        waves = {key: run.config[key] for key in ("n_envs",) if key in run.config}
-        env = make_training_env(run.env_id, _n_members({**sizes, **waves, **run.overrides}), run.folder / "0")
-        with _closed_on_error(env):
+        env = recipe.make_env(run, recipe.n_members_resumed(model, run), run.folder / "0")
+        with closed_on_error(env):
             model.set_env(env)
     model.set_logger(make_logger(run))
     return model
-
-
-@contextmanager
-def _closed_on_error(env: VecEnv) -> Iterator[None]:
-    try:
-        yield
-    except BaseException:
-        env.close()
-        raise
 
 
 def check_device(device: str) -> th.device:
@@ -154,7 +84,7 @@ def check_device(device: str) -> th.device:
         raise ConfigError(f"unknown device {device!r}") from error
 
 
-def train(run: TrainingRun, model: MAESN, n_timesteps: int | None) -> Path:
+def train(run: TrainingRun, model: OnPolicyAlgorithm, n_timesteps: int | None) -> Path:
     """
     Train a model and save it.
 
@@ -163,7 +93,8 @@ def train(run: TrainingRun, model: MAESN, n_timesteps: int | None) -> Path:
     :param n_timesteps: from ``steps_to_train``
     :return: the saved model, ``{folder}/{env_id}.zip``
     """
-    model.learn(
+    learn: Any = model.learn  # SB3's takes an int, a meta-learner's None for the paper's budget too
+    learn(
         n_timesteps,
         callback=make_callbacks(run, model),
         tb_log_name=run.algo,
@@ -175,7 +106,7 @@ def train(run: TrainingRun, model: MAESN, n_timesteps: int | None) -> Path:
     return path
 
 
-def close(model: MAESN) -> None:
+def close(model: OnPolicyAlgorithm) -> None:
     """
     Close a model's environment and logs.
 
@@ -186,20 +117,22 @@ def close(model: MAESN) -> None:
     model.logger.close()
 
 
-def steps_to_train(run: TrainingRun, model: MAESN) -> int | None:
+def steps_to_train(run: TrainingRun, model: OnPolicyAlgorithm) -> int | None:
     """
     Work out the budget of this call of ``learn``.
 
     :param run: what to train
     :param model: the model, resumed or new
     :return: environment steps, None for the algorithm's reference budget
-    :raises ConfigError: if a resumed model has spent its budget
+    :raises ConfigError: if a resumed model has spent its budget, or there is no budget at all
     """
     if run.n_timesteps is not None:
         return run.n_timesteps
     budget = run.config.get("n_timesteps")
-    if budget is None or run.trained_agent is None:
-        return None if budget is None else int(budget)
+    if budget is None:
+        return find_recipe(run.algo).default_timesteps()
+    if run.trained_agent is None:
+        return int(budget)
     left = int(budget) - model.num_timesteps
     if left <= 0:
         raise ConfigError(
@@ -208,7 +141,7 @@ def steps_to_train(run: TrainingRun, model: MAESN) -> int | None:
     return left
 
 
-def make_callbacks(run: TrainingRun, model: MAESN) -> list[BaseCallback]:
+def make_callbacks(run: TrainingRun, model: OnPolicyAlgorithm) -> list[BaseCallback]:
     """
     Make the callbacks that evaluate and save.
 
@@ -216,25 +149,13 @@ def make_callbacks(run: TrainingRun, model: MAESN) -> list[BaseCallback]:
     :param model: the model
     :return: callbacks
     """
-    steps = model.timesteps_per_iteration
+    recipe = find_recipe(run.algo)
     callbacks: list[BaseCallback] = []
     if run.save_freq >= 0:
-        save_freq = run.save_freq or ITERATIONS_BETWEEN_EVALUATIONS * steps
+        save_freq = run.save_freq or ITERATIONS_BETWEEN_EVALUATIONS * recipe.timesteps_per_iteration(model)
         callbacks.append(IterationCheckpoints(save_freq, run.folder, verbose=max(run.verbose - 1, 0)))
     if run.eval_freq >= 0:
-        eval_env = make_training_env(sparse_variant(run.env_id), run.eval_tasks * run.eval_episodes)
-        callbacks.append(
-            MetaEvalCallback(
-                eval_env,
-                tasks=eval_env.task_set("validation")[: run.eval_tasks],
-                eval_freq=max(run.eval_freq // steps, 1) if run.eval_freq else ITERATIONS_BETWEEN_EVALUATIONS,
-                n_episodes=run.eval_episodes,
-                rule=run.config.get("eval_rule"),
-                log_path=str(run.folder),
-                best_model_save_path=str(run.folder),
-                verbose=run.verbose,
-            )
-        )
+        callbacks.append(recipe.make_evaluation(run, model))
     return callbacks
 
 
@@ -251,8 +172,3 @@ def make_logger(run: TrainingRun) -> Logger:
     if run.tensorboard_log:
         outputs.append(TensorBoardOutputFormat(str(Path(run.tensorboard_log) / run.algo / run.folder.name)))
     return Logger(str(run.folder), outputs)
-
-
-def _n_members(config: Mapping[str, Any]) -> int:
-    """Members for one rollout of all tasks at once, unless the configuration asks for fewer and waves."""
-    return int(config.get("n_envs", config.get("meta_batch_size", 20) * config.get("n_episodes", 20)))

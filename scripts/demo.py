@@ -61,11 +61,12 @@ def meta_train(args: argparse.Namespace) -> Any:
     """
     from sb3_maesn import plots, training
     from sb3_maesn.config import load_entry
+    from sb3_maesn.recipes import TrainingRun
     from sb3_maesn.results import load_evaluations
 
     out = Path(args.out)
     out.mkdir(parents=True, exist_ok=True)
-    run = training.TrainingRun(
+    run = TrainingRun(
         algo="maesn",
         env_id=args.env,
         config=load_entry(CONFIG, args.env),
@@ -96,11 +97,12 @@ def adapt_to_unseen(model: Any, test_env: str, args: argparse.Namespace) -> None
     :param args: parsed arguments
     """
     from sb3_maesn import plots
+    from sb3_maesn.cli import tasks_of
     from sb3_maesn.evaluation import evaluate_adaptation
     from sb3_maesn.results import adaptation_rows, format_table, provenance, write_table
 
     out, settings = Path(args.out), {"n_rounds": args.rounds, "n_episodes": args.episodes, "seed": args.seed}
-    tasks = validation_tasks(test_env, args.tasks)
+    tasks = tasks_of(test_env, "validation", args.tasks)
     result = evaluate_adaptation(model, test_env, tasks, **settings)
     rows = adaptation_rows(result.returns, result.success)
     print(format_table(rows))
@@ -123,9 +125,10 @@ def draw_trajectories(model: Any, test_env: str, args: argparse.Namespace) -> No
     import numpy as np
 
     from sb3_maesn import plots
+    from sb3_maesn.cli import tasks_of
     from sb3_maesn.trajectories import plane_of, record_paths
 
-    plane, tasks = plane_of(test_env), np.asarray(validation_tasks(test_env, args.tasks))
+    plane, tasks = plane_of(test_env), np.asarray(tasks_of(test_env, "validation", args.tasks))
     goals = plane.goal(tasks)
     by_angle = np.argsort(np.arctan2(goals[:, 1], goals[:, 0]))
     chosen = by_angle[(np.linspace(0.1, 0.9, N_GOALS) * (len(tasks) - 1)).astype(int)]
@@ -143,19 +146,6 @@ def draw_trajectories(model: Any, test_env: str, args: argparse.Namespace) -> No
         plane.radius,
         f"{test_env}: {args.rounds} rounds of {args.episodes} episodes",
     )
-
-
-def validation_tasks(env_id: str, n_tasks: int) -> list[Any]:
-    """
-    Look up the first validation tasks.
-
-    :param env_id: environment id
-    :param n_tasks: how many
-    :return: tasks
-    """
-    from sb3_maesn.envs import make_family
-
-    return list(make_family(env_id).task_set("validation", n_tasks))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Meta-train an agent: ``python scripts/train.py --algo maesn --env WheeledGoal-v0``. Flags and files are rl-zoo's."""
+"""Train an agent: ``python scripts/train.py --algo maesn --env WheeledGoal-v0``. Flags and files are rl-zoo's."""
 
 import argparse
 import shlex
@@ -17,6 +17,12 @@ def make_parser() -> argparse.ArgumentParser:
     add("--algo", default="maesn", help="algorithm")
     add("--env", default="WheeledGoal-v0", help="environment id")
     add(
+        "--task",
+        nargs="+",
+        default=[],
+        help="the task of an algorithm that learns one: index into the training tasks, validation:INDEX, or its values",
+    )
+    add(
         "-n",
         "--n-timesteps",
         type=int,
@@ -29,10 +35,10 @@ def make_parser() -> argparse.ArgumentParser:
         default=-1,
         help="seed, -1 for a random one; with -i the agent's own randomness goes on instead",
     )
-    add("--eval-freq", type=int, default=0, help="steps between evaluations, 0: every 10 meta-iterations, -1: never")
+    add("--eval-freq", type=int, default=0, help="steps between evaluations, 0: every 10 iterations, -1: never")
     add("--eval-episodes", type=int, default=20, help="episodes of an adaptation round in an evaluation")
     add("--eval-tasks", type=int, default=20, help="validation tasks of an evaluation")
-    add("--save-freq", type=int, default=0, help="steps between checkpoints, 0: every 10 meta-iterations, -1: never")
+    add("--save-freq", type=int, default=0, help="steps between checkpoints, 0: every 10 iterations, -1: never")
     add("-f", "--log-folder", default="logs", help="root of the logs")
     add("-tb", "--tensorboard-log", default="", help="folder for TensorBoard")
     add("--device", default="cpu", help="torch device")
@@ -75,10 +81,10 @@ def run(args: argparse.Namespace, command: Sequence[str]) -> int:
     import torch
 
     from sb3_maesn import config as files
-    from sb3_maesn import run_folder, training
+    from sb3_maesn import recipes, run_folder, training
     from sb3_maesn.cli import check_env_id, check_file
 
-    algorithm = training.find_algorithm(args.algo)
+    algorithm = training.find_recipe(args.algo).algorithm
     check_env_id(args.env)
     if args.trained_agent:
         check_file(args.trained_agent)
@@ -89,11 +95,12 @@ def run(args: argparse.Namespace, command: Sequence[str]) -> int:
     folder = run_folder.create_run_folder(args.log_folder, args.algo, args.env)
     seed = choose_seed(args.seed)
     run_folder.write_settings(folder, args.env, config, {**vars(args), "seed": seed, "env_kwargs": None}, command)
-    request = training.TrainingRun(
+    request = recipes.TrainingRun(
         algo=args.algo,
         env_id=args.env,
         config=config,
         folder=folder,
+        task=args.task,
         overrides=overrides,
         n_timesteps=args.n_timesteps if args.n_timesteps >= 0 else None,
         trained_agent=args.trained_agent or None,
@@ -151,6 +158,8 @@ def resume_advice(folder: Path, args: argparse.Namespace, goal: int) -> str:
         return "Interrupted before the first checkpoint; --save-freq sets how often one is written."
     left = goal - int(checkpoint.stem.split("_")[2])
     command = ["python", "scripts/train.py", "--algo", args.algo, "--env", args.env, "-i", str(checkpoint)]
+    if args.task:
+        command += ["--task", *args.task]
     if args.conf_file:
         command += ["--conf-file", args.conf_file]
     if left > 0:

@@ -70,6 +70,16 @@ class MultiTaskVecEnv(VecEnvWrapper):
         train, validation, test = (self._task_sets[split] for split in SPLITS)
         return MultiTaskVecEnv(venv, self.horizon, train, validation, test, task_adapter=self.task_adapter)
 
+    def only(self, task: Any) -> "MultiTaskVecEnv":
+        """The same members with one task alone, from their next reset on and as the only one of every set.
+
+        :param task: whatever ``set_task`` takes
+        :raises ValueError: if the members refuse it
+        """
+        single = MultiTaskVecEnv(self.venv, self.horizon, [task], [task], [task], task_adapter=self.task_adapter)
+        single.set_tasks([task] * self.num_envs)
+        return single
+
     def task_set(self, split: str) -> list[Any]:
         """The tasks of a set.
 
@@ -228,7 +238,7 @@ def _find_horizon(venv: VecEnv) -> int:
 def _draw_task_sets(venv: VecEnv, n_tasks: int, seed: int) -> tuple[Sequence[Any], ...]:
     if venv.has_attr("task_set"):
         return tuple(venv.env_method("task_set", split, n_tasks, indices=[0])[0] for split in SPLITS)
-    if not venv.has_attr("sample_tasks") or not venv.has_attr("set_task"):
+    if not has_tasks(venv):
         raise ValueError(
             "this environment has no tasks: expected members with `sample_tasks(n)` and `set_task(task)`,"
             " or train_tasks (and task_adapter) passed to MultiTaskVecEnv"
@@ -236,6 +246,14 @@ def _draw_task_sets(venv: VecEnv, n_tasks: int, seed: int) -> tuple[Sequence[Any
     venv.seed(seed)
     venv.reset()  # SB3 hands a seed to its members with the next reset
     return tuple(venv.env_method("sample_tasks", n_tasks, indices=[0])[0] for _ in SPLITS)
+
+
+def has_tasks(venv: VecEnv) -> bool:
+    """Whether the members bring tasks of their own.
+
+    :param venv: the VecEnv
+    """
+    return venv.has_attr("task_set") or (venv.has_attr("sample_tasks") and venv.has_attr("set_task"))
 
 
 def find_multi_task(env: VecEnv) -> MultiTaskVecEnv | None:
