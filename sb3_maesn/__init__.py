@@ -1,18 +1,23 @@
 """Meta-reinforcement learning that learns to explore, for Stable-Baselines3."""
 
 from sb3_maesn.common.meta_on_policy_algorithm import MetaOnPolicyAlgorithm
-from sb3_maesn.common.policies import LatentActorCriticPolicy, LatentMlpPolicy
+from sb3_maesn.common.policies import LatentActorCriticPolicy, LatentMlpPolicy, MlpPolicy
 from sb3_maesn.common.pretrained import list_pretrained
 from sb3_maesn.envs.multi_task import MultiTaskVecEnv
+from sb3_maesn.latent_space import LatentSpace
 from sb3_maesn.maesn import MAESN
+from sb3_maesn.maml import MAML
 
 __version__ = "0.1.0"
 
 __all__ = [
     "MAESN",
+    "MAML",
     "LatentActorCriticPolicy",
     "LatentMlpPolicy",
+    "LatentSpace",
     "MetaOnPolicyAlgorithm",
+    "MlpPolicy",
     "MultiTaskVecEnv",
     "list_pretrained",
 ]

@@ -1,8 +1,9 @@
 """The base of the on-policy meta-learners: collect, adapt, collect again, take one trust-region step."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
@@ -28,7 +29,7 @@ from sb3_maesn.common.meta_objective import MetaObjective
 from sb3_maesn.common.meta_parameters import TaskLatents, read_parameters, write_parameters
 from sb3_maesn.common.policies import LatentActorCriticPolicy
 from sb3_maesn.common.pretrained import Pretrained, find_pretrained, read_pretrained, write_pretrained
-from sb3_maesn.common.settings import check_settings
+from sb3_maesn.common.settings import check_fixed, check_settings
 from sb3_maesn.common.shared_episodes import sample_by_group
 from sb3_maesn.common.trust_region import TrustRegion, trust_region_step
 from sb3_maesn.common.type_aliases import MetaBatch, MetaParameters, ObjectiveValue, Tasks
@@ -111,6 +112,10 @@ class MetaOnPolicyAlgorithm(AdaptableAlgorithm):
     """
 
     policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {"LatentMlpPolicy": LatentActorCriticPolicy}
+    #: What every policy of the algorithm descends from.
+    policy_base: ClassVar[type[LatentActorCriticPolicy]] = LatentActorCriticPolicy
+    #: Arguments that make the algorithm what it is, with the only values it allows.
+    fixed_settings: ClassVar[Mapping[str, Any]] = {}
 
     def __init__(
         self,
@@ -211,6 +216,7 @@ class MetaOnPolicyAlgorithm(AdaptableAlgorithm):
     # Set-up
 
     def _check_settings(self) -> None:
+        check_fixed(vars(self), self.fixed_settings, type(self).__name__)
         check_settings(vars(self))
         _ = self._inner_spec  # which checks itself
 
@@ -243,8 +249,8 @@ class MetaOnPolicyAlgorithm(AdaptableAlgorithm):
                 f"meta_batch_size ({self.meta_batch_size}) must not exceed the number of training tasks"
                 f" ({self.n_train_tasks})"
             )
-        if not issubclass(self.policy_class, LatentActorCriticPolicy):
-            raise ValueError(f"expected a subclass of LatentActorCriticPolicy, got {self.policy_class.__name__}")
+        if not issubclass(self.policy_class, self.policy_base):
+            raise ValueError(f"expected a subclass of {self.policy_base.__name__}, got {self.policy_class.__name__}")
         policy = self.policy_class(self.observation_space, self.action_space, self.lr_schedule, **self.policy_kwargs)
         self.policy = policy.to(self.device)
         self.rollout_buffer = None  # type: ignore[assignment]  # a MetaBatch takes its place: the task axis must stay
@@ -325,7 +331,7 @@ class MetaOnPolicyAlgorithm(AdaptableAlgorithm):
         unknown = set(content.settings) - set(PRETRAINED_SETTINGS)
         if unknown:
             raise ValueError(f"expected settings of {cls.__name__}, got {', '.join(sorted(unknown))}")
-        model = cls("LatentMlpPolicy", env=None, policy_kwargs=content.policy_kwargs, _init_setup_model=False)
+        model = cls(next(iter(cls.policy_aliases)), env=None, policy_kwargs=content.policy_kwargs, _init_setup_model=False)
         family = make_family(content.env_id)
         model.observation_space, model.action_space = family.observation_space, family.action_space
         model.n_train_tasks, model.n_steps, model.n_envs = len(content.tensors["task_latents.mean"]), family.horizon, 1
@@ -414,19 +420,24 @@ class MetaOnPolicyAlgorithm(AdaptableAlgorithm):
 
         def candidate(leaves: Sequence[th.Tensor]) -> MetaParameters:
             new = params.with_leaves(leaves)
+            if self.n_prior_episodes is not None:  # shared episodes are the prior's: all tasks start from it
+                new = replace(new, latents=params.latents)
             return new if self.learn_step_sizes else replace(new, step_sizes=params.step_sizes)
 
-        def evaluate(leaves: Sequence[th.Tensor]) -> ObjectiveValue:
-            return objective(candidate(leaves))
+        def evaluate(tasks: slice, leaves: Sequence[th.Tensor]) -> ObjectiveValue:
+            return objective(candidate(leaves), tasks)
 
-        def fisher_kl(leaves: Sequence[th.Tensor]) -> th.Tensor:
-            return objective.fisher_kl(candidate(leaves), self.fisher_subsampling)
+        def fisher_kl(tasks: slice, leaves: Sequence[th.Tensor]) -> th.Tensor:
+            return objective.fisher_kl(candidate(leaves), self.fisher_subsampling, tasks)
 
-        solver_seed = int(self._rng().integers(2**62))
-        result = trust_region_step(evaluate, fisher_kl, params.leaves(), self._trust_region, solver_seed)
+        result = trust_region_step(
+            [partial(evaluate, tasks) for tasks in objective.parts()],
+            [partial(fisher_kl, tasks) for tasks in objective.parts(self.fisher_subsampling)],
+            params.leaves(),
+            self._trust_region,
+            seed=int(self._rng().integers(2**62)),
+        )
         new = candidate(result.leaves)
-        if self.n_prior_episodes is not None:  # shared episodes are the prior's: all tasks start from it
-            new = replace(new, latents=params.latents)
         write_parameters(self._actor, self.task_latents, new)
         if self.baseline == "critic":
             self._update_learning_rate(self.policy.optimizer)

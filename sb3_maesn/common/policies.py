@@ -253,4 +253,48 @@ class LatentActorCriticPolicy(ActorCriticPolicy):
         return latents
 
 
+class PlainActorCriticPolicy(LatentActorCriticPolicy):
+    """The same policy without a latent: actions depend on the observation alone, and there is no state to carry.
+
+    :param observation_space: any space but a Dict
+    :param action_space: Box or Discrete
+    :param lr_schedule: learning rate of the critic
+    :param net_arch: as in SB3; two layers of 100 by default
+    :param activation_fn: ReLU by default
+    :param kwargs: further arguments of ActorCriticPolicy
+    :raises ValueError: for a ``latent_dim`` other than 0
+    """
+
+    def __init__(
+        self,
+        observation_space: spaces.Space,
+        action_space: spaces.Space,
+        lr_schedule: Schedule,
+        net_arch: list[int] | dict[str, list[int]] | None = None,
+        activation_fn: type[nn.Module] = nn.ReLU,
+        **kwargs: Any,
+    ):
+        latent_dim = kwargs.pop("latent_dim", 0)  # among the constructor's parameters that a saved policy keeps
+        if latent_dim != 0:
+            raise ValueError(f"expected a policy without a latent (latent_dim=0), got latent_dim={latent_dim}")
+        super().__init__(observation_space, action_space, lr_schedule, 0, net_arch, activation_fn, **kwargs)
+
+    def predict(
+        self,
+        observation: np.ndarray | dict[str, np.ndarray],
+        state: tuple[np.ndarray, ...] | None = None,
+        episode_start: np.ndarray | None = None,
+        deterministic: bool = False,
+    ) -> tuple[np.ndarray, tuple[np.ndarray, ...] | None]:
+        """Actions, as those of SB3's policies without a state.
+
+        :param observation: one observation or a batch of n
+        :param state: returned as it came
+        :param episode_start: not used
+        :param deterministic: the most likely action
+        """
+        return super().predict(observation, None, None, deterministic)[0], state
+
+
 LatentMlpPolicy = LatentActorCriticPolicy
+MlpPolicy = PlainActorCriticPolicy

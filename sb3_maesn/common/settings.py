@@ -29,6 +29,19 @@ POSITIVE = (
 UP_TO_ONE = ("gamma", "gae_lambda", "line_search_shrinking_factor")
 
 
+def check_fixed(settings: Mapping[str, Any], fixed: Mapping[str, Any], owner: str) -> None:
+    """Refuse what an algorithm leaves no choice in.
+
+    :param settings: by the names of the constructor's arguments
+    :param fixed: the only values allowed
+    :param owner: the algorithm's name
+    :raises ValueError: naming the setting
+    """
+    for name, value in fixed.items():
+        if settings[name] != value:
+            raise ValueError(f"{owner} is the algorithm with {name}={value!r}, got {settings[name]!r}")
+
+
 def check_settings(settings: Mapping[str, Any]) -> None:
     """Refuse settings that cannot work.
 

@@ -124,7 +124,7 @@ class TaskAlgorithm(OnPolicyAlgorithm):
         total_timesteps: int | None = None,
         callback: MaybeCallback = None,
         log_interval: int = 1,
-        tb_log_name: str = "TaskAlgorithm",
+        tb_log_name: str | None = None,
         reset_num_timesteps: bool = True,
         progress_bar: bool = False,
     ) -> SelfTaskAlgorithm:
@@ -133,7 +133,7 @@ class TaskAlgorithm(OnPolicyAlgorithm):
         :param total_timesteps: environment steps, rounded up to whole iterations; the paper's 300 iterations where None
         :param callback: as in SB3
         :param log_interval: iterations between logs
-        :param tb_log_name: name of the TensorBoard run
+        :param tb_log_name: name of the TensorBoard run; that of the algorithm where None
         :param reset_num_timesteps: False continues a run
         :param progress_bar: show one
         :return: the trained model
@@ -147,4 +147,5 @@ class TaskAlgorithm(OnPolicyAlgorithm):
             self._whole_timesteps = None
         elif self._whole_timesteps is not None:  # an iteration that was cut short is done again
             self.num_timesteps = self._whole_timesteps
+        tb_log_name = type(self).__name__ if tb_log_name is None else tb_log_name
         return super().learn(total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar)
