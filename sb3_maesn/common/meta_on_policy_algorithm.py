@@ -3,7 +3,6 @@
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
@@ -331,7 +330,8 @@ class MetaOnPolicyAlgorithm(AdaptableAlgorithm):
         unknown = set(content.settings) - set(PRETRAINED_SETTINGS)
         if unknown:
             raise ValueError(f"expected settings of {cls.__name__}, got {', '.join(sorted(unknown))}")
-        model = cls(next(iter(cls.policy_aliases)), env=None, policy_kwargs=content.policy_kwargs, _init_setup_model=False)
+        policy = next(iter(cls.policy_aliases))
+        model = cls(policy, env=None, policy_kwargs=content.policy_kwargs, _init_setup_model=False)
         family = make_family(content.env_id)
         model.observation_space, model.action_space = family.observation_space, family.action_space
         model.n_train_tasks, model.n_steps, model.n_envs = len(content.tensors["task_latents.mean"]), family.horizon, 1
@@ -420,24 +420,19 @@ class MetaOnPolicyAlgorithm(AdaptableAlgorithm):
 
         def candidate(leaves: Sequence[th.Tensor]) -> MetaParameters:
             new = params.with_leaves(leaves)
-            if self.n_prior_episodes is not None:  # shared episodes are the prior's: all tasks start from it
-                new = replace(new, latents=params.latents)
             return new if self.learn_step_sizes else replace(new, step_sizes=params.step_sizes)
 
-        def evaluate(tasks: slice, leaves: Sequence[th.Tensor]) -> ObjectiveValue:
-            return objective(candidate(leaves), tasks)
+        def evaluate(leaves: Sequence[th.Tensor]) -> ObjectiveValue:
+            return objective(candidate(leaves))
 
-        def fisher_kl(tasks: slice, leaves: Sequence[th.Tensor]) -> th.Tensor:
-            return objective.fisher_kl(candidate(leaves), self.fisher_subsampling, tasks)
+        def fisher_kl(leaves: Sequence[th.Tensor]) -> th.Tensor:
+            return objective.fisher_kl(candidate(leaves), self.fisher_subsampling)
 
-        result = trust_region_step(
-            [partial(evaluate, tasks) for tasks in objective.parts()],
-            [partial(fisher_kl, tasks) for tasks in objective.parts(self.fisher_subsampling)],
-            params.leaves(),
-            self._trust_region,
-            seed=int(self._rng().integers(2**62)),
-        )
+        solver_seed = int(self._rng().integers(2**62))
+        result = trust_region_step(evaluate, fisher_kl, params.leaves(), self._trust_region, solver_seed)
         new = candidate(result.leaves)
+        if self.n_prior_episodes is not None:  # shared episodes are the prior's: all tasks start from it
+            new = replace(new, latents=params.latents)
         write_parameters(self._actor, self.task_latents, new)
         if self.baseline == "critic":
             self._update_learning_rate(self.policy.optimizer)
