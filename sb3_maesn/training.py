@@ -12,7 +12,9 @@ from stable_baselines3.common.utils import get_device
 
 from sb3_maesn.cli import check_file
 from sb3_maesn.config import SCRIPT_KEYS, ConfigError, constructor_arguments, did_you_mean
+from sb3_maesn.latent_space import LatentSpace
 from sb3_maesn.maesn import MAESN
+from sb3_maesn.maml import MAML
 from sb3_maesn.recipes import (
     ITERATIONS_BETWEEN_EVALUATIONS,
     MetaLearning,
@@ -24,7 +26,9 @@ from sb3_maesn.recipes import (
 from sb3_maesn.run_folder import IterationCheckpoints, file_name
 
 ALGOS: dict[str, Recipe] = {
+    "latent_space": MetaLearning(LatentSpace),
     "maesn": MetaLearning(MAESN),
+    "maml": MetaLearning(MAML, "MlpPolicy"),
     "trpo": SingleTask(TRPO),
 }
 
