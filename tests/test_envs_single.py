@@ -152,7 +152,7 @@ def test_frames_show_goal_and_motion(env_id: str) -> None:
     env.reset(seed=1, options={"task": high})
     other_goal = env.render()
     for _ in range(15):
-        env.step(np.full(env.action_space.shape, 0.8, dtype=np.float32))  # type: ignore[arg-type]  # a Box has a shape
+        env.step(np.full(env.action_space.shape, 1.0, dtype=np.float32))  # type: ignore[arg-type]  # a Box has a shape
     moved = env.render()
     assert other_goal is not None
     assert moved is not None

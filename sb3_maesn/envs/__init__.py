@@ -9,6 +9,7 @@ from functools import partial
 import gymnasium as gym
 
 from sb3_maesn.envs.ant import AntGoal
+from sb3_maesn.envs.bandit import Bandit
 from sb3_maesn.envs.batched import BatchedTaskVecEnv
 from sb3_maesn.envs.point import PointGoal
 from sb3_maesn.envs.pusher import PusherBlock
@@ -19,6 +20,7 @@ from sb3_maesn.envs.wheeled import WheeledGoal
 __all__ = [
     "FAMILIES",
     "AntGoal",
+    "Bandit",
     "BatchedTaskVecEnv",
     "PointGoal",
     "PusherBlock",
@@ -40,6 +42,7 @@ FAMILIES: dict[str, Callable[[], TaskFamily]] = {
     "PusherBlockSparse-v0": partial(PusherBlock, sparse=True),
     "PointGoal-v0": PointGoal,
     "PointGoalSparse-v0": partial(PointGoal, sparse=True),
+    "Bandit-v0": Bandit,
 }
 
 
@@ -89,3 +92,5 @@ def make_env(env_id: str, render_mode: str | None = None, width: int = 480, heig
 for _env_id in FAMILIES:
     # without max_episode_steps: the environment truncates by itself
     gym.register(_env_id, entry_point="sb3_maesn.envs:make_env", kwargs={"env_id": _env_id})
+
+gym.register("SparseMountainCar-v0", entry_point="sb3_maesn.envs.mountain_car:SparseMountainCar")

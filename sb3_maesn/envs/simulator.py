@@ -225,7 +225,7 @@ class TaskSimulator:
     def _check_actions(self, actions: ArrayLike) -> Array:
         """Check actions and convert them to float64 (n, A)."""
         checked = np.asarray(actions, dtype=np.float64)
-        expected = (self.n, *self.family.action_space.shape)
+        expected = (self.n, *(self.family.action_space.shape or ()))
         if checked.shape != expected:
             raise ValueError(f"{self.family.env_id}: actions must have shape {expected}, got {checked.shape}")
         if not np.isfinite(checked).all():

@@ -72,7 +72,7 @@ class TaskFamily(ABC):
     horizon: ClassVar[int]
     render_fps: ClassVar[int] = 100  # real time at the MuJoCo families' 0.01 s a step
     observation_space: spaces.Box
-    action_space: spaces.Box
+    action_space: spaces.Box | spaces.Discrete
     task_space: spaces.Box
 
     def __init__(self, sparse: bool = False) -> None:

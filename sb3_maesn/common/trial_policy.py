@@ -1,0 +1,135 @@
+"""A recurrent policy whose memory lasts for a trial of several episodes."""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch as th
+from gymnasium import spaces
+from sb3_contrib.common.recurrent.policies import RecurrentActorCriticPolicy
+from stable_baselines3.common.type_aliases import Schedule
+from torch import nn
+
+from sb3_maesn.envs.trials import transition_size
+
+LstmState = tuple[np.ndarray, np.ndarray]
+"""Hidden and cell state, (layers, n, hidden) each: the ``state`` of ``predict``"""
+
+
+class Memory(NamedTuple):
+    """What a policy knows of a task between two episodes.
+
+    :param state: hidden and cell state after the last step's input, (layers, 1, hidden) each
+    :param transition: the last action, reward and done, which the next input says (A + 2,)
+    """
+
+    state: LstmState
+    transition: np.ndarray
+
+
+class TrialLstmPolicy(RecurrentActorCriticPolicy):
+    """sb3-contrib's recurrent policy for the observations of a :class:`~sb3_maesn.envs.trials.TrialVecEnv`.
+
+    ``predict(obs, state, episode_start)`` follows SB3's recurrent convention; ``episode_start`` marks the starts of
+    trials. A call without a state anywhere else is refused: it would forget the trial. Predictions begin a trial with
+    an empty memory, or with the one that :meth:`set_memory` installs, so that they go on where another trial stopped;
+    training always begins with an empty one.
+
+    :param observation_space: of the TrialVecEnv
+    :param action_space: of the TrialVecEnv
+    :param lr_schedule: learning rate
+    :param kwargs: further arguments of RecurrentActorCriticPolicy
+    """
+
+    memory_hidden: th.Tensor
+    memory_cell: th.Tensor
+    memory_transition: th.Tensor
+
+    def __init__(
+        self, observation_space: spaces.Space, action_space: spaces.Space, lr_schedule: Schedule, **kwargs: Any
+    ):
+        super().__init__(observation_space, action_space, lr_schedule, **kwargs)
+        self.register_buffer("memory_hidden", th.zeros(self.lstm_hidden_state_shape))
+        self.register_buffer("memory_cell", th.zeros(self.lstm_hidden_state_shape))
+        self.register_buffer("memory_transition", th.zeros(transition_size(action_space)))
+
+    def set_memory(self, memory: Memory) -> None:
+        """Install what every trial of later predictions begins with.
+
+        :param memory: the memory
+        """
+        for buffer, value in zip(
+            (self.memory_hidden, self.memory_cell, self.memory_transition),
+            (*memory.state, memory.transition),
+            strict=True,
+        ):
+            buffer.copy_(th.as_tensor(value))
+
+    @staticmethod
+    def _process_sequence(
+        features: th.Tensor, lstm_states: tuple[th.Tensor, th.Tensor], episode_starts: th.Tensor, lstm: nn.LSTM
+    ) -> tuple[th.Tensor, th.Tensor]:
+        """One call of the LSTM for whole sequences, where sb3-contrib calls it for every step of them.
+
+        sb3-contrib's buffer cuts its sequences where trials start, so that only their first step can reset the state.
+
+        :param features: (n * T, F), sequence by sequence
+        :param lstm_states: before the sequences, (layers, n, hidden) each
+        :param episode_starts: (n * T,)
+        :param lstm: the LSTM
+        :return: its outputs (n * T, hidden), and the states after the sequences (a pair, though sb3-contrib's
+            annotation says otherwise)
+        """
+        n = lstm_states[0].shape[1]
+        starts = episode_starts.reshape(n, -1)  # (n * T,) -> (n, T)
+        if starts[:, 1:].any():
+            return RecurrentActorCriticPolicy._process_sequence(features, lstm_states, episode_starts, lstm)
+        keep = (1.0 - starts[:, 0]).view(1, n, 1)
+        hidden, cell = lstm_states
+        without = th.zeros_like(episode_starts)
+        return RecurrentActorCriticPolicy._process_sequence(features, (keep * hidden, keep * cell), without, lstm)
+
+    def predict(
+        self,
+        observation: np.ndarray | dict[str, np.ndarray],
+        state: tuple[np.ndarray, ...] | None = None,
+        episode_start: np.ndarray | None = None,
+        deterministic: bool = False,
+    ) -> tuple[np.ndarray, tuple[np.ndarray, ...] | None]:
+        """Actions, with the memory of the trial carried in ``state``.
+
+        :param observation: one observation of a TrialVecEnv (O + A + 2,) or a batch (n, O + A + 2)
+        :param state: what the last call returned, hidden and cell state (layers, n, hidden); None where all trials
+            start
+        :param episode_start: (n,), true where a trial starts
+        :param deterministic: the most likely action
+        :return: actions, state
+        :raises ValueError: if there is no state within a trial, or the observation is no TrialVecEnv's
+        """
+        assert isinstance(observation, np.ndarray)  # a TrialVecEnv's space is a Box
+        batch = self._check_observation(observation)
+        starts = np.zeros(len(batch), dtype=bool)
+        if episode_start is not None:
+            starts |= np.asarray(episode_start, dtype=bool).ravel()
+        if state is None and not starts.all():
+            raise ValueError(
+                "expected the state that the last predict returned, got None: without it the policy forgets its trial."
+                " Where all trials start, say so with episode_start=numpy.ones(n_envs, dtype=bool)"
+            )
+        memory = self.memory_hidden.cpu().numpy(), self.memory_cell.cpu().numpy()
+        before = memory if state is None else state
+        carried = tuple(np.where(starts[None, :, None], *pair) for pair in zip(memory, before, strict=True))
+        batch[starts, -self.memory_transition.numel() :] = self.memory_transition.cpu().numpy()
+        actions, after = super().predict(batch, carried, None, deterministic)
+        return (actions[0] if observation.ndim == 1 else actions), after
+
+    def _check_observation(self, observation: np.ndarray) -> np.ndarray:
+        """The observations as a new batch (n, O + A + 2)."""
+        assert self.observation_space.shape is not None
+        (size,) = self.observation_space.shape
+        batch = np.array(observation, dtype=np.float32, ndmin=2)
+        if batch.ndim != 2 or batch.shape[1] != size:
+            raise ValueError(
+                f"expected observations of size {size}, each followed by the previous action, reward and done as a"
+                f" TrialVecEnv gives them, got shape {observation.shape}"
+            )
+        return batch
