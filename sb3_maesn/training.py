@@ -24,12 +24,14 @@ from sb3_maesn.recipes import (
     closed_on_error,
 )
 from sb3_maesn.run_folder import IterationCheckpoints, file_name
+from sb3_maesn.vime import VIME
 
 ALGOS: dict[str, Recipe] = {
     "latent_space": MetaLearning(LatentSpace),
     "maesn": MetaLearning(MAESN),
     "maml": MetaLearning(MAML, "MlpPolicy"),
     "trpo": SingleTask(TRPO),
+    "vime": SingleTask(VIME),
 }
 
 

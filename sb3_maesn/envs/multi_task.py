@@ -48,7 +48,7 @@ class MultiTaskVecEnv(VecEnvWrapper):
     ):
         super().__init__(venv)
         self.task_adapter = task_adapter
-        self.horizon = _find_horizon(venv) if horizon is None else int(horizon)
+        self.horizon = _horizon(venv) if horizon is None else int(horizon)
         if self.horizon < 1:
             raise ValueError(f"horizon must be at least 1, got {self.horizon}")
         given = (train_tasks, validation_tasks, test_tasks)
@@ -221,7 +221,21 @@ def _numbers(task: Any) -> Iterator[np.ndarray]:
         yield np.asarray(task)
 
 
-def _find_horizon(venv: VecEnv) -> int:
+def _horizon(venv: VecEnv) -> int:
+    horizon = find_horizon(venv)
+    if horizon is None:
+        raise ValueError(
+            "the episode's horizon is unknown: expected members with an attribute `horizon` or a Gymnasium spec with"
+            " max_episode_steps, or MultiTaskVecEnv(venv, horizon=...)"
+        )
+    return horizon
+
+
+def find_horizon(venv: VecEnv) -> int | None:
+    """Most steps of an episode, None if the members do not say.
+
+    :param venv: the VecEnv
+    """
     for name in ("horizon", "_max_episode_steps"):
         if venv.has_attr(name) and (value := venv.get_attr(name, indices=[0])[0]) is not None:
             return int(value)
@@ -229,10 +243,7 @@ def _find_horizon(venv: VecEnv) -> int:
         spec = venv.get_attr("spec", indices=[0])[0]
         if spec is not None and spec.max_episode_steps is not None:
             return int(spec.max_episode_steps)
-    raise ValueError(
-        "the episode's horizon is unknown: expected members with an attribute `horizon` or a Gymnasium spec with"
-        " max_episode_steps, or MultiTaskVecEnv(venv, horizon=...)"
-    )
+    return None
 
 
 def _draw_task_sets(venv: VecEnv, n_tasks: int, seed: int) -> tuple[Sequence[Any], ...]:
