@@ -7,12 +7,16 @@ from sb3_maesn.envs.multi_task import MultiTaskVecEnv
 from sb3_maesn.latent_space import LatentSpace
 from sb3_maesn.maesn import MAESN
 from sb3_maesn.maml import MAML
+from sb3_maesn.reinforce import REINFORCE
+from sb3_maesn.vime import VIME
 
 __version__ = "0.1.0"
 
 __all__ = [
     "MAESN",
     "MAML",
+    "REINFORCE",
+    "VIME",
     "LatentActorCriticPolicy",
     "LatentMlpPolicy",
     "LatentSpace",

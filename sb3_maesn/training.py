@@ -23,6 +23,7 @@ from sb3_maesn.recipes import (
     TrainingRun,
     closed_on_error,
 )
+from sb3_maesn.reinforce import REINFORCE
 from sb3_maesn.run_folder import IterationCheckpoints, file_name
 from sb3_maesn.vime import VIME
 
@@ -30,6 +31,7 @@ ALGOS: dict[str, Recipe] = {
     "latent_space": MetaLearning(LatentSpace),
     "maesn": MetaLearning(MAESN),
     "maml": MetaLearning(MAML, "MlpPolicy"),
+    "reinforce": SingleTask(REINFORCE),
     "trpo": SingleTask(TRPO),
     "vime": SingleTask(VIME),
 }

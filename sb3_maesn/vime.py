@@ -14,6 +14,7 @@ from stable_baselines3.common.preprocessing import get_flattened_obs_dim, prepro
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback
 from stable_baselines3.common.vec_env import VecEnv
 
+from sb3_maesn.common.global_seed import global_seed
 from sb3_maesn.common.information_gain import Curiosity, Transitions
 from sb3_maesn.envs.multi_task import find_horizon
 
@@ -41,6 +42,9 @@ class VIME(TRPO):
     :param dynamics_batch_size: transitions of each
     :param n_dynamics_samples: draws of its weights for each estimate
     :param pool_size: transitions in the replay pool
+    :param n_dynamics_data: transitions that the model's posterior is to believe to have seen, as the authors' code has
+        it (5 batches of 10); None for all in the pool, the exact bound of Eq. 10, with which it soon is so sure of
+        itself that little is left to gain
     :param prior_std: standard deviation of the weights' prior
     :param likelihood_std: standard deviation of the next observation, normalised, around the prediction
     :param n_medians: iterations over which the scale of the intrinsic reward averages
@@ -62,8 +66,9 @@ class VIME(TRPO):
         dynamics_batch_size: int = 10,
         n_dynamics_samples: int = 10,
         pool_size: int = 100_000,
+        n_dynamics_data: int | None = 50,
         prior_std: float = 0.5,
-        likelihood_std: float = 0.5,
+        likelihood_std: float = 5.0,
         n_medians: int = 10,
         seed: int | None = None,
         device: th.device | str = "auto",
@@ -77,6 +82,7 @@ class VIME(TRPO):
         self.dynamics_batch_size = dynamics_batch_size
         self.n_dynamics_samples = n_dynamics_samples
         self.pool_size = pool_size
+        self.n_dynamics_data = n_dynamics_data
         self.prior_std = prior_std
         self.likelihood_std = likelihood_std
         self.n_medians = n_medians
@@ -99,6 +105,7 @@ class VIME(TRPO):
             self.prior_std,
             self.likelihood_std,
             self.n_dynamics_samples,
+            self.n_dynamics_data,
             self.n_medians,
             self.entropy,
         )
@@ -112,8 +119,8 @@ class VIME(TRPO):
         for name in ("dynamics_learning_rate", "prior_std", "likelihood_std"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
-        for name in ("dynamics_batch_size", "n_dynamics_samples", "pool_size", "n_medians"):
-            if getattr(self, name) < 1:
+        for name in ("dynamics_batch_size", "n_dynamics_samples", "n_dynamics_data", "pool_size", "n_medians"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         for name in ("eta", "n_dynamics_updates"):
             if not getattr(self, name) >= 0:
@@ -140,15 +147,14 @@ class VIME(TRPO):
 
     # One iteration
 
-    def _rng(self) -> th.Generator:
-        """The dynamics model's source of randomness in the current iteration."""
-        return th.Generator().manual_seed(int(np.random.default_rng([self.entropy, self._n_updates]).integers(2**62)))
+    def _iteration_seed(self, purpose: int) -> int:
+        """A seed for one of the parts of the current iteration."""
+        return int(np.random.default_rng([self.entropy, self._n_updates, purpose]).integers(2**31 - self.n_envs))
 
-    def _begin_iteration(self, env: VecEnv) -> None:
-        seeds = np.random.default_rng([self.entropy, self._n_updates, 1])
-        self.set_random_seed(int(seeds.integers(2**31 - env.num_envs)))  # TRPO draws from the global generators
+    def _start_episodes(self, env: VecEnv) -> None:
         horizon = find_horizon(env)
         if horizon is not None and horizon <= self.n_steps:
+            env.seed(self._iteration_seed(purpose=0))
             self._last_obs = env.reset()  # type: ignore[assignment]  # SB3's own type is narrower than its VecEnv's
             self._last_episode_starts = np.ones(env.num_envs, dtype=bool)
 
@@ -163,11 +169,12 @@ class VIME(TRPO):
         :param n_rollout_steps: as in SB3
         :return: False if the callback ended the training
         """
-        self._begin_iteration(env)
+        self._start_episodes(env)
         self._next_observations.clear()
-        if not super().collect_rollouts(env, callback, rollout_buffer, n_rollout_steps):
-            return False
-        generator = self._rng()
+        with global_seed(self._iteration_seed(purpose=1)):
+            if not super().collect_rollouts(env, callback, rollout_buffer, n_rollout_steps):
+                return False
+        generator = th.Generator().manual_seed(self._iteration_seed(purpose=2))
         rewards = self.curiosity.rewards(self._transitions(rollout_buffer), generator)
         self._add_rewards(rollout_buffer, self.eta * rewards.numpy().reshape(rollout_buffer.rewards.shape))
         loss = self.curiosity.learn(self.n_dynamics_updates, self.dynamics_batch_size, generator)
@@ -176,6 +183,11 @@ class VIME(TRPO):
         if self.n_dynamics_updates > 0:
             self.logger.record("train/dynamics_loss", loss)
         return True
+
+    def train(self) -> None:
+        """TRPO's update, whose randomness comes from the iteration alone."""
+        with global_seed(self._iteration_seed(purpose=3)):
+            super().train()
 
     def _transitions(self, rollout_buffer: RolloutBuffer) -> Transitions:
         """The rollout as vectors, step by step and member by member."""

@@ -124,6 +124,7 @@ class Curiosity(nn.Module):
     :param prior_std: of the weights
     :param likelihood_std: of the normalised next observations around the model's prediction
     :param n_samples: draws of the weights for each estimate
+    :param n_data: transitions that the posterior is to believe to have seen; None for those in the pool
     :param n_medians: iterations over whose medians the reward's scale averages
     :param seed: of the initial weights
     """
@@ -138,12 +139,14 @@ class Curiosity(nn.Module):
         prior_std: float,
         likelihood_std: float,
         n_samples: int,
+        n_data: int | None,
         n_medians: int,
         seed: int,
     ) -> None:
         super().__init__()
         self.sizes = (n_observations + n_actions, *n_hidden, n_observations)
-        self.prior_std, self.likelihood_std, self.n_samples = prior_std, likelihood_std, n_samples
+        self.prior_std, self.likelihood_std = prior_std, likelihood_std
+        self.n_samples, self.n_data = n_samples, n_data
         start = initial_posterior(self.sizes, prior_std, th.Generator().manual_seed(seed))
         self.mean, self.rho = nn.Parameter(start.mean), nn.Parameter(start.rho)
         self.optimizer = th.optim.Adam(self.parameters(), lr=learning_rate)
@@ -189,7 +192,7 @@ class Curiosity(nn.Module):
                 self._noise(generator),
                 self.likelihood_std,
                 self.prior_std,
-                len(self.pool),
+                len(self.pool) if self.n_data is None else self.n_data,
             )
             self.optimizer.zero_grad()
             loss.backward()

@@ -386,7 +386,7 @@ class MetaOnPolicyAlgorithm(AdaptableAlgorithm):
         if batch is None:
             return False
         self._meta_batch = batch
-        self._note_episodes(batch)
+        self._note_batch(batch)
         self.logger.record("time/collect_seconds", time.perf_counter() - started)
         callback.on_rollout_end()
         return True
@@ -396,16 +396,10 @@ class MetaOnPolicyAlgorithm(AdaptableAlgorithm):
         keep_steps = self.adapt_policy or self.inner_update == "reparameterised" or self.baseline == "critic"
         return Schedule(self.n_inner_steps, self.n_episodes, self.n_prior_episodes, keep_steps)
 
-    def _note_episodes(self, batch: MetaBatch) -> None:
-        """Post-update episodes go where SB3 keeps its episode statistics."""
-        assert self.ep_info_buffer is not None
-        assert self.ep_success_buffer is not None
-        post = batch.post.rollout.summary()
-        now = round(time.time() - self.start_time / 1e9, 6)
-        for episode_return, length in zip(post.returns.tolist(), post.lengths.tolist(), strict=True):
-            self.ep_info_buffer.append({"r": episode_return, "l": length, "t": now})
-        self.ep_success_buffer.extend(post.success.tolist())
-        self._episode_num += sum(summary.n_episodes for summary in (*batch.pre_summaries, post))
+    def _note_batch(self, batch: MetaBatch) -> None:
+        """SB3's episode statistics are those of the post-update episodes."""
+        self._note_episodes(batch.post.rollout.summary())
+        self._episode_num += sum(summary.n_episodes for summary in batch.pre_summaries)
         for name, value in collection_record(batch).items():
             self.logger.record(name, value)
 

@@ -1,6 +1,7 @@
 """What SB3's on-policy algorithm lacks for environments with tasks, apart from any learning."""
 
 import io
+import time
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -16,6 +17,7 @@ from sb3_maesn.common.env_util import MAX_MEMBERS, as_multi_task
 from sb3_maesn.common.files import write_atomically
 from sb3_maesn.common.progress import StepsProgressBar
 from sb3_maesn.common.rollouts import StepHook
+from sb3_maesn.common.type_aliases import RolloutSummary
 from sb3_maesn.envs.multi_task import MultiTaskVecEnv
 
 SelfTaskAlgorithm = TypeVar("SelfTaskAlgorithm", bound="TaskAlgorithm")
@@ -111,6 +113,16 @@ class TaskAlgorithm(OnPolicyAlgorithm):
             return callback.on_step()
 
         return on_step
+
+    def _note_episodes(self, summary: RolloutSummary) -> None:
+        """Episodes go where SB3 keeps its episode statistics."""
+        assert self.ep_info_buffer is not None
+        assert self.ep_success_buffer is not None
+        now = round(time.time() - self.start_time / 1e9, 6)
+        for episode_return, length in zip(summary.returns.tolist(), summary.lengths.tolist(), strict=True):
+            self.ep_info_buffer.append({"r": episode_return, "l": length, "t": now})
+        self.ep_success_buffer.extend(summary.success.tolist())
+        self._episode_num += summary.n_episodes
 
     def _init_callback(self, callback: MaybeCallback, progress_bar: bool = False) -> BaseCallback:
         if not progress_bar:

@@ -13,21 +13,23 @@ HORIZON = 500
 class SparseMountainCar(gym.Wrapper[np.ndarray, np.ndarray, np.ndarray, np.ndarray]):
     """
     ``MountainCarContinuous-v0`` with a reward of 1 where the goal is reached, which ends the episode, and else 0
-    (Houthooft et al. 2016, section 3). Actions cost nothing.
+    (Houthooft et al. 2016, section 3). Actions cost nothing. Position and velocity are scaled to [-1, 1]: a policy
+    network would hardly see velocities of 0.07.
 
     :param render_mode: as in Gymnasium
     """
 
     def __init__(self, render_mode: str | None = None) -> None:
-        super().__init__(gym.make("MountainCarContinuous-v0", render_mode=render_mode, max_episode_steps=HORIZON))
+        car = gym.make("MountainCarContinuous-v0", render_mode=render_mode, max_episode_steps=HORIZON)
+        super().__init__(gym.wrappers.RescaleObservation(car, np.float32(-1.0), np.float32(1.0)))
 
     def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
         """
         Take one step.
 
         :param action: the force (1,)
-        :return: position and velocity (2,), reward, terminated, truncated and info, which has ``is_success`` where the
-            episode ended
+        :return: scaled position and velocity (2,), reward, terminated, truncated and info, which has ``is_success``
+            where the episode ended
         """
         observation, _, terminated, truncated, info = self.env.step(action)
         if terminated or truncated:
