@@ -1,0 +1,25 @@
+"""The global random generators of NumPy and torch, for code of others that draws from them."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import torch as th
+
+
+@contextmanager
+def global_seed(seed: int) -> Iterator[None]:
+    """Seed the global generators for a while; afterwards they are what they were.
+
+    SB3's policies draw actions with torch's, its buffers draw mini-batches with NumPy's.
+
+    :param seed: from 0 to 2**32 - 1
+    """
+    before = np.random.get_state()  # noqa: NPY002  # the legacy generator is the one that SB3's buffers use
+    with th.random.fork_rng():
+        th.manual_seed(seed)
+        np.random.seed(seed)  # noqa: NPY002
+        try:
+            yield
+        finally:
+            np.random.set_state(before)  # noqa: NPY002
