@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Circle, Ellipse
 from matplotlib.ticker import MaxNLocator
 
-from sb3_maesn.results import mean_and_interval
+from sb3_maesn.results import Row, mean_and_interval
 
 Array: TypeAlias = np.ndarray
 
@@ -58,20 +58,47 @@ def plot_adaptation_curve(
     :param title: title of the figure
     :param reference: name -> (n_rounds + 1,) mean returns of others, drawn as dashed lines
     """
-    figure, axes = _panels(2, title)
-    for i, (name, values) in enumerate(curves.items()):
-        for ax, array, unit in zip(axes, values, (1.0, 100.0), strict=True):
-            mean, half_width = mean_and_interval(unit * np.asarray(array, dtype=float).mean(axis=2))
-            _line_with_band(ax, np.arange(len(mean)), mean, half_width, PALETTE[i % len(PALETTE)], name)
-    for name, line in (reference or {}).items():
-        axes[0].plot(np.arange(len(line)), line, linestyle="--", color=INK, linewidth=1.2, label=name)
-    for ax, label in zip(axes, ("mean return", "successful episodes (%)"), strict=True):
-        ax.set(xlabel="adaptation round", ylabel=label)
-        ax.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes[1].set_ylim(0, 100)
-    handles, labels = axes[0].get_legend_handles_labels()
-    if len(labels) > 1:
-        figure.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False)
+    by_task = {
+        name: [np.asarray(array, dtype=float).mean(axis=2) for array in arrays] for name, arrays in curves.items()
+    }
+    lines = {name: [mean_and_interval(values) for values in arrays] for name, arrays in by_task.items()}
+    _draw_adaptation(lines, path, title, reference or {})
+
+
+def plot_adaptation_tables(tables: Mapping[str, Sequence[Row]], path: str | Path, title: str = "") -> None:
+    """
+    Draw saved tables of adaptation rounds as ``plot_adaptation_curve`` draws arrays.
+
+    :param tables: name -> rows of ``adaptation_rows``, as they are or as read from a CSV file
+    :param path: image file to write
+    :param title: title of the figure
+    """
+
+    def column(rows: Sequence[Row], key: str) -> Array:
+        return np.array([float(row[key]) for row in rows])
+
+    keys = (("mean_return", "return_interval"), ("success", "success_interval"))
+    lines = {name: [(column(rows, key), column(rows, band)) for key, band in keys] for name, rows in tables.items()}
+    _draw_adaptation(lines, path, title, {})
+
+
+def plot_curves(curves: Mapping[str, tuple[Array, Array, Array | None]], path: str | Path, x: str, y: str) -> None:
+    """
+    Draw learning curves in one panel.
+
+    :param curves: name -> x, y and half width of a band, or None for none, each (n_points,)
+    :param path: image file to write
+    :param x: label of the x axis
+    :param y: label of the y axis
+    """
+    figure, (ax,) = _panels(1, "", width=6.2)
+    for i, (name, (positions, line, half_width)) in enumerate(curves.items()):
+        color = PALETTE[i % len(PALETTE)]
+        ax.plot(positions, line, color=color, label=name, linewidth=1.5)
+        if half_width is not None:
+            ax.fill_between(positions, line - half_width, line + half_width, color=color, alpha=0.15, linewidth=0)
+    ax.set(xlabel=x, ylabel=y)
+    _legend_below(figure, ax, always=True)
     _save(figure, path)
 
 
@@ -161,6 +188,32 @@ def plot_latent_map(
     _save(figure, path)
 
 
+def _draw_adaptation(
+    lines: Mapping[str, Sequence[tuple[Array, Array]]], path: str | Path, title: str, reference: Mapping[str, Array]
+) -> None:
+    """
+    Draw return and success by adaptation round.
+
+    :param lines: name -> mean and half width by round, of the return and of the success
+    :param path: image file to write
+    :param title: title of the figure
+    :param reference: name -> mean returns of others, drawn as dashed lines
+    """
+    figure, axes = _panels(2, title)
+    for i, (name, panels) in enumerate(lines.items()):
+        for ax, (mean, half_width), unit in zip(axes, panels, (1.0, 100.0), strict=True):
+            color = PALETTE[i % len(PALETTE)]
+            _line_with_band(ax, np.arange(len(mean)), unit * mean, unit * half_width, color, name)
+    for name, line in reference.items():
+        axes[0].plot(np.arange(len(line)), line, linestyle="--", color=INK, linewidth=1.2, label=name)
+    for ax, label in zip(axes, ("mean return", "successful episodes (%)"), strict=True):
+        ax.set(xlabel="adaptation round", ylabel=label)
+        ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes[1].set_ylim(0, 100)
+    _legend_below(figure, axes[0])
+    _save(figure, path)
+
+
 def _panels(n: int, title: str, width: float = 4.6, height: float = 3.6) -> tuple[Figure, list[Axes]]:
     """
     Make a figure of panels side by side in the house style.
@@ -197,6 +250,19 @@ def _line_with_band(ax: Axes, x: Array, mean: Array, half_width: Array, color: s
     """
     ax.plot(x, mean, color=color, label=label, marker="o", markersize=4)
     ax.fill_between(x, mean - half_width, mean + half_width, color=color, alpha=0.15, linewidth=0)
+
+
+def _legend_below(figure: Figure, ax: Axes, always: bool = False) -> None:
+    """
+    Put the legend of a panel below the figure.
+
+    :param figure: figure
+    :param ax: one of its panels
+    :param always: even where there is one line only
+    """
+    handles, labels = ax.get_legend_handles_labels()
+    if len(labels) > 1 or (always and labels):
+        figure.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False)
 
 
 def _share_limits(axes: Sequence[Axes]) -> tuple[float, float]:

@@ -243,7 +243,8 @@ def make_members(env_id: str, n_envs: int, monitor_file: Path | None = None) -> 
     """
     check_env_id(env_id)
     venv: VecEnv = make_vec(env_id, n_envs) if env_id in FAMILIES else DummyVecEnv([partial(gym.make, env_id)] * n_envs)
-    return VecMonitor(venv, None if monitor_file is None else str(monitor_file))
+    seen = ("is_success",) if env_id in FAMILIES else ()  # what rl-zoo's plots of success read
+    return VecMonitor(venv, None if monitor_file is None else str(monitor_file), seen)
 
 
 def make_tasks_env(env_id: str, n_envs: int, monitor_file: Path | None = None) -> MultiTaskVecEnv:

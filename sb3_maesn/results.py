@@ -102,6 +102,24 @@ def adaptation_rows(returns: np.ndarray, success: np.ndarray) -> list[dict[str, 
     ]
 
 
+def read_adaptation_tables(paths: Sequence[str | Path]) -> dict[str, list[dict[str, str]]]:
+    """
+    Read tables of adaptation rounds.
+
+    :param paths: CSV files whose rows are those of ``adaptation_rows`` with the columns ``model`` and ``rule`` before
+    :return: model and rule -> rows
+    :raises ValueError: if a file is no such table
+    """
+    tables: dict[str, list[dict[str, str]]] = {}
+    for path in paths:
+        with Path(path).open(newline="", encoding="utf-8") as file:
+            for row in csv.DictReader(file):
+                if not {"model", "rule", "round", "success_interval"} <= row.keys():
+                    raise ValueError(f"{path} is no table of adaptation rounds: it has the columns {', '.join(row)}")
+                tables.setdefault(f"{row['model']}, {row['rule']}", []).append(row)
+    return tables
+
+
 def latent_rows(result: AdaptationResult, task: int = 0) -> list[dict[str, Any]]:
     """
     Summarise the adaptation to one task by round, with its latent distribution.

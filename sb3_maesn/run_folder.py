@@ -75,6 +75,18 @@ def write_settings(
     (settings / "command.txt").write_text(shlex.join(argv) + "\n", encoding="utf-8")
 
 
+def training_command(folder: Path, env_id: str) -> str:
+    """
+    Read the command of a run.
+
+    :param folder: folder of the run
+    :param env_id: environment id
+    :return: the command, empty where the run does not say
+    """
+    path = folder / file_name(env_id) / "command.txt"
+    return path.read_text(encoding="utf-8").strip() if path.is_file() else ""
+
+
 class IterationCheckpoints(BaseCallback):
     """
     Save ``rl_model_{steps}_steps.zip`` between two iterations, once every ``save_freq`` environment steps.
@@ -187,6 +199,23 @@ def find_run(log_folder: str | Path, algo: str, env_id: str, exp_id: int = 0) ->
     if not folder.is_dir():
         raise FileNotFoundError(f"there is no log folder {folder}: train with scripts/train.py, or say where with -f")
     return folder
+
+
+def find_runs(log_folder: str | Path, algo: str, env_ids: Sequence[str]) -> list[Path]:
+    """
+    Find the folders of all runs of an algorithm on some environments.
+
+    :param log_folder: root of all logs
+    :param algo: name of the algorithm
+    :param env_ids: environment ids
+    :return: folders by environment and number
+    """
+    parent = Path(log_folder) / algo
+    if not parent.is_dir():
+        return []
+    numbered = [(env_id, range(1, latest_run_number(parent, env_id) + 1)) for env_id in env_ids]
+    folders = [parent / f"{file_name(env_id)}_{n}" for env_id, numbers in numbered for n in numbers]
+    return [folder for folder in folders if folder.is_dir()]
 
 
 def find_model(

@@ -65,7 +65,7 @@ def read_csv(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-@pytest.mark.parametrize("name", sorted(path.stem for path in SCRIPTS.glob("*.py")))
+@pytest.mark.parametrize("name", sorted(path.stem for path in SCRIPTS.glob("[!_]*.py")))
 def test_help_is_quick_from_any_directory(tmp_path: Path, name: str) -> None:
     start = time.perf_counter()
     done = subprocess.run(
@@ -96,7 +96,7 @@ def test_train_writes_the_files_of_the_zoo(train: Callable[..., Path]) -> None:
     assert yaml.safe_load((folder / "PointGoal-v0" / "config.yml").read_text())["meta_batch_size"] == 3
     assert "--seed 5" in (folder / "PointGoal-v0" / "command.txt").read_text()
     episodes = (folder / "0.monitor.csv").read_text().splitlines()
-    assert episodes[1] == "r,l,t"
+    assert episodes[1] == "r,l,t,is_success"
     assert len(episodes) == 2 + 4 * 3 * 4 * 2  # all episodes before and after every inner update
     rows = read_csv(folder / "progress.csv")
     assert len([row for row in rows if row["time/iterations"]]) == 4

@@ -1,0 +1,126 @@
+"""Trained agents measured on test tasks, one row an agent, in the columns of rl-zoo's benchmark."""
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from sb3_maesn.cli import tasks_of
+from sb3_maesn.evaluation import AdaptationResult, evaluate_adaptation
+from sb3_maesn.playing import Adaptation, make_stage, play, prepare
+from sb3_maesn.trained import TrainedAgent
+
+
+@dataclass(frozen=True)
+class TestPlan:
+    """
+    How agents are measured.
+
+    :param n_tasks: tasks of agents that adapt, the first of the set
+    :param n_rounds: adaptation rounds of these
+    :param n_episodes: episodes of a round
+    :param rule: adaptation rule, None for the default
+    :param split: set of tasks
+    :param seed: seed
+    """
+
+    n_tasks: int = 20
+    n_rounds: int = 3
+    n_episodes: int = 20
+    rule: str | None = None
+    split: str = "test"
+    seed: int = 0
+
+    __test__ = False  # not a test case of pytest's
+
+    @classmethod
+    def from_args(cls, args: argparse.Namespace) -> "TestPlan":
+        """
+        Read the flags that the scripts have in common.
+
+        :param args: parsed arguments
+        """
+        return cls(args.n_tasks, args.rounds, args.episodes, args.rule, args.split, args.seed)
+
+    def describe(self) -> str:
+        """Say how agents were measured."""
+        return (
+            f"Agents that adapt: mean over {self.n_tasks} {self.split} tasks after {self.n_rounds} rounds of"
+            f" {self.n_episodes} episodes, rule {self.rule or 'by default'}; sparse reward where the family has one."
+            f" Others: {self.n_episodes} episodes of the task they were trained on, most likely actions. A task is"
+            " solved if at least half of its episodes succeed."
+        )
+
+
+def measure_adaptation(agent: TrainedAgent, plan: TestPlan) -> AdaptationResult:
+    """
+    Adapt an agent to the test tasks.
+
+    :param agent: from ``load_agent``; it adapts
+    :param plan: how
+    :return: returns and success of every round
+    """
+    model: Any = agent.model
+    tasks = tasks_of(agent.test_env_id, plan.split, plan.n_tasks)
+    env_id = agent.test_env_id
+    return evaluate_adaptation(model, env_id, tasks, plan.n_rounds, plan.n_episodes, plan.rule, plan.seed)
+
+
+def benchmark_row(agent: TrainedAgent, plan: TestPlan) -> dict[str, Any]:
+    """
+    Measure an agent: after its last adaptation round, or, if it does not adapt, at the task it was trained on.
+
+    :param agent: from ``load_agent``
+    :param plan: how
+    :return: rl-zoo's columns, then success and share of tasks solved, None where the environment does not say
+    """
+    if agent.adapts:
+        result = measure_adaptation(agent, plan)
+        returns, lengths, success = (part[-1] for part in (result.returns, result.lengths, result.success))
+    else:
+        returns, lengths, success = play_own_task(agent, plan)
+    solved = success.mean(axis=1) >= 0.5  # at least half of the episodes
+    known = not np.isnan(success).any()
+    return {
+        "algo": agent.algo,
+        "env_id": agent.env_id,
+        "mean_reward": round(float(returns.mean()), 2),
+        "std_reward": round(float(returns.std()), 2),
+        "n_timesteps": in_millions(agent.model.num_timesteps),
+        "eval_timesteps": int(lengths.sum()),
+        "eval_episodes": returns.size,
+        "success": round(float(success.mean()), 3) if known else None,
+        "solved": round(float(solved.mean()), 3) if known else None,
+    }
+
+
+def play_own_task(agent: TrainedAgent, plan: TestPlan) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """
+    Play an agent that does not adapt, deterministically.
+
+    :param agent: from ``load_agent``
+    :param plan: how many episodes
+    :return: returns, lengths and success, NaN where unknown, each (1, n_episodes)
+    """
+    model, task = prepare(agent, Adaptation(seed=plan.seed))
+    env = make_stage(agent.test_env_id, task)
+    try:
+        episodes = play(model, env, n_episodes=plan.n_episodes, seed=plan.seed)
+    finally:
+        env.close()
+    success = [np.nan if episode.success is None else float(episode.success) for episode in episodes]
+    columns: Sequence[Any] = ([e.reward for e in episodes], [float(e.length) for e in episodes], success)
+    returns, lengths, successes = (np.array([column]) for column in columns)
+    return returns, lengths, successes
+
+
+def in_millions(n_timesteps: int) -> str:
+    """
+    Shorten a number of steps as rl-zoo does.
+
+    :param n_timesteps: steps
+    :return: such as ``500k`` or ``48M``
+    """
+    return f"{n_timesteps // 1000}k" if n_timesteps < 1_000_000 else f"{n_timesteps // 1_000_000}M"

@@ -1,0 +1,65 @@
+"""Flags that several scripts share; without the package, whose import would make ``--help`` slow."""
+
+import argparse
+
+
+def make_parser(description: str | None) -> argparse.ArgumentParser:
+    """
+    Make a parser in the scripts' common style.
+
+    :param description: what the script does
+    :return: a parser that knows ``--verbose``
+    """
+    parser = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument("--verbose", type=int, default=1, help="0: silent, 1: messages, 2: messages and tracebacks")
+    return parser
+
+
+def add_agent_flags(parser: argparse.ArgumentParser) -> None:
+    """
+    Add the flags that choose a trained agent; rl-zoo's.
+
+    :param parser: parser of a script
+    """
+    add = parser.add_argument
+    add("--algo", default="maesn", help="algorithm")
+    add("--env", default="WheeledGoal-v0", help="environment id the agent was trained on")
+    add("-f", "--folder", default="logs", help="root of the logs; without a run, the agent of the package")
+    add("--exp-id", type=int, default=0, help="number of the run, 0: the latest, -1: no run folder")
+    add("--load-best", action="store_true", help="load the best model instead of the last")
+    add("--load-checkpoint", type=int, metavar="STEPS", help="load the checkpoint after that many steps instead")
+    add("--load-last-checkpoint", action="store_true", help="load the last checkpoint instead")
+    add("--device", default="cpu", help="torch device")
+
+
+def add_adaptation_flags(parser: argparse.ArgumentParser) -> None:
+    """
+    Add the flags that say how to adapt to a task, and how to play it then.
+
+    :param parser: parser of a script
+    """
+    add = parser.add_argument
+    add("--task", nargs="+", default=["0"], help="index into the test tasks, validation:INDEX, or the task's values")
+    add("--rounds", type=int, default=3, help="adaptation rounds, 0: play unadapted")
+    add("--episodes", type=int, default=20, help="episodes of an adaptation round")
+    add("--rule", default=None, help="adaptation rule")
+    add("--stochastic", action="store_true", help="draw actions")
+    add("--deterministic", action="store_true", help="take the most likely actions, as without either flag")
+    add("--seed", type=int, default=0, help="seed")
+
+
+def add_test_flags(parser: argparse.ArgumentParser) -> None:
+    """
+    Add the flags that say on which tasks agents are measured.
+
+    :param parser: parser of a script
+    """
+    add = parser.add_argument
+    add("--split", default="test", choices=("train", "validation", "test"), help="set of tasks")
+    add("--n-tasks", type=int, default=20, help="tasks, the first of the set")
+    add("--rounds", type=int, default=3, help="adaptation rounds")
+    add("--episodes", type=int, default=20, help="episodes of a round")
+    add("--rule", default=None, help="adaptation rule")
+    add("--seed", type=int, default=0, help="seed")

@@ -1,0 +1,70 @@
+"""Measure all trained agents on the test tasks and make the table of them; rl-zoo's columns, success beside them."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import _flags
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """Make the parser of the command line."""
+    parser = _flags.make_parser(__doc__)
+    add = parser.add_argument
+    add("--log-dir", default="logs", help="root of the logs; the latest run of each algorithm and environment counts")
+    add("--benchmark-dir", default="logs/benchmark", help="folder to write to")
+    add("--no-pretrained", action="store_true", help="leave out the agents that come with the package")
+    add("--only", nargs="+", default=[], metavar="ENV", help="environment ids (all if none)")
+    _flags.add_test_flags(parser)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """
+    Run the script.
+
+    :param argv: arguments of the command line
+    :return: exit code
+    """
+    args = make_parser().parse_args(argv)
+    from sb3_maesn.cli import one_line_errors
+
+    with one_line_errors(args.verbose):
+        benchmark(args)
+    return 0
+
+
+def benchmark(args: argparse.Namespace) -> None:
+    """
+    Measure one agent after the other; an agent that cannot be loaded is reported and left out.
+
+    :param args: parsed arguments
+    """
+    from sb3_maesn.benchmarking import TestPlan, benchmark_row
+    from sb3_maesn.cli import USER_ERRORS
+    from sb3_maesn.config import ConfigError
+    from sb3_maesn.curves import markdown_table
+    from sb3_maesn.results import provenance, write_table
+    from sb3_maesn.trained import list_agents, load_agent
+
+    plan, rows = TestPlan.from_args(args), []
+    choices = list_agents(args.log_dir, not args.no_pretrained)
+    choices = [choice for choice in choices if not args.only or choice.env_id in args.only]
+    for i, choice in enumerate(choices, start=1):
+        print(f"{i}/{len(choices)} {choice.algo} on {choice.env_id}", flush=True)
+        try:
+            rows.append(benchmark_row(load_agent(choice), plan))
+        except USER_ERRORS as error:
+            print(f"left out: {error}", file=sys.stderr)
+    if not rows:
+        raise ConfigError(f"there are no agents in {args.log_dir}")
+    folder = Path(args.benchmark_dir)
+    write_table(folder / "benchmark.csv", rows, provenance(args.seed, tasks=args.n_tasks, split=args.split))
+    table = markdown_table(rows)
+    (folder / "benchmark.md").write_text(f"# Performance of trained agents\n\n{plan.describe()}\n\n{table}\n")
+    print(f"{table}\nWrote {folder / 'benchmark.md'}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
