@@ -93,4 +93,6 @@ for _env_id in FAMILIES:
     # without max_episode_steps: the environment truncates by itself
     gym.register(_env_id, entry_point="sb3_maesn.envs:make_env", kwargs={"env_id": _env_id})
 
-gym.register("SparseMountainCar-v0", entry_point="sb3_maesn.envs.mountain_car:SparseMountainCar")
+_car = "sb3_maesn.envs.mountain_car:SparseMountainCar"
+gym.register("SparseMountainCar-v0", entry_point=_car)
+gym.register("SparseMountainCarWeak-v0", entry_point=_car, kwargs={"power": 0.0008})

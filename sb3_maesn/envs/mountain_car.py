@@ -16,11 +16,14 @@ class SparseMountainCar(gym.Wrapper[np.ndarray, np.ndarray, np.ndarray, np.ndarr
     (Houthooft et al. 2016, section 3). Actions cost nothing. Position and velocity are scaled to [-1, 1]: a policy
     network would hardly see velocities of 0.07.
 
+    :param power: of the engine; with Gymnasium's own 0.0015 a policy that changes at random soon gets there, with half
+        of it one has to explore
     :param render_mode: as in Gymnasium
     """
 
-    def __init__(self, render_mode: str | None = None) -> None:
+    def __init__(self, power: float = 0.0015, render_mode: str | None = None) -> None:
         car = gym.make("MountainCarContinuous-v0", render_mode=render_mode, max_episode_steps=HORIZON)
+        car.unwrapped.power = power  # type: ignore[attr-defined]
         super().__init__(gym.wrappers.RescaleObservation(car, np.float32(-1.0), np.float32(1.0)))
 
     def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:

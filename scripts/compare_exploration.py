@@ -1,0 +1,122 @@
+"""Compare how soon algorithms that learn one task first meet its reward, over several seeds."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+CONFIGS = Path(__file__).resolve().parent.parent / "zoo_configs"
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """Make the parser of the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    add = parser.add_argument
+    add("--env", default="SparseMountainCarWeak-v0", help="environment id")
+    add(
+        "--task", nargs="+", default=[], help="the task: index into the training tasks, validation:INDEX, or its values"
+    )
+    add("--algos", nargs="+", default=["trpo", "vime"], help="algorithms, with the settings of zoo_configs/<algo>.yml")
+    add("--seeds", nargs="+", type=int, default=[0, 1, 2, 3, 4], help="seeds of each")
+    add("-n", "--n-timesteps", type=int, default=100_000, help="environment steps of each run")
+    add("--csv", default="results/vime-MountainCar.csv", help="table to write")
+    add("--verbose", type=int, default=1, help="2: tracebacks")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """
+    Run the script.
+
+    :param argv: arguments of the command line
+    :return: exit code
+    """
+    args = make_parser().parse_args(argv)
+    import torch
+
+    from sb3_maesn.cli import one_line_errors
+    from sb3_maesn.results import format_table, provenance, write_table
+
+    torch.set_num_threads(1)
+    with one_line_errors(args.verbose):
+        rows = []
+        for algo in args.algos:
+            for seed in args.seeds:
+                rows.append(explore(args, algo, seed))
+                print(", ".join(f"{key} {value}" for key, value in rows[-1].items()), flush=True)
+        print("\n" + format_table(summarise(rows)))
+        write_table(args.csv, rows, provenance(None, summary=summarise(rows), n_timesteps=args.n_timesteps))
+    return 0
+
+
+def explore(args: argparse.Namespace, algo: str, seed: int) -> dict[str, Any]:
+    """
+    Train once and note when an episode succeeds.
+
+    :param args: parsed arguments
+    :param algo: name of the algorithm
+    :param seed: seed
+    :return: one row of the table
+    """
+    from stable_baselines3.common.callbacks import ConvertCallback
+
+    from sb3_maesn.config import SCRIPT_KEYS, constructor_arguments, load_entry
+    from sb3_maesn.recipes import TrainingRun
+    from sb3_maesn.training import find_recipe
+
+    recipe = find_recipe(algo)
+    config = load_entry(CONFIGS / f"{algo}.yml", args.env)
+    arguments = constructor_arguments({k: v for k, v in config.items() if k not in SCRIPT_KEYS}, recipe.algorithm)
+    env = recipe.make_env(TrainingRun(algo, args.env, config, Path(), task=args.task), recipe.n_members(config))
+    algorithm: Any = recipe.algorithm
+    model = algorithm(config.get("policy", recipe.policy), env, seed=seed, device="cpu", **arguments)
+    outcomes: list[tuple[int, bool]] = []  # of every episode, the step it ended at and its success
+
+    def note(variables: dict[str, Any], _: dict[str, Any]) -> bool:
+        infos = (variables["infos"][i] for i in variables["dones"].nonzero()[0])
+        outcomes.extend((model.num_timesteps, bool(info["is_success"])) for info in infos)
+        return True
+
+    model.learn(args.n_timesteps, callback=ConvertCallback(note))
+    env.close()
+    return {"env": args.env, "algo": algo, "seed": seed, **first_success(outcomes, model.num_timesteps)}
+
+
+def first_success(outcomes: Sequence[tuple[int, bool]], n_timesteps: int) -> dict[str, Any]:
+    """
+    Describe a run by its successful episodes.
+
+    :param outcomes: of every episode, the environment step it ended at and its success
+    :param n_timesteps: environment steps of the run
+    :return: whether and when the first episode succeeded, and the share that did in the last fifth of the run
+    """
+    steps = [step for step, success in outcomes if success]
+    late = [success for step, success in outcomes if step > 0.8 * n_timesteps]
+    return {
+        "found": bool(steps),
+        "first_success": steps[0] if steps else "",
+        "late_success": round(sum(late) / len(late), 3) if late else "",
+        "timesteps": n_timesteps,
+    }
+
+
+def summarise(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """
+    Count the seeds that found the reward.
+
+    :param rows: of ``explore``
+    :return: one row an algorithm
+    """
+    summary = []
+    for algo in dict.fromkeys(row["algo"] for row in rows):
+        own = [row for row in rows if row["algo"] == algo]
+        firsts = sorted(row["first_success"] for row in own if row["found"])
+        median = firsts[len(own) // 2] if len(firsts) > len(own) // 2 else ""  # a seed that found nothing comes last
+        found = f"{len(firsts)} of {len(own)}"
+        summary.append({"env": own[0]["env"], "algo": algo, "seeds_that_found": found, "median_first_success": median})
+    return summary
+
+
+if __name__ == "__main__":
+    sys.exit(main())
