@@ -1,5 +1,6 @@
 """What SB3's on-policy algorithm lacks for environments with tasks, apart from any learning."""
 
+import copy
 import io
 import time
 from collections.abc import Iterable
@@ -161,3 +162,22 @@ class TaskAlgorithm(OnPolicyAlgorithm):
             self.num_timesteps = self._whole_timesteps
         tb_log_name = type(self).__name__ if tb_log_name is None else tb_log_name
         return super().learn(total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar)
+
+    # Adaptation
+
+    def _adaptation_source(self, env: GymEnv | str | None, task: Any) -> GymEnv | str:
+        """Where to adapt to a task: the environment passed, or this model's own."""
+        if task is None:
+            raise ValueError("expected a task (whatever the environment's set_task takes), got None")
+        source = self.env if env is None else env
+        if source is None:
+            raise ValueError("expected an environment, got none: pass env")
+        return source
+
+    def _copy(self: SelfTaskAlgorithm) -> SelfTaskAlgorithm:
+        """A model with a policy of its own that shares this one's environment and logger."""
+        other = copy.copy(self)
+        other.policy = copy.deepcopy(self.policy)
+        for name in ("ep_info_buffer", "ep_success_buffer"):
+            setattr(other, name, copy.copy(getattr(self, name)))
+        return other

@@ -6,6 +6,7 @@ import numpy as np
 import torch as th
 from gymnasium import spaces
 from sb3_contrib.common.recurrent.policies import RecurrentActorCriticPolicy
+from stable_baselines3.common.distributions import make_proba_distribution
 from stable_baselines3.common.type_aliases import Schedule
 from torch import nn
 
@@ -38,6 +39,7 @@ class TrialLstmPolicy(RecurrentActorCriticPolicy):
     :param action_space: of the TrialVecEnv
     :param lr_schedule: learning rate
     :param kwargs: further arguments of RecurrentActorCriticPolicy
+    :raises ValueError: for ``use_sde``
     """
 
     memory_hidden: th.Tensor
@@ -47,10 +49,16 @@ class TrialLstmPolicy(RecurrentActorCriticPolicy):
     def __init__(
         self, observation_space: spaces.Space, action_space: spaces.Space, lr_schedule: Schedule, **kwargs: Any
     ):
+        if kwargs.get("use_sde"):
+            raise ValueError("expected use_sde=False: a trial's memory is the exploration that lasts; got True")
         super().__init__(observation_space, action_space, lr_schedule, **kwargs)
         self.register_buffer("memory_hidden", th.zeros(self.lstm_hidden_state_shape))
         self.register_buffer("memory_cell", th.zeros(self.lstm_hidden_state_shape))
         self.register_buffer("memory_transition", th.zeros(transition_size(action_space)))
+
+    def __getstate__(self) -> dict[str, Any]:
+        # the distribution of the last training batch holds a graph, which could not be copied
+        return {**self.__dict__, "action_dist": make_proba_distribution(self.action_space)}
 
     def set_memory(self, memory: Memory) -> None:
         """Install what every trial of later predictions begins with.

@@ -177,6 +177,14 @@ def transition_size(action_space: spaces.Space) -> int:
     return get_flattened_obs_dim(action_space) + 2
 
 
+def single_episodes(env: MultiTaskVecEnv) -> MultiTaskVecEnv:
+    """The environment in which an episode is an episode.
+
+    :param env: perhaps a TrialVecEnv
+    """
+    return env.single if isinstance(env, TrialVecEnv) else env
+
+
 def has_trials(env: VecEnv) -> bool:
     """Whether there is a TrialVecEnv among the wrappers of a VecEnv.
 
