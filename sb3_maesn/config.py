@@ -1,7 +1,6 @@
 """Hyperparameter files: safe YAML in, constructor arguments out. No string of a file is ever evaluated."""
 
 import difflib
-import inspect
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,7 +8,8 @@ from typing import Any
 import yaml
 from stable_baselines3.common.utils import LinearSchedule
 
-from sb3_maesn.common.pretrained import ACTIVATIONS
+from sb3_maesn.common.plain_settings import ACTIVATIONS
+from sb3_maesn.common.settings import constructor_parameters
 
 #: Keys of an entry that are the training script's, not the constructor's.
 SCRIPT_KEYS = ("policy", "n_timesteps", "n_envs", "eval_rule")
@@ -91,24 +91,6 @@ def constructor_arguments(entry: Mapping[str, Any], algorithm: type) -> dict[str
     if arguments.get("policy_kwargs") is not None:
         arguments["policy_kwargs"] = policy_arguments(arguments["policy_kwargs"])
     return arguments
-
-
-def constructor_parameters(algorithm: type) -> list[str]:
-    """
-    List what a constructor takes by name, following ``**kwargs`` up the base classes.
-
-    :param algorithm: class
-    :return: parameter names
-    """
-    names: list[str] = []
-    for cls in algorithm.__mro__:
-        if "__init__" not in vars(cls):
-            continue
-        parameters = list(inspect.signature(vars(cls)["__init__"]).parameters.values())[1:]
-        names += [p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
-        if not any(p.kind == p.VAR_KEYWORD for p in parameters):
-            break
-    return [name for name in dict.fromkeys(names) if name not in ("policy", "env")]
 
 
 def policy_arguments(policy_kwargs: Any) -> dict[str, Any]:

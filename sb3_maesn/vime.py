@@ -1,6 +1,7 @@
 """VIME: variational information maximising exploration (Houthooft et al. 2016, arXiv:1605.09674)."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import Any, TypeVar
 
 import numpy as np
@@ -14,6 +15,7 @@ from stable_baselines3.common.preprocessing import get_flattened_obs_dim, prepro
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback
 from stable_baselines3.common.vec_env import VecEnv
 
+from sb3_maesn.common.checkpointing import CheckpointMixin
 from sb3_maesn.common.global_seed import global_seed
 from sb3_maesn.common.information_gain import Curiosity, Transitions
 from sb3_maesn.envs.multi_task import find_horizon
@@ -21,7 +23,7 @@ from sb3_maesn.envs.multi_task import find_horizon
 SelfVIME = TypeVar("SelfVIME", bound="VIME")
 
 
-class VIME(TRPO):
+class VIME(CheckpointMixin, TRPO):
     """TRPO with an intrinsic reward for what a transition teaches a Bayesian model of the dynamics.
 
     Between collection and TRPO's update the rewards r become r + eta * gain / scale, where gain is the information gain
@@ -139,6 +141,39 @@ class VIME(TRPO):
     def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
         names, variables = super()._get_torch_save_params()
         return [*names, "curiosity", "curiosity.optimizer"], variables
+
+    def _needless_tensors(self) -> frozenset[str]:
+        return frozenset({"curiosity"})
+
+    def _extra_elements(self) -> int:
+        sizes = get_flattened_obs_dim(self.observation_space), get_flattened_obs_dim(self.action_space)
+        widths = (sum(sizes), *self.dynamics_net_arch, sizes[0])
+        return 2 * sum(a * b for a, b in pairwise(widths))  # mean and spread of every weight
+
+    def _read_records(self) -> dict[str, th.Tensor]:
+        state = self.curiosity.get_extra_state()
+        parts = dict(zip(Transitions._fields, state["pool"] or (), strict=False))
+        pool = {f"pool/{name}": part for name, part in parts.items()}
+        return {
+            **self._empty_records(),
+            **super()._read_records(),
+            **pool,
+            "medians": th.tensor(state["medians"], dtype=th.float64),
+        }
+
+    def _empty_records(self) -> dict[str, th.Tensor]:
+        n_in, n_out = get_flattened_obs_dim(self.observation_space), get_flattened_obs_dim(self.action_space)
+        parts = zip(Transitions._fields, (n_in, n_out, n_in), strict=True)
+        pool = {f"pool/{name}": th.empty(0, size) for name, size in parts}
+        return {**super()._empty_records(), **pool, "medians": th.empty(0, dtype=th.float64)}
+
+    def _write_records(self, records: Mapping[str, th.Tensor]) -> None:
+        super()._write_records(records)
+        pool = [records[f"pool/{name}"] for name in Transitions._fields]
+        if len({len(part) for part in pool}) > 1:
+            raise ValueError(f"expected as many transitions in all parts, got {[len(part) for part in pool]}")
+        medians = records["medians"].tolist()
+        self.curiosity.set_extra_state({"pool": pool if len(pool[0]) else None, "medians": medians})
 
     def _init_callback(self, callback: MaybeCallback, progress_bar: bool = False) -> BaseCallback:
         given = callback if isinstance(callback, list) else [] if callback is None else [callback]

@@ -8,11 +8,11 @@ from stable_baselines3.common.utils import LinearSchedule
 from torch import nn
 
 from sb3_maesn import MAESN
+from sb3_maesn.common.settings import constructor_parameters
 from sb3_maesn.config import (
     SCRIPT_KEYS,
     ConfigError,
     constructor_arguments,
-    constructor_parameters,
     did_you_mean,
     load_entry,
     parse_overrides,

@@ -1,73 +1,62 @@
-"""Pretrained files: what is written comes back, and what is no such file is refused."""
+"""The models that come with the package: they load without a network, act, and come with their scores."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
-import torch as th
-from safetensors.torch import save_file
 
 from sb3_maesn import MAESN, list_pretrained
-
-
-@pytest.fixture(scope="module")
-def model() -> MAESN:
-    kwargs = {"latent_dim": 3, "net_arch": {"pi": [16], "vf": [8]}, "activation_fn": th.nn.Tanh}
-    trained = MAESN(
-        "LatentMlpPolicy", "PointGoal-v0", meta_batch_size=4, n_episodes=4, gamma=0.9, seed=3, policy_kwargs=kwargs
-    )
-    return trained.learn(trained.timesteps_per_iteration)
-
-
-def predictions(model: MAESN) -> np.ndarray:
-    th.manual_seed(0)
-    return model.predict(np.random.default_rng(0).normal(size=(5, 2)))[0]
-
-
-def test_a_written_model_predicts_adapts_and_trains_as_before(model: MAESN, tmp_path: Path) -> None:
-    path = tmp_path / "mine.safetensors"
-    model.save_pretrained(path, "PointGoal-v0")
-    loaded = MAESN.from_pretrained(path)
-    np.testing.assert_array_equal(predictions(loaded), predictions(model))
-    assert loaded.gamma == 0.9
-    assert loaded.policy.latent_dim == 3
-    task = np.array([0.0, 1.0])
-    mine, theirs = (m.adapt("PointGoalSparse-v0", task=task, n_rounds=2, n_episodes=4) for m in (loaded, model))
-    assert mine.adaptation is not None
-    assert theirs.adaptation is not None
-    np.testing.assert_array_equal(mine.adaptation.returns, theirs.adaptation.returns)
-    loaded.set_env("PointGoal-v0")
-    loaded.learn(loaded.timesteps_per_iteration)
-
-
-def test_files_that_are_not_ours_are_refused(model: MAESN, tmp_path: Path) -> None:
-    foreign = tmp_path / "foreign.safetensors"
-    save_file({"weight": th.zeros(2)}, foreign)
-    with pytest.raises(ValueError, match="without its settings"):
-        MAESN.from_pretrained(foreign)
-    whole = tmp_path / "whole.safetensors"
-    model.save_pretrained(whole, "PointGoal-v0")
-    data = whole.read_bytes()
-    for name, content in (("cut", data[: len(data) // 2]), ("empty", b"")):
-        damaged = tmp_path / f"{name}.safetensors"
-        damaged.write_bytes(content)
-        with pytest.raises(ValueError, match="expected a model file"):
-            MAESN.from_pretrained(damaged)
-    renamed = tmp_path / "renamed.safetensors"
-    renamed.write_bytes(data.replace(b"n_episodes", b"n_episodez"))
-    with pytest.raises(ValueError, match="n_episodez"):
-        MAESN.from_pretrained(renamed)
-
-
-def test_an_unknown_name_is_met_with_the_known_ones() -> None:
-    with pytest.raises(ValueError, match="did you mean maesn-WheeledGoal-v0"):
-        MAESN.from_pretrained("maesn-WheelGoal-v0")
+from sb3_maesn.checkpoints import MAX_BYTES
+from sb3_maesn.common.pretrained import FOLDER, find_pretrained
+from sb3_maesn.envs import FAMILIES
 
 
 @pytest.mark.parametrize("name", list_pretrained())
-def test_every_shipped_policy_loads_and_acts(name: str) -> None:
-    shipped = MAESN.from_pretrained(name)
-    observation = shipped.observation_space.sample()
-    action, state = shipped.predict(np.zeros_like(observation))
+def test_every_shipped_policy_loads_acts_and_fits_its_family(name: str) -> None:
+    shipped, about = MAESN.from_pretrained(name), list_pretrained()[name]
+    family = FAMILIES[str(about.env_id)]()
+    assert shipped.env_id == about.env_id
+    assert (shipped.observation_space, shipped.action_space) == (family.observation_space, family.action_space)
+    action, state = shipped.predict(np.zeros_like(family.observation_space.sample()))
     assert shipped.action_space.contains(action)
     assert state is not None
+    assert sum(path.stat().st_size for path in (FOLDER / name).iterdir()) < MAX_BYTES
+
+
+def test_the_list_has_the_scores_of_every_round() -> None:
+    found = list_pretrained()
+    assert {"maesn-AntGoal-v0", "maesn-PusherBlock-v0", "maesn-WheeledGoal-v0"} <= set(found)
+    for about in found.values():
+        assert about.n_tasks == 100
+        assert "Sparse" in about.test_env_id
+        assert len(about.success) == len(about.solved) == len(about.mean_return) == 4
+        assert about.success[0] < about.success[-1]
+
+
+def test_a_shipped_model_needs_no_network(tmp_path: Path) -> None:
+    """Nor anything of huggingface_hub: a name of the package's own is found first."""
+    code = (
+        "import socket, sys; socket.socket.connect = socket.getaddrinfo = None\n"
+        "from sb3_maesn import MAESN; MAESN.from_pretrained('maesn-WheeledGoal-v0')\n"
+        "assert 'huggingface_hub' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=tmp_path)
+
+
+def test_a_path_is_a_name_too(tmp_path: Path) -> None:
+    MAESN.from_pretrained("maesn-WheeledGoal-v0").save_checkpoint(tmp_path / "mine.zip")
+    for path in (tmp_path / "mine.zip", str(tmp_path / "mine")):
+        assert MAESN.from_pretrained(path).num_timesteps > 0
+
+
+@pytest.mark.parametrize("name", ["maesn-WheelGoal-v0", "nowhere/maesn.zip", "./no/where", "a/b/c"])
+def test_an_unknown_name_is_met_with_the_known_ones(name: str) -> None:
+    with pytest.raises(ValueError, match=r"There are: .*maesn-WheeledGoal-v0"):
+        find_pretrained(name)
+
+
+def test_an_unknown_name_is_met_with_the_nearest() -> None:
+    with pytest.raises(ValueError, match="did you mean maesn-WheeledGoal-v0"):
+        MAESN.from_pretrained("maesn-WheelGoal-v0")

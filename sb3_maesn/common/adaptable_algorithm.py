@@ -63,6 +63,16 @@ class AdaptableAlgorithm(TaskAlgorithm):
 
     def agent(self) -> Agent:
         """What adaptation needs of this model, as values."""
+    @property
+    def _inner_spec(self) -> InnerUpdate:
+        raise NotImplementedError
+
+    def _needless_tensors(self) -> frozenset[str]:
+        if self.baseline == "critic":
+            return frozenset()
+        critic = {id(parameter) for parameter in self.policy.critic_parameters()}
+        return frozenset(f"policy/{name}" for name, value in self.policy.named_parameters() if id(value) in critic)
+
         params = read_parameters(self._actor, self.task_latents)
         return Agent(
             self.policy,

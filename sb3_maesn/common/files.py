@@ -1,7 +1,7 @@
 """Files that are whole or absent."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import IO, Any
 
@@ -13,10 +13,33 @@ def write_atomically(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
     :param write: writes to the open file
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    partial = _beside(path)
     try:
         with open(partial, "wb") as file:
             write(file)
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def write_together(folder: Path, contents: Mapping[str, bytes]) -> None:
+    """Write several files; none takes its place before all are on the disk, so that a full disk leaves the old ones.
+
+    :param folder: their folder, which is made
+    :param contents: by name; moved to their places in this order
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    partial = {name: _beside(folder / name) for name in contents}
+    try:
+        for name, content in contents.items():
+            with open(partial[name], "wb") as file:
+                file.write(content)
+        for name, path in partial.items():
+            os.replace(path, folder / name)
+    finally:
+        for path in partial.values():
+            path.unlink(missing_ok=True)
+
+
+def _beside(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{os.getpid()}.partial")

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
+from functools import partial
 from typing import Any, ClassVar, TypeVar
 
 import numpy as np
@@ -27,35 +27,13 @@ from sb3_maesn.common.iteration_log import collection_record, step_record
 from sb3_maesn.common.meta_objective import MetaObjective
 from sb3_maesn.common.meta_parameters import TaskLatents, read_parameters, write_parameters
 from sb3_maesn.common.policies import LatentActorCriticPolicy
-from sb3_maesn.common.pretrained import Pretrained, find_pretrained, read_pretrained, write_pretrained
 from sb3_maesn.common.settings import check_fixed, check_settings
 from sb3_maesn.common.shared_episodes import sample_by_group
 from sb3_maesn.common.trust_region import TrustRegion, trust_region_step
 from sb3_maesn.common.type_aliases import MetaBatch, MetaParameters, ObjectiveValue, Tasks
-from sb3_maesn.envs import make_family
 from sb3_maesn.envs.multi_task import MultiTaskVecEnv
 
 SelfMetaOnPolicyAlgorithm = TypeVar("SelfMetaOnPolicyAlgorithm", bound="MetaOnPolicyAlgorithm")
-
-#: Constructor arguments that a pretrained file keeps, besides the policy's.
-PRETRAINED_SETTINGS = (
-    "meta_batch_size",
-    "n_episodes",
-    "n_prior_episodes",
-    "balance_episodes",
-    "n_inner_steps",
-    "inner_update",
-    "learn_step_sizes",
-    "adapt_policy",
-    "kl_coef",
-    "latent_kl_coef",
-    "target_kl",
-    "gamma",
-    "gae_lambda",
-    "baseline_ridge",
-    "cg_damping",
-    "fisher_subsampling",
-)
 
 
 class MetaOnPolicyAlgorithm(AdaptableAlgorithm):
@@ -111,6 +89,7 @@ class MetaOnPolicyAlgorithm(AdaptableAlgorithm):
     """
 
     policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {"LatentMlpPolicy": LatentActorCriticPolicy}
+    checkpoint_progress = (*AdaptableAlgorithm.checkpoint_progress, "groups_per_batch")
     #: What every policy of the algorithm descends from.
     policy_base: ClassVar[type[LatentActorCriticPolicy]] = LatentActorCriticPolicy
     #: Arguments that make the algorithm what it is, with the only values it allows.
@@ -286,62 +265,6 @@ class MetaOnPolicyAlgorithm(AdaptableAlgorithm):
         post = self.meta_batch_size * self.n_episodes
         before = post if self.n_prior_episodes is None else self.n_prior_episodes * self.groups_per_batch
         return (post + self.n_inner_steps * before) * self.n_steps
-
-    # Pretrained policies
-
-    def save_pretrained(self, path: str | Path, env_id: str) -> None:
-        """Write what acts and adapts to one safetensors file, from which :meth:`from_pretrained` makes a model again.
-
-        The critic, the optimiser and the counters are left out; :meth:`save` keeps those.
-
-        :param path: the file, ``name.safetensors``
-        :param env_id: id of the built-in task family it was trained on
-        """
-        own = {name: getattr(self, name) for name in PRETRAINED_SETTINGS}
-        tensors = {f"actor.{name}": value for name, value in self._actor.state_dict().items()}
-        tensors |= {f"task_latents.{name}": value for name, value in self.task_latents.state_dict().items()}
-        facts = {"seed": self.seed, "num_timesteps": self.num_timesteps, "n_updates": self._n_updates}
-        content = Pretrained(env_id, type(self).__name__, own, self.policy_kwargs, facts, tensors)
-        write_pretrained(Path(path), content)
-
-    @classmethod
-    def from_pretrained(
-        cls: type[SelfMetaOnPolicyAlgorithm], name: str | Path, env: GymEnv | str | None = None
-    ) -> SelfMetaOnPolicyAlgorithm:
-        """Load a policy that comes with the package, or a file of :meth:`save_pretrained`; no code in it can run.
-
-        :param name: one of ``sb3_maesn.list_pretrained()``, or a path to a ``.safetensors`` file
-        :param env: environment to go on training with; none is needed to predict or to adapt elsewhere
-        :raises ValueError: for an unknown name, a damaged file, another algorithm's file
-        """
-        content = read_pretrained(find_pretrained(name))
-        if content.algorithm != cls.__name__:
-            raise ValueError(f"expected a model of {cls.__name__}, got one of {content.algorithm}")
-        try:
-            model = cls._from_content(content)
-        except (KeyError, TypeError, AttributeError, RuntimeError) as error:
-            raise ValueError(f"{name} is damaged: {error}") from None
-        if env is not None:
-            model.set_env(env)
-        return model
-
-    @classmethod
-    def _from_content(cls: type[SelfMetaOnPolicyAlgorithm], content: Pretrained) -> SelfMetaOnPolicyAlgorithm:
-        unknown = set(content.settings) - set(PRETRAINED_SETTINGS)
-        if unknown:
-            raise ValueError(f"expected settings of {cls.__name__}, got {', '.join(sorted(unknown))}")
-        policy = next(iter(cls.policy_aliases))
-        model = cls(policy, env=None, policy_kwargs=content.policy_kwargs, _init_setup_model=False)
-        family = make_family(content.env_id)
-        model.observation_space, model.action_space = family.observation_space, family.action_space
-        model.n_train_tasks, model.n_steps, model.n_envs = len(content.tensors["task_latents.mean"]), family.horizon, 1
-        vars(model).update(content.settings)
-        model._setup_model()
-        for prefix, module in (("actor.", model._actor), ("task_latents.", model.task_latents)):
-            own = {key.removeprefix(prefix): value for key, value in content.tensors.items() if key.startswith(prefix)}
-            module.load_state_dict(own)
-        model.seed, model.num_timesteps = content.facts["seed"], content.facts["num_timesteps"]
-        return model
 
     # One meta-iteration
 

@@ -1,116 +1,107 @@
-"""Trained policies as single safetensors files: tensors and JSON, nothing that could run."""
+"""The models that come with the package, and where a model of a given name is to be found."""
 
 import difflib
 import json
-from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import torch as th
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save as to_bytes
-from torch import nn
+from sb3_maesn.common.checkpoint_file import read_config
+from sb3_maesn.common.hub_client import download
+from sb3_maesn.common.safe_archive import CONFIG
 
-from sb3_maesn.common.files import write_atomically
-
-FORMAT_VERSION = 1
 FOLDER = Path(__file__).resolve().parent.parent / "pretrained"
-ACTIVATIONS: dict[str, type[nn.Module]] = {
-    "relu": nn.ReLU,
-    "tanh": nn.Tanh,
-    "elu": nn.ELU,
-    "gelu": nn.GELU,
-    "silu": nn.SiLU,
-}
-PACKAGES = ("sb3_maesn", "stable_baselines3", "sb3_contrib", "torch", "mujoco", "gymnasium", "numpy")
+RESULTS = "results.json"
 
 
 @dataclass(frozen=True)
-class Pretrained:
-    """What a file holds.
+class PretrainedModel:
+    """A model that comes with the package, and how well it adapts.
 
-    :param env_id: the built-in task family it was trained on
-    :param algorithm: name of the class
-    :param settings: the constructor's arguments that JSON can hold
-    :param policy_kwargs: arguments of the policy
-    :param facts: seed, steps and versions of the training
-    :param tensors: by name
+    :param name: what ``from_pretrained`` takes
+    :param algorithm: name of its class
+    :param env_id: the task family it was trained on
+    :param test_env_id: where it was tested
+    :param n_tasks: tasks of the test
+    :param rule: of adaptation
+    :param n_episodes: of a round
+    :param mean_return: by round; round 0 is the unadapted policy
+    :param success: share of successful episodes by round
+    :param solved: share of tasks of which at least half of the round's episodes succeed
     """
 
-    env_id: str
+    name: str
     algorithm: str
-    settings: dict[str, Any]
-    policy_kwargs: dict[str, Any]
-    facts: dict[str, Any]
-    tensors: dict[str, th.Tensor]
+    env_id: str | None
+    test_env_id: str
+    n_tasks: int
+    rule: str
+    n_episodes: int
+    mean_return: tuple[float, ...]
+    success: tuple[float, ...]
+    solved: tuple[float, ...]
 
 
-def list_pretrained() -> list[str]:
-    """The names of the policies that come with the package."""
-    return sorted(path.stem for path in FOLDER.glob("*.safetensors"))
+def list_pretrained() -> dict[str, PretrainedModel]:
+    """The models that come with the package, by name, with their scores on the test tasks."""
+    return {path.parent.name: _describe(path.parent) for path in sorted(FOLDER.glob(f"*/{CONFIG}"))}
 
 
-def find_pretrained(name: str | Path) -> Path:
-    """The file of a name.
+def read_results(folder: Path) -> dict[str, Any]:
+    """How a model that comes with the package was trained and tested: plain values, ``rounds`` the rows of its table.
 
-    :param name: one of :func:`list_pretrained`, or a path to a ``.safetensors`` file
-    :raises ValueError: naming the nearest
+    :param folder: of the model
     """
-    path = Path(name)
-    if path.suffix == ".safetensors" and path.is_file():
-        return path
-    known = list_pretrained()
+    results: dict[str, Any] = json.loads((folder / RESULTS).read_text(encoding="utf-8"))
+    return results
+
+
+def _describe(folder: Path) -> PretrainedModel:
+    config, results = read_config(folder), read_results(folder)
+    rounds = results["rounds"]
+
+    def column(key: str) -> tuple[float, ...]:
+        return tuple(row[key] for row in rounds)
+
+    return PretrainedModel(
+        name=folder.name,
+        algorithm=config.algorithm,
+        env_id=config.task_family.get("id"),
+        test_env_id=results["env"],
+        n_tasks=results["tasks"],
+        rule=results["rule"],
+        n_episodes=rounds[1]["episodes"] - rounds[0]["episodes"],
+        mean_return=column("mean_return"),
+        success=column("success"),
+        solved=column("solved"),
+    )
+
+
+def find_pretrained(
+    name: str | Path,
+    revision: str | None = None,
+    token: str | bool | None = None,
+    cache_dir: str | Path | None = None,
+    local_files_only: bool = False,
+) -> Path:
+    """Find a model: one that comes with the package, a file, or a repository of the Hub, in this order.
+
+    :param name: its name, path or repository
+    :param revision: of the repository
+    :param token: as in huggingface_hub
+    :param cache_dir: likewise
+    :param local_files_only: likewise
+    :return: its checkpoint
+    :raises ValueError: naming the nearest
+    :raises HubError: if the Hub cannot be reached or refuses
+    """
+    known = sorted(path.parent.name for path in FOLDER.glob(f"*/{CONFIG}"))
     if str(name) in known:
-        return FOLDER / f"{name}.safetensors"
+        return FOLDER / str(name)
+    if Path(name).exists() or Path(f"{name}.zip").exists():
+        return Path(name)
+    if isinstance(name, str) and name.count("/") == 1 and not name.startswith((".", "/")) and not name.endswith(".zip"):
+        return download(name, revision, token, cache_dir, local_files_only)
     near = difflib.get_close_matches(str(name), known, n=1)
     hint = f"; did you mean {near[0]}?" if near else ""
     raise ValueError(f"there is no pretrained model {str(name)!r}{hint} There are: {', '.join(known) or 'none'}")
-
-
-def write_pretrained(path: Path, content: Pretrained) -> None:
-    """Write a file, atomically.
-
-    :param path: the file
-    :param content: what to write
-    """
-    policy_kwargs = dict(content.policy_kwargs)
-    if "activation_fn" in policy_kwargs:
-        names = {function: name for name, function in ACTIVATIONS.items()}
-        policy_kwargs["activation_fn"] = names[policy_kwargs["activation_fn"]]
-    header = {
-        "format_version": FORMAT_VERSION,
-        "env_id": content.env_id,
-        "algorithm": content.algorithm,
-        "settings": content.settings,
-        "policy_kwargs": policy_kwargs,
-        "facts": {**content.facts, "versions": {package: version(package) for package in PACKAGES}},
-    }
-    tensors = {name: tensor.detach().contiguous() for name, tensor in content.tensors.items()}
-    data = to_bytes(tensors, metadata={"sb3_maesn": json.dumps(header)})
-    write_atomically(path, lambda file: file.write(data))
-
-
-def read_pretrained(path: Path) -> Pretrained:
-    """Read a file.
-
-    :param path: the file
-    :raises ValueError: if it is not one of ours, or of a newer format
-    """
-    try:
-        with safe_open(path, framework="pt") as file:
-            header = json.loads((file.metadata() or {}).get("sb3_maesn", "null"))
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # not a dict
-    except (SafetensorError, json.JSONDecodeError) as error:
-        raise ValueError(f"expected a model file of this package, got {path.name}: {error}") from None
-    if not isinstance(header, Mapping):
-        raise ValueError(f"expected a model file of this package, got {path.name} without its settings")
-    if header["format_version"] != FORMAT_VERSION:
-        raise ValueError(f"expected format version {FORMAT_VERSION}, got {header['format_version']} in {path.name}")
-    policy_kwargs = dict(header["policy_kwargs"])
-    if "activation_fn" in policy_kwargs:
-        policy_kwargs["activation_fn"] = ACTIVATIONS[policy_kwargs["activation_fn"]]
-    return Pretrained(
-        header["env_id"], header["algorithm"], dict(header["settings"]), policy_kwargs, dict(header["facts"]), tensors
-    )

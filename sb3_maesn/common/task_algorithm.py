@@ -14,6 +14,7 @@ from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback
 from stable_baselines3.common.utils import check_for_correct_spaces
 from stable_baselines3.common.vec_env import VecEnv
 
+from sb3_maesn.common.checkpointing import CheckpointMixin
 from sb3_maesn.common.env_util import MAX_MEMBERS, as_multi_task
 from sb3_maesn.common.files import write_atomically
 from sb3_maesn.common.progress import StepsProgressBar
@@ -26,7 +27,7 @@ SelfTaskAlgorithm = TypeVar("SelfTaskAlgorithm", bound="TaskAlgorithm")
 REFERENCE_ITERATIONS = 300
 
 
-class TaskAlgorithm(OnPolicyAlgorithm):
+class TaskAlgorithm(CheckpointMixin, OnPolicyAlgorithm):
     """An SB3 algorithm whose environment is a MultiTaskVecEnv and whose training consists of whole iterations.
 
     It wraps and checks environments, saves atomically, and counts steps so that a run stopped within an iteration does
@@ -65,6 +66,7 @@ class TaskAlgorithm(OnPolicyAlgorithm):
         if n_tasks != self.__dict__.setdefault("n_train_tasks", n_tasks):
             raise ValueError(f"expected an environment with {self.n_train_tasks} training tasks, got {n_tasks}")
         self.n_steps = env.horizon
+        self.env_id = env.family.env_id if env.has_family else None
 
     def check_spaces(self, env: VecEnv) -> None:
         """Refuse an environment whose spaces differ from those the policy was built for.

@@ -136,14 +136,24 @@ class MultiTaskVecEnv(VecEnvWrapper):
             ) from error
 
     @property
+    def has_family(self) -> bool:
+        """Whether this is a native environment whose observations and rewards reach the learner as they are."""
+        return isinstance(self._members, BatchedTaskVecEnv)
+
+    @property
+    def _members(self) -> VecEnv:
+        venv: VecEnv = self.venv
+        while isinstance(venv, MultiTaskVecEnv | VecMonitor):
+            venv = venv.venv
+        return venv
+
+    @property
     def family(self) -> TaskFamily:
         """The task family of a native environment whose observations and rewards reach the learner as they are.
 
         :raises ValueError: for any other environment
         """
-        venv: VecEnv = self.venv
-        while isinstance(venv, MultiTaskVecEnv | VecMonitor):
-            venv = venv.venv
+        venv = self._members
         if not isinstance(venv, BatchedTaskVecEnv):
             raise ValueError(
                 "expected a batched environment of this package (sb3_maesn.envs.make_vec) without wrappers that change"

@@ -1,0 +1,145 @@
+"""Checkpoints of any algorithm, and how a trained model becomes one that comes with the package."""
+
+import csv
+import json
+import zipfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from stable_baselines3.common.type_aliases import GymEnv
+
+from sb3_maesn.common.checkpoint_file import read_checkpoint
+from sb3_maesn.common.checkpointing import CheckpointMixin
+from sb3_maesn.common.plain_json import dump_json
+from sb3_maesn.common.pretrained import FOLDER, RESULTS
+from sb3_maesn.common.safe_archive import CONFIG, CheckpointError, find_archive, shown
+from sb3_maesn.config import ConfigError
+from sb3_maesn.training import ALGOS, find_recipe
+
+__all__ = ["ALGORITHMS", "CheckpointError", "export_pretrained", "load_checkpoint", "load_trained", "read_rounds"]
+
+#: What the name in a checkpoint may mean; an algorithm of the training script is here by itself.
+ALGORITHMS: dict[str, type[CheckpointMixin]] = {
+    recipe.algorithm.__name__: recipe.algorithm
+    for recipe in ALGOS.values()
+    if issubclass(recipe.algorithm, CheckpointMixin)
+}
+MAX_BYTES = 200_000  # of a model that comes with the package
+
+
+def load_checkpoint(path: str | Path, env: GymEnv | str | None = None) -> CheckpointMixin:
+    """
+    Load a checkpoint of whichever algorithm.
+
+    :param path: folder or zip file, with or without ``.zip``
+    :param env: environment to go on training with
+    :return: the model
+    :raises CheckpointError: a ValueError that says what is wrong with the file
+    """
+    checkpoint = read_checkpoint(path)
+    name = checkpoint.config.algorithm
+    if name not in ALGORITHMS:
+        raise CheckpointError(f"expected a model of one of {', '.join(ALGORITHMS)}, got one of {shown(name)}")
+    model = ALGORITHMS[name].from_checkpoint(checkpoint)
+    if env is not None:
+        model.set_env(env)  # type: ignore[arg-type]  # an algorithm with tasks takes an id too
+    return model
+
+
+def load_trained(path: str | Path, algo: str) -> CheckpointMixin:
+    """
+    Load a checkpoint, or one's own file of SB3's ``save``, whose code is run.
+
+    :param path: file or folder, with or without ``.zip``
+    :param algo: name of the algorithm, for a file of ``save``
+    :return: the model
+    :raises ValueError: if there is no such file or algorithm
+    """
+    found = find_archive(path)
+    if found.is_dir() or is_checkpoint(found):
+        return load_checkpoint(found)
+    algorithm: Any = find_recipe(algo).algorithm
+    model: CheckpointMixin = algorithm.load(found, device="cpu")
+    return model
+
+
+def is_checkpoint(path: Path) -> bool:
+    """
+    Tell a checkpoint's zip file from others by the names in it.
+
+    :param path: file
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return CONFIG in archive.namelist()
+    except (zipfile.BadZipFile, OSError):
+        return False
+
+
+def export_pretrained(
+    model: CheckpointMixin,
+    name: str,
+    rounds: Sequence[Mapping[str, Any]],
+    about: Mapping[str, Any],
+    env_id: str | None = None,
+    folder: Path = FOLDER,
+) -> Path:
+    """
+    Write a model as one that comes with the package: what acts and adapts, with its scores.
+
+    :param model: a trained model
+    :param name: under which ``from_pretrained`` finds it, ``"maesn-WheeledGoal-v0"``
+    :param rounds: its adaptation to the test tasks, the rows of ``results.adaptation_rows``
+    :param about: of that table: ``env``, ``tasks`` and ``rule``; whatever else says how it was trained and tested
+    :param env_id: the task family it was trained on, where the model's file does not say it
+    :param folder: of all such models
+    :return: the model's folder
+    :raises ValueError: if the model is too large for the package, or something is not known of it
+    """
+    missing = {"env", "tasks", "rule"} - set(about)
+    if missing or len(rounds) < 2:
+        raise ValueError(f"expected the rows of at least 2 rounds, and what they are of: {sorted(missing)} missing")
+    model.env_id = env_id or model.env_id
+    if model.env_id is None:
+        raise ValueError("expected the task family that the model was trained on: its file does not say it")
+    target = folder / name
+    model.save_checkpoint(target, contents="agent")
+    (target / RESULTS).write_bytes(dump_json({**about, "rounds": list(rounds)}))
+    size = sum(path.stat().st_size for path in target.iterdir())
+    if size > MAX_BYTES:
+        raise ValueError(f"expected at most {MAX_BYTES} bytes in {target}, got {size}")
+    return target
+
+
+def read_rounds(table: Path, rule: str, model: str | None = None) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """
+    Read one model's rows of a table that ``scripts/evaluate.py learning`` wrote.
+
+    :param table: CSV file, with the JSON file of the same name beside it
+    :param rule: of adaptation
+    :param model: its name in the table; the first where None
+    :return: the rows, and how they were made
+    :raises ConfigError: if there are none
+    """
+    about = table.with_suffix(".json")
+    try:
+        with table.open(newline="", encoding="utf-8") as file:
+            rows = list(csv.DictReader(file))
+        made = json.loads(about.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"cannot read {error.filename}: {error.strerror}") from error
+    models = list(dict.fromkeys(row.get("model", "") for row in rows))
+    chosen = model if model is not None else (models[0] if models else "")
+    own = [row for row in rows if row.get("model", "") == chosen and row.get("rule") == rule]
+    if not own:
+        raise ConfigError(f"{table} has no rows of rule {rule!r} and model {chosen!r}; its models: {', '.join(models)}")
+    rounds = [{key: _number(text) for key, text in row.items() if key not in ("model", "rule")} for row in own]
+    return rounds, {
+        "rule": rule,
+        **{key: made[key] for key in ("env", "split", "tasks", "seed", "command", "versions")},
+    }
+
+
+def _number(text: str) -> int | float:
+    return int(text) if text.isdigit() else float(text)

@@ -1,0 +1,169 @@
+"""What training changes, as tensors by name: modules, optimisers and variables that SB3's ``save`` keeps too."""
+
+import math
+from collections.abc import Iterator, Mapping
+from itertools import pairwise
+from typing import Any
+
+import torch as th
+from gymnasium import spaces
+from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.preprocessing import get_flattened_obs_dim
+from stable_baselines3.common.save_util import recursive_getattr
+from torch import nn
+
+from sb3_maesn.common.plain_settings import decode_value, encode_value
+from sb3_maesn.common.safe_archive import CheckpointError, shown
+from sb3_maesn.common.tensor_file import StoredTensor, to_tensor
+
+#: Networks of so many weights (16 MB) may be built whatever the file holds; larger ones only if it holds their weights.
+HARMLESS = 2**22
+#: What torch's optimisers always keep of a parameter that they have changed, and what some settings add.
+SLOTS: dict[type[th.optim.Optimizer], tuple[set[str], set[str]]] = {
+    th.optim.Adam: ({"step", "exp_avg", "exp_avg_sq"}, {"max_exp_avg_sq"}),
+    th.optim.AdamW: ({"step", "exp_avg", "exp_avg_sq"}, {"max_exp_avg_sq"}),
+    th.optim.RMSprop: ({"step", "square_avg"}, {"grad_avg", "momentum_buffer"}),
+    th.optim.SGD: (set(), {"momentum_buffer"}),
+}
+
+OptimizerGroups = dict[str, list[dict[str, Any]]]
+
+
+def read_state(
+    model: BaseAlgorithm, without: frozenset[str] = frozenset()
+) -> tuple[dict[str, th.Tensor], OptimizerGroups]:
+    """A model's tensors by ``holder/name``, and the settings of its optimisers.
+
+    :param model: the model
+    :param without: tensors, and holders, to leave out
+    """
+    tensors: dict[str, th.Tensor] = {}
+    groups: OptimizerGroups = {}
+    for name, holder in _holders(model, without):
+        if isinstance(holder, th.optim.Optimizer):
+            state = holder.state_dict()
+            groups[name] = [_encode_group(group) for group in state["param_groups"]]
+            slots = {f"{i}/{slot}": th.as_tensor(v) for i, kept in state["state"].items() for slot, v in kept.items()}
+            tensors |= {f"{name}/{key}": value for key, value in slots.items()}
+        else:
+            own = holder.state_dict() if isinstance(holder, nn.Module) else {"value": holder}
+            # a module's extra state is no tensor; an algorithm that has any keeps it as records
+            tensors |= {f"{name}/{key}": value for key, value in own.items() if isinstance(value, th.Tensor)}
+    return {name: value for name, value in tensors.items() if name not in without}, groups
+
+
+def write_state(
+    model: BaseAlgorithm, tensors: Mapping[str, StoredTensor], groups: Any, without: frozenset[str] = frozenset()
+) -> None:
+    """Put what :func:`read_state` returned into a model.
+
+    :param model: a new model of the same settings
+    :param tensors: from a file, all of them of this model
+    :param groups: settings of the optimisers
+    :param without: tensors, and holders, that were left out
+    :raises CheckpointError: if a tensor is missing, not known, or of another shape or type
+    """
+    expected, own_groups = read_state(model, without)
+    optimizers = tuple(f"{name}/" for name in own_groups)
+    wanted = {name for name in expected if not name.startswith(optimizers)}
+    came = {name for name in tensors if not name.startswith(optimizers)}
+    if wanted != came:
+        missing, unknown = sorted(wanted - came)[:3], sorted(came - wanted)[:3]
+        raise CheckpointError(f"expected exactly the model's tensors; missing {missing}, not known {shown(unknown)}")
+    if not isinstance(groups, Mapping) or set(groups) != set(own_groups):
+        raise CheckpointError(f"expected the optimisers {sorted(own_groups)}, got {shown(groups)}")
+    for name, holder in _holders(model, without):
+        if isinstance(holder, th.optim.Optimizer):
+            _write_optimizer(name, holder, tensors, groups[name])
+            continue
+        own = {key: value for key, value in expected.items() if key.startswith(f"{name}/")}
+        read = {key: to_tensor(key, tensors[key], value.dtype, tuple(value.shape)) for key, value in own.items()}
+        with th.no_grad():
+            for key, value in own.items():  # a state dict's tensors share their memory with the module
+                value.copy_(read[key])
+
+
+def check_sizes(
+    observation_space: spaces.Space, action_space: spaces.Space, policy_kwargs: Mapping[str, Any], n_elements: int
+) -> None:
+    """Refuse to build networks that are much larger than the file that is to fill them.
+
+    :param observation_space: from the file
+    :param action_space: from the file
+    :param policy_kwargs: from the file, decoded
+    :param n_elements: numbers that the file's tensors hold
+    :raises CheckpointError: naming the sizes
+    """
+    allowed = max(n_elements, HARMLESS)
+    n_in = get_flattened_obs_dim(observation_space) + policy_kwargs.get("latent_dim", 0)
+    n_out = get_flattened_obs_dim(action_space)
+    arch = policy_kwargs.get("net_arch")
+    hidden = arch.values() if isinstance(arch, Mapping) else [arch or []]
+    layers = [[n_in, *widths, n_out] for widths in hidden]
+    sizes = [value for name, value in policy_kwargs.items() if name.endswith(("_size", "_dim"))]
+    recurrent = [[n_in, 4 * size, size] for size in sizes]  # the gates of a recurrent layer
+    for widths in (*layers, *recurrent):
+        needed = sum(a * b for a, b in pairwise(widths))
+        if needed > allowed:
+            raise CheckpointError(f"expected networks of at most {allowed} weights, got layers of {shown(widths)}")
+
+
+def count_elements(tensors: Mapping[str, StoredTensor]) -> int:
+    """Numbers that tensors hold.
+
+    :param tensors: from a file
+    """
+    return sum(math.prod(stored.shape) for stored in tensors.values())
+
+
+def _holders(model: BaseAlgorithm, without: frozenset[str]) -> Iterator[tuple[str, Any]]:
+    state_dicts, variables = model._get_torch_save_params()
+    for name in (*state_dicts, *variables):
+        if name not in without:
+            yield name, recursive_getattr(model, name)
+
+
+def _encode_group(group: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: encode_value(key, value) for key, value in group.items() if key != "params"}
+
+
+def _write_optimizer(
+    name: str, optimizer: th.optim.Optimizer, tensors: Mapping[str, StoredTensor], groups: Any
+) -> None:
+    state = optimizer.state_dict()
+    own = state["param_groups"]
+    if not isinstance(groups, list) or len(groups) != len(own):
+        raise CheckpointError(f"expected {len(own)} groups in the optimiser {name}, got {shown(groups)}")
+    for group, read in zip(own, groups, strict=True):
+        if not isinstance(read, Mapping) or set(read) != set(group) - {"params"}:
+            raise CheckpointError(f"expected a group of the optimiser {name}, got {shown(read)}")
+        group |= {key: _decode_option(key, value, group[key]) for key, value in read.items()}
+    state["state"] = _read_slots(name, optimizer, tensors)
+    optimizer.load_state_dict(state)
+
+
+def _decode_option(name: str, content: Any, default: Any) -> Any:
+    value = decode_value(name, content, float(default) if type(default) is int else default)
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _read_slots(
+    name: str, optimizer: th.optim.Optimizer, tensors: Mapping[str, StoredTensor]
+) -> dict[int, dict[str, th.Tensor]]:
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    indices = {str(i): i for i in range(len(parameters))}
+    always, sometimes = SLOTS[type(optimizer)]
+    found: dict[int, dict[str, th.Tensor]] = {}
+    for key, stored in tensors.items():
+        if not key.startswith(f"{name}/"):
+            continue
+        index, _, slot = key.removeprefix(f"{name}/").partition("/")
+        if index not in indices or slot not in always | sometimes:
+            raise CheckpointError(f"expected the state of one of {len(indices)} parameters, got {shown(key)}")
+        parameter = parameters[indices[index]]
+        dtype, shape = (th.float32, ()) if slot == "step" else (parameter.dtype, tuple(parameter.shape))
+        found.setdefault(indices[index], {})[slot] = to_tensor(key, stored, dtype, shape)
+    kinds = {frozenset(slots) for slots in found.values()}
+    if len(kinds) > 1 or not all(always <= slots for slots in kinds):
+        raise CheckpointError(f"expected {sorted(always)} of every parameter of {name}, got less of some")
+    return found

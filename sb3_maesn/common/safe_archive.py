@@ -1,0 +1,148 @@
+"""The files of a checkpoint, in a folder or in one zip file: sizes are bounded, and nothing is ever extracted."""
+
+import io
+import os
+import stat
+import struct
+import zipfile
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+
+from sb3_maesn.common.files import write_atomically, write_together
+
+TENSORS, CONFIG = "model.safetensors", "config.json"
+#: Most bytes of each file; what a checkpoint consists of, in the order in which a folder is written.
+LIMITS = {TENSORS: 2**28, CONFIG: 2**20}
+MAX_DIRECTORY = 2**13  # bytes of a zip file's table of contents; ours has 150
+MAX_RATIO = 200  # of compression, beyond the first megabyte
+_END_OF_DIRECTORY = struct.Struct("<4s4H2LH")  # signature, disks, entries, size, offset, comment's length
+_BROKEN_ZIP = (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, struct.error, ValueError)
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that is damaged, hostile or no checkpoint of this package; the message says why."""
+
+
+def shown(value: object) -> str:
+    """Something from a file, fit for a message: short and without control characters.
+
+    :param value: anything
+    """
+    text = ascii(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def find_archive(path: str | Path) -> Path:
+    """A checkpoint's path, with or without its ``.zip``.
+
+    :param path: path as given
+    :raises CheckpointError: if there is neither
+    """
+    for candidate in (Path(path), Path(f"{path}.zip")):
+        if os.path.exists(candidate):
+            return candidate
+    raise CheckpointError(f"there is no checkpoint {path}: expected a folder or a .zip file")
+
+
+def read_archive(path: Path) -> dict[str, bytes]:
+    """The files of a checkpoint by name.
+
+    :param path: folder or zip file
+    :raises CheckpointError: if one is missing, too large, or the zip file is not exactly what this package writes
+    """
+    if path.is_dir():
+        return {name: _read_file(path / name, limit) for name, limit in LIMITS.items()}
+    return _read_zip(_read_file(path, sum(LIMITS.values()) + MAX_DIRECTORY), path.name)
+
+
+def write_archive(path: Path, members: Mapping[str, bytes]) -> None:
+    """Write the files of a checkpoint; what was there stays whole if that fails.
+
+    :param path: a zip file if it ends in ``.zip``, else a folder
+    :param members: by name
+    :raises ValueError: if a folder is to take the place of a file
+    """
+    if path.suffix == ".zip":
+        write_atomically(path, lambda file: file.write(_zipped(members)))
+        return
+    if path.exists() and not path.is_dir():
+        raise ValueError(f"expected a folder or a name that ends in .zip, got {path}, which is a file")
+    write_together(path, {name: members[name] for name in LIMITS})
+
+
+def _zipped(members: Mapping[str, bytes]) -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        for name in LIMITS:  # ZipInfo's date is fixed: equal models make equal files
+            archive.writestr(zipfile.ZipInfo(name), members[name])
+    return buffer.getvalue()
+
+
+def _read_file(path: Path, limit: int) -> bytes:
+    """A regular file, read without waiting: a named pipe or a device would never end."""
+    try:
+        with open(path, "rb", opener=_open_without_waiting) as file:
+            about = os.fstat(file.fileno())
+            if not stat.S_ISREG(about.st_mode):
+                raise CheckpointError(f"expected a regular file, got {path}")
+            if about.st_size > limit:
+                raise CheckpointError(f"expected at most {limit} bytes, got {about.st_size} in {path}")
+            return file.read(limit)
+    except OSError as error:
+        raise CheckpointError(f"cannot read {path}: {error.strerror or error}") from None
+
+
+def _open_without_waiting(path: str, flags: int) -> int:
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))  # which Windows has not
+
+
+def _read_zip(data: bytes, name: str) -> dict[str, bytes]:
+    try:
+        _check_directory(data)
+        with zipfile.ZipFile(io.BytesIO(data)) as archive:
+            _check_names(archive.infolist())
+            return {info.filename: _read_member(archive, info) for info in archive.infolist()}
+    except CheckpointError as error:
+        raise CheckpointError(f"{name}: {error}") from None
+    except _BROKEN_ZIP as error:
+        raise CheckpointError(f"{name} is no zip file, or a damaged one: {shown(str(error))}") from None
+
+
+def _check_directory(data: bytes) -> None:
+    """Bound the table of contents before zipfile makes an object of each entry."""
+    if len(data) < _END_OF_DIRECTORY.size:
+        raise CheckpointError("expected a zip file, got fewer bytes than an empty one has")
+    signature, *_, size, _offset, comment = _END_OF_DIRECTORY.unpack(data[-_END_OF_DIRECTORY.size :])
+    if signature != b"PK\x05\x06" or comment:
+        raise CheckpointError("expected a whole zip file without a comment")
+    if size > MAX_DIRECTORY:
+        raise CheckpointError(f"expected {len(LIMITS)} files, got a table of contents of {size} bytes")
+    if data[-_END_OF_DIRECTORY.size - 20 :].startswith(b"PK\x06\x07"):
+        raise CheckpointError("expected a plain zip file, got a zip64 one")
+
+
+def _check_names(members: list[zipfile.ZipInfo]) -> None:
+    names = [info.filename for info in members]
+    if sorted(names) == sorted(LIMITS):
+        return
+    if "policy.pth" in names:
+        raise CheckpointError(
+            "this is a file of Stable-Baselines3, whose `load` runs whatever code it holds: expected"
+            f" {' and '.join(LIMITS)}; load it with `load` if you trust its author"
+        )
+    raise CheckpointError(f"expected {' and '.join(LIMITS)}, got {shown(names)}")
+
+
+def _read_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> bytes:
+    limit = min(LIMITS[info.filename], 2**20 + MAX_RATIO * info.compress_size)
+    if info.file_size > limit:
+        raise CheckpointError(f"expected at most {limit} bytes in {info.filename}, got {info.file_size}")
+    if info.flag_bits & 1:
+        raise CheckpointError(f"expected {info.filename} in the clear, got it encrypted")
+    if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        raise CheckpointError(f"expected {info.filename} stored or deflated, got method {info.compress_type}")
+    if stat.S_ISLNK(info.external_attr >> 16):
+        raise CheckpointError(f"expected {info.filename} to be a file, got a symbolic link")
+    with archive.open(info) as file:
+        return file.read(info.file_size + 1)  # zipfile checks size and checksum at the end

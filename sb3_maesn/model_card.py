@@ -1,0 +1,186 @@
+"""The page that a published model opens with: what it is, how to use it, how it was trained, how well it adapts."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from huggingface_hub.repocard_data import eval_results_to_model_index
+
+from sb3_maesn.results import Row
+
+IMAGES, VIDEOS = (".png", ".gif"), (".mp4",)
+CURVE = "adaptation.png"
+
+
+@dataclass(frozen=True)
+class CardFacts:
+    """
+    What a model card says.
+
+    :param repo_id: repository
+    :param algorithm: name of the class
+    :param about_algorithm: first line of its docstring
+    :param env_id: what it was trained on
+    :param hyperparameters: the constructor's arguments
+    :param num_timesteps: environment steps trained
+    :param seed: of the training
+    :param command: that trained it; empty where it is not known
+    :param versions: of the packages it was written with
+    :param rounds: rows of its adaptation by round; empty where it was not evaluated
+    :param tested: ``env``, ``tasks`` and ``rule`` of these, and ``command``
+    :param files: names of all other files
+    :param licence: as the Hub abbreviates it
+    """
+
+    repo_id: str
+    algorithm: str
+    about_algorithm: str
+    env_id: str
+    hyperparameters: Mapping[str, Any]
+    num_timesteps: int
+    seed: int | None
+    command: str
+    versions: Mapping[str, str]
+    rounds: Sequence[Row] = ()
+    tested: Mapping[str, Any] = field(default_factory=dict)
+    files: Sequence[str] = ()
+    licence: str = "mit"
+
+    @property
+    def name(self) -> str:
+        """The repository without its organisation."""
+        return self.repo_id.rpartition("/")[2]
+
+    @property
+    def test_env_id(self) -> str:
+        """Where it was tested, or else trained."""
+        return str(self.tested.get("env", self.env_id))
+
+
+def make_card(facts: CardFacts) -> ModelCard:
+    """
+    Write the card.
+
+    :param facts: what it says
+    :return: the card, whose metadata the Hub reads
+    """
+    data = ModelCardData(
+        library_name="stable-baselines3",
+        license=facts.licence,
+        pipeline_tag="reinforcement-learning",
+        tags=_tags(facts),
+        model_name=facts.name,
+        eval_results=_eval_results(facts) or None,
+    )
+    sections = (_introduction(facts), _usage(facts), _training(facts), _results(facts), _contents(facts))
+    return ModelCard(f"---\n{data.to_yaml()}\n---\n\n" + "\n\n".join(sections) + "\n")
+
+
+def model_index(facts: CardFacts) -> list[dict[str, Any]]:
+    """
+    The results as the Hub stores them.
+
+    :param facts: of the card
+    """
+    return eval_results_to_model_index(facts.name, _eval_results(facts))
+
+
+def _tags(facts: CardFacts) -> list[str]:
+    general = ["reinforcement-learning", "deep-reinforcement-learning", "meta-reinforcement-learning"]
+    return [*general, "stable-baselines3", "sb3_maesn", facts.algorithm, facts.env_id]
+
+
+def _eval_results(facts: CardFacts) -> list[EvalResult]:
+    if not facts.rounds:
+        return []
+    last = facts.rounds[-1]
+    metrics = {
+        "mean_reward": f"{last['mean_return']:.2f} +/- {last['return_interval']:.2f}",
+        "success_rate": last["success"],
+        "solved_tasks": last["solved"],
+    }
+    return [
+        EvalResult(
+            task_type="reinforcement-learning",
+            task_name="reinforcement-learning",
+            dataset_type=facts.test_env_id,
+            dataset_name=facts.test_env_id,
+            dataset_split=str(facts.tested.get("split", "test")),
+            metric_type=metric,
+            metric_name=f"{metric} after {last['episodes']} episodes of a new task",
+            metric_value=value,
+        )
+        for metric, value in metrics.items()
+    ]
+
+
+def _introduction(facts: CardFacts) -> str:
+    return (
+        f"# {facts.algorithm} on {facts.env_id}\n\n"
+        f"A meta-policy, trained with `sb3_maesn` on Stable-Baselines3.\n"
+        f"{facts.about_algorithm}\n\n"
+        f"It was meta-trained on many tasks of the family `{facts.env_id}`. Given a new task of the family,\n`adapt`"
+        " runs a few rounds of episodes on it and returns a policy for it: an ordinary Stable-Baselines3 model."
+    )
+
+
+def _usage(facts: CardFacts) -> str:
+    return (
+        "## Use\n\n```python\n"
+        f"from sb3_maesn import {facts.algorithm}\n\n"
+        f'model = {facts.algorithm}.from_pretrained("{facts.repo_id}")\n'
+        f'adapted = model.adapt("{facts.test_env_id}", task=task)  # a task of the family, such as the goal\n'
+        "action, state = adapted.predict(observation, state, episode_start)\n```\n\n"
+        "This reads `model.safetensors` and `config.json`, which hold numbers and settings and nothing that could run."
+        f" The file\n`*.zip` is for `{facts.algorithm}.load`, which runs whatever code a file holds: use it only if you"
+        " trust this repository's owner."
+    )
+
+
+def _training(facts: CardFacts) -> str:
+    command = f"```bash\n{facts.command}\n```\n\n" if facts.command else ""
+    versions = ", ".join(f"{name} {number}" for name, number in facts.versions.items())
+    rows = "\n".join(f"| `{name}` | `{value}` |" for name, value in facts.hyperparameters.items())
+    return (
+        f"## Training\n\n{command}{facts.num_timesteps:,} environment steps, seed {facts.seed}.\nVersions: {versions}."
+        "\n\n"
+        f"<details><summary>All hyperparameters</summary>\n\n| | |\n|---|---|\n{rows}\n\n</details>"
+    )
+
+
+def _results(facts: CardFacts) -> str:
+    if not facts.rounds:
+        return "## Results\n\nNot evaluated: `sb3_maesn.evaluation.evaluate_adaptation` does."
+    rows = "\n".join(
+        f"| {row['round']} | {row['episodes']} | {row['mean_return']:.1f} ± {row['return_interval']:.1f}"
+        f" | {100 * row['success']:.1f} % ± {100 * row['success_interval']:.1f} | {100 * row['solved']:.0f} % |"
+        for row in facts.rounds
+    )
+    tested = facts.tested
+    command = f"\n\n```bash\n{tested['command']}\n```" if tested.get("command") else ""
+    picture = f"\n\n![Return and success by adaptation round]({CURVE})" if CURVE in facts.files else ""
+    return (
+        f"## Results\n\nAdaptation to {tested['tasks']} {tested.get('split', 'test')} tasks of `{facts.test_env_id}`,"
+        f" which training never saw, by the rule `{tested['rule']}`.\nRound 0 is the policy before adaptation;"
+        " ± is the half width of a 95 % interval over tasks; a task is solved if at least\nhalf of a round's episodes"
+        " succeed.\n\n| round | episodes so far | mean return | successful episodes | solved tasks |\n"
+        f"|---|---|---|---|---|\n{rows}{picture}{command}"
+    )
+
+
+def _contents(facts: CardFacts) -> str:
+    shown = [name for name in facts.files if name.endswith(IMAGES) and name != CURVE]
+    pictures = "".join(f"![{name}]({name})\n\n" for name in shown)
+    known = {
+        "model.safetensors": "weights",
+        "config.json": "settings, spaces and versions of the safe checkpoint",
+        "config.yml": "hyperparameters",
+        "args.yml": "arguments of the training script",
+        "env_kwargs.yml": "arguments of the environment",
+        "results.json": "results as numbers",
+        "adaptation.csv": "the adaptation curve",
+        "progress.csv": "the learning curve",
+    }
+    lines = "\n".join(f"- `{name}`: {known[name]}" for name in facts.files if name in known)
+    return f"{pictures}## Files\n\n{lines}\n\n## Licence\n\n{facts.licence.upper()}"
