@@ -15,6 +15,7 @@ from sb3_maesn.common.baselines import ValueFunction, linear_values
 from sb3_maesn.common.collection import Collector
 from sb3_maesn.common.critic import critic_values
 from sb3_maesn.common.env_util import borrowed_env
+from sb3_maesn.common.inner_update import InnerUpdate
 from sb3_maesn.common.meta_parameters import TaskLatents, read_parameters, write_parameters
 from sb3_maesn.common.policies import LatentActor, LatentActorCriticPolicy
 from sb3_maesn.common.policy_improvement import improve_policy
