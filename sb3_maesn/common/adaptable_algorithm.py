@@ -62,8 +62,6 @@ class AdaptableAlgorithm(TaskAlgorithm):
     def _trust_region(self) -> TrustRegion:
         raise NotImplementedError
 
-    def agent(self) -> Agent:
-        """What adaptation needs of this model, as values."""
     @property
     def _inner_spec(self) -> InnerUpdate:
         raise NotImplementedError
@@ -74,6 +72,8 @@ class AdaptableAlgorithm(TaskAlgorithm):
         critic = {id(parameter) for parameter in self.policy.critic_parameters()}
         return frozenset(f"policy/{name}" for name, value in self.policy.named_parameters() if id(value) in critic)
 
+    def agent(self) -> Agent:
+        """What adaptation needs of this model, as values."""
         params = read_parameters(self._actor, self.task_latents)
         return Agent(
             self.policy,
