@@ -19,6 +19,8 @@ import torch
 import yaml
 
 from sb3_maesn import MAESN
+from sb3_maesn.envs import PointGoal
+from sb3_maesn.training import find_recipe
 
 SCRIPTS = Path(__file__).resolve().parent.parent / "scripts"
 TINY = ["meta_batch_size:3", "n_episodes:4", "n_prior_episodes:null", "balance_episodes:false"]
@@ -179,6 +181,110 @@ def test_train_refuses_bad_input_on_one_line(
     errors = capsys.readouterr().err
     assert message in errors
     assert errors.count("\n") == 1
+
+
+SINGLE = {
+    "reinforce": ["n_envs:10", "n_episodes:10"],
+    "trpo": ["n_envs:10", "n_steps:20", "batch_size:200"],
+    "vime": ["n_envs:10", "n_steps:20", "batch_size:200", "n_dynamics_updates:5"],
+}
+
+
+def run_single(algo: str, *flags: str) -> Path:
+    """Trains one task of PointGoal with iterations of 200 steps; returns the run's folder."""
+    before = set(Path("logs", algo).glob("*"))
+    command = ["--algo", algo, "--env", "PointGoal-v0", "--verbose", "0", "--eval-episodes", "4", *flags]
+    assert load("train").main([*command, "--hyperparams", *SINGLE[algo]]) == 0
+    (folder,) = set(Path("logs", algo).glob("*")) - before
+    return folder
+
+
+@pytest.mark.parametrize("algo", SINGLE)
+def test_train_learns_one_task(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, algo: str) -> None:
+    monkeypatch.chdir(tmp_path)
+    seen: list[np.ndarray] = []
+    monkeypatch.setattr(
+        PointGoal, "success", lambda self, state, tasks: seen.append(tasks) or np.ones(len(tasks), bool)
+    )
+    folder = run_single(algo, "--task", "3", "-n", "600", "--eval-freq", "200", "--save-freq", "200")
+    names = {path.name for path in folder.iterdir()}
+    assert {"PointGoal-v0.zip", "best_model.zip", "progress.csv", "0.monitor.csv"} <= names
+    assert {"rl_model_200_steps.zip", "rl_model_400_steps.zip"} <= names
+    with np.load(folder / "evaluations.npz") as evaluations:
+        assert evaluations["results"].shape == (len(evaluations["timesteps"]), 4)
+        assert evaluations["timesteps"][0] == 200
+    (task,) = np.unique(np.concatenate(seen), axis=0)
+    assert np.array_equal(task, PointGoal().task_set("train")[3])
+
+
+@pytest.mark.parametrize("algo", ["reinforce", "vime"])
+def test_resumed_training_of_one_task_equals_the_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, algo: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    task = ["--task", "-0.6", "0.8", "--eval-freq", "-1"]
+    whole = run_single(algo, *task, "-n", "800", "--seed", "1", "--save-freq", "400")
+    resumed = run_single(algo, *task, "-n", "400", "-i", str(whole / "rl_model_400_steps.zip"))
+    algorithm = find_recipe(algo).algorithm
+    expected, got = (algorithm.load(folder / "PointGoal-v0.zip") for folder in (whole, resumed))
+    assert got.num_timesteps == 800
+    assert all(torch.equal(a, b) for a, b in zip(expected.policy.parameters(), got.policy.parameters(), strict=True))
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--algo", "trpo"], "choose with --task N, a training task from 0 to 99"),
+        (["--algo", "reinforce"], "choose with --task N"),
+        (["--algo", "vime", "--task", "100"], "expected a train task id from 0 to 99, got 100"),
+        (["--algo", "vime", "--task", "-1"], "from 0 to 99, got -1"),
+        (["--algo", "trpo", "--task", "trial:1"], "split must be one of train, validation, test, got 'trial'"),
+        (["--algo", "trpo", "--task", "left"], "an index or a task's values, got 'left'"),
+        (["--algo", "trpo", "--task", "1", "nan"], "finite"),
+        (["--algo", "trpo", "--task", "1", "2", "3"], "must have shape (n, 2)"),
+        (["--algo", "trpo", "--env", "CartPole-v1", "--task", "3"], "CartPole-v1 has no tasks to choose from"),
+        (["--algo", "maesn", "--task", "3"], "maesn learns from all tasks"),
+        (["--algo", "trpo", "--task", "3", "--hyperparams", "n_steps:0"], "n_steps"),
+    ],
+)
+def test_a_task_that_cannot_be_is_refused_on_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], flags: list[str], message: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    env = [] if "--env" in flags else ["--env", "PointGoal-v0"]
+    with pytest.raises(SystemExit) as stopped:
+        load("train").main(["--verbose", "0", "-n", "10", *env, *flags])
+    assert stopped.value.code == 2
+    errors = capsys.readouterr().err
+    assert message in errors
+    assert errors.count("\n") == 1
+
+
+def test_budget_of_a_single_task_must_be_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("conf.yml").write_text("default: {n_envs: 2, n_steps: 20, batch_size: 40}")
+    with pytest.raises(SystemExit):
+        run_single("trpo", "--task", "validation:0", "--conf-file", "conf.yml")
+    assert "neither the configuration nor -n says how many steps" in capsys.readouterr().err
+
+
+def test_exploration_is_compared_over_seeds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    script = load("compare_exploration")
+    table = tmp_path / "exploration.csv"
+    flags = ["--env", "PointGoal-v0", "--task", "3", "--algos", "reinforce", "trpo", "--seeds", "0", "1"]
+    assert script.main([*flags, "-n", "1000", "--csv", str(table)]) == 0
+    rows = read_csv(table)
+    assert [(row["algo"], row["seed"]) for row in rows] == [(a, s) for a in ("reinforce", "trpo") for s in ("0", "1")]
+    about = json.loads(table.with_suffix(".json").read_text())
+    assert [row["algo"] for row in about["summary"]] == ["reinforce", "trpo"]
+    found = script.first_success([(10, False), (20, True), (30, False), (40, True)], 40)
+    assert found == {"found": True, "first_success": 20, "late_success": 1.0, "timesteps": 40}
+    assert script.first_success([(10, False)], 40)["first_success"] == ""
+    runs = [{"env": "e", "algo": "a", "found": bool(step), "first_success": step} for step in (30, "", 10)]
+    (summary,) = script.summarise(runs)
+    assert (summary["seeds_that_found"], summary["median_first_success"]) == ("2 of 3", 30)
 
 
 def test_verbose_2_keeps_the_traceback(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
