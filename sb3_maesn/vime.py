@@ -11,13 +11,13 @@ from sb3_contrib import TRPO
 from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.callbacks import BaseCallback, ConvertCallback
 from stable_baselines3.common.policies import ActorCriticPolicy
-from stable_baselines3.common.preprocessing import get_flattened_obs_dim, preprocess_obs
+from stable_baselines3.common.preprocessing import get_flattened_obs_dim
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback
 from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_maesn.common.checkpointing import CheckpointMixin
 from sb3_maesn.common.global_seed import global_seed
-from sb3_maesn.common.information_gain import Curiosity, Transitions
+from sb3_maesn.common.information_gain import Curiosity, Transitions, action_vectors, as_vectors
 from sb3_maesn.envs.multi_task import find_horizon
 
 SelfVIME = TypeVar("SelfVIME", bound="VIME")
@@ -226,14 +226,10 @@ class VIME(CheckpointMixin, TRPO):
 
     def _transitions(self, rollout_buffer: RolloutBuffer) -> Transitions:
         """The rollout as vectors, step by step and member by member."""
-        actions = rollout_buffer.actions
-        if isinstance(self.action_space, spaces.Box):
-            actions = np.clip(actions, self.action_space.low.ravel(), self.action_space.high.ravel())
-        following = np.stack(self._next_observations.steps)
         return Transitions(
-            _as_vectors(rollout_buffer.observations, self.observation_space),
-            _as_vectors(actions, self.action_space),
-            _as_vectors(following, self.observation_space),
+            as_vectors(rollout_buffer.observations, self.observation_space),
+            action_vectors(rollout_buffer.actions, self.action_space),
+            as_vectors(np.stack(self._next_observations.steps), self.observation_space),
         )
 
     def _add_rewards(self, rollout_buffer: RolloutBuffer, rewards: np.ndarray) -> None:
@@ -283,12 +279,3 @@ class NextObservations(BaseCallback):
             following[member] = self.locals["infos"][member]["terminal_observation"]
         self.steps.append(following)
         return True
-
-
-def _as_vectors(values: np.ndarray, space: spaces.Space) -> th.Tensor:
-    """SB3's preprocessing of (T, n_envs, *shape), one-hot for discrete spaces: (T * n_envs, size)."""
-    shape = space.shape or ()
-    tensor = th.as_tensor(values).reshape(-1, *shape)  # (T, n_envs, *shape) -> (T * n_envs, *shape)
-    processed = preprocess_obs(tensor, space)
-    assert isinstance(processed, th.Tensor)
-    return processed.flatten(1)

@@ -21,6 +21,7 @@ def make_parser() -> argparse.ArgumentParser:
     add("--seeds", nargs="+", type=int, default=[0, 1, 2, 3, 4], help="seeds of each")
     add("-n", "--n-timesteps", type=int, default=100_000, help="environment steps of each run")
     add("--csv", default="results/vime-MountainCar.csv", help="table to write")
+    add("--keep", action="store_true", help="keep the rows of other algorithms and seeds that the table has already")
     add("--verbose", type=int, default=1, help="2: tracebacks")
     return parser
 
@@ -40,14 +41,34 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     torch.set_num_threads(1)
     with one_line_errors(args.verbose):
-        rows = []
+        rows = kept_rows(args) if args.keep else []
         for algo in args.algos:
             for seed in args.seeds:
                 rows.append(explore(args, algo, seed))
                 print(", ".join(f"{key} {value}" for key, value in rows[-1].items()), flush=True)
+        rows.sort(key=lambda row: (row["algo"], row["seed"]))
         print("\n" + format_table(summarise(rows)))
         write_table(args.csv, rows, provenance(None, summary=summarise(rows), n_timesteps=args.n_timesteps))
     return 0
+
+
+def kept_rows(args: argparse.Namespace) -> list[dict[str, Any]]:
+    """
+    Read the rows of an earlier call that this one does not make again.
+
+    :param args: parsed arguments
+    :return: rows, none if there is no table
+    """
+    import csv
+
+    if not Path(args.csv).exists():
+        return []
+    with Path(args.csv).open(newline="", encoding="utf-8") as file:
+        rows: list[dict[str, Any]] = list(csv.DictReader(file))
+    for row in rows:
+        first = row["first_success"]
+        row.update(seed=int(row["seed"]), found=row["found"] == "True", first_success=int(first) if first else "")
+    return [row for row in rows if row["algo"] not in args.algos or row["seed"] not in args.seeds]
 
 
 def explore(args: argparse.Namespace, algo: str, seed: int) -> dict[str, Any]:

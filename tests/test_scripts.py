@@ -280,6 +280,13 @@ def test_exploration_is_compared_over_seeds(tmp_path: Path, monkeypatch: pytest.
     assert script.main([*flags, "-n", "1000", "--csv", str(table)]) == 0
     rows = read_csv(table)
     assert [(row["algo"], row["seed"]) for row in rows] == [(a, s) for a in ("reinforce", "trpo") for s in ("0", "1")]
+    assert (
+        script.main([*flags[:4], "--algos", "trpo", "--seeds", "1", "2", "-n", "200", "--csv", str(table), "--keep"])
+        == 0
+    )
+    kept, rows = rows, read_csv(table)
+    assert rows[:3] == kept[:3]
+    assert [(row["seed"], row["timesteps"]) for row in rows[3:]] == [("1", "1000"), ("2", "1000")]
     about = json.loads(table.with_suffix(".json").read_text())
     assert [row["algo"] for row in about["summary"]] == ["reinforce", "trpo"]
     found = script.first_success([(10, False), (20, True), (30, False), (40, True)], 40)

@@ -14,6 +14,7 @@ from sb3_maesn.common.adaptation_state import AdaptationRule
 from sb3_maesn.common.baselines import ValueFunction, linear_values
 from sb3_maesn.common.collection import Collector
 from sb3_maesn.common.critic import critic_values
+from sb3_maesn.common.curious_rewards import CuriousRewards
 from sb3_maesn.common.env_util import borrowed_env
 from sb3_maesn.common.inner_update import InnerUpdate
 from sb3_maesn.common.meta_parameters import TaskLatents, read_parameters, write_parameters
@@ -93,6 +94,7 @@ class AdaptableAlgorithm(TaskAlgorithm):
         n_episodes: int = 50,
         rule: str | AdaptationRule | None = None,
         n_policy_rounds: int = 0,
+        eta: float = 0.0,
         seed: int = 0,
     ) -> SelfAdaptableAlgorithm:
         """Adapt to one task.
@@ -106,6 +108,7 @@ class AdaptableAlgorithm(TaskAlgorithm):
         :param n_episodes: episodes of each round
         :param rule: a name of ``RULES``, a rule, or None for the default
         :param n_policy_rounds: updates of theta after those
+        :param eta: weight of VIME's intrinsic reward in those, for goals that no latent reaches; 0 for none
         :param seed: of everything random here
         :return: a new model whose ``predict`` draws from the adapted latent distribution, whose ``adaptation`` is the
             history, and whose ``policy_adaptation`` is the mean return before each update of theta; this model stays as
@@ -128,8 +131,11 @@ class AdaptableAlgorithm(TaskAlgorithm):
             )
             adapted.policy.set_latent_distribution(mean[0], log_std[0])
             adapted.adaptation = history
+            collector = adapted._collector(venv)
+            if eta:
+                collector = replace(collector, reward_map=CuriousRewards(eta, self.action_space, rng))
             adapted.policy_adaptation = [
-                adapted._improve_policy(venv, task, n_episodes, rng) for _ in range(n_policy_rounds)
+                adapted._improve_policy(collector, task, n_episodes, rng) for _ in range(n_policy_rounds)
             ]
         return adapted
 
@@ -143,11 +149,11 @@ class AdaptableAlgorithm(TaskAlgorithm):
             setattr(other, name, copy.copy(getattr(self, name)))
         return other
 
-    def _improve_policy(self, env: MultiTaskVecEnv, task: Any, n_episodes: int, rng: np.random.Generator) -> float:
+    def _improve_policy(self, collector: Collector, task: Any, n_episodes: int, rng: np.random.Generator) -> float:
         """One trust-region step of theta on one task; the mean return before it."""
         params = read_parameters(self._actor, self.task_latents)
         theta, mean_return = improve_policy(
-            self._collector(env), self._trust_region, params, task, n_episodes, self.fisher_subsampling, rng
+            collector, self._trust_region, params, task, n_episodes, self.fisher_subsampling, rng
         )
         write_parameters(self._actor, self.task_latents, replace(params, policy=theta))
         return mean_return

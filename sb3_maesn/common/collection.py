@@ -1,5 +1,6 @@
 """The data of one meta-iteration: episodes before each inner update and after the last."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -37,6 +38,7 @@ class Collector:
     :param gae_lambda: of the generalised advantages
     :param value_function: the baseline of the advantages
     :param on_step: called after every environment step
+    :param reward_map: changes the rewards before they are judged
     """
 
     env: MultiTaskVecEnv
@@ -46,6 +48,7 @@ class Collector:
     gae_lambda: float
     value_function: ValueFunction = linear_values
     on_step: StepHook | None = None
+    reward_map: Callable[[Rollout], Rollout] | None = None
 
     def rollout(
         self,
@@ -76,7 +79,8 @@ class Collector:
 
         :param rollout: the episodes
         """
-        return estimate_advantages(rollout, self.gamma, self.gae_lambda, self.value_function)
+        mapped = rollout if self.reward_map is None else self.reward_map(rollout)
+        return estimate_advantages(mapped, self.gamma, self.gae_lambda, self.value_function)
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch as th
+from gymnasium import spaces
+from stable_baselines3.common.preprocessing import preprocess_obs
 from torch import nn
 
 from sb3_maesn.common.bayesian_network import (
@@ -113,6 +115,31 @@ def _mean_and_std(values: th.Tensor) -> th.Tensor:
     return th.stack([mean, th.where(std > 1e-6, std, 1.0)])  # what has never varied stays near 0
 
 
+def as_vectors(values: np.ndarray, space: spaces.Space) -> th.Tensor:
+    """SB3's preprocessing, one-hot for discrete spaces.
+
+    :param values: elements of the space (..., *shape)
+    :param space: the space
+    :return: (N, size)
+    """
+    tensor = th.as_tensor(values).reshape(-1, *(space.shape or ()))  # (..., *shape) -> (N, *shape)
+    processed = preprocess_obs(tensor, space)
+    assert isinstance(processed, th.Tensor)
+    return processed.flatten(1)
+
+
+def action_vectors(actions: np.ndarray, space: spaces.Space) -> th.Tensor:
+    """Actions as the environment gets them: clipped to a Box.
+
+    :param actions: as sampled (..., A), or integers
+    :param space: the action space
+    :return: (N, size)
+    """
+    if isinstance(space, spaces.Box):
+        actions = np.clip(actions, space.low.ravel(), space.high.ravel())
+    return as_vectors(actions, space)
+
+
 class Curiosity(nn.Module):
     """A Bayesian model of the dynamics, learned from a replay pool, and the reward for learning about them.
 
@@ -133,15 +160,15 @@ class Curiosity(nn.Module):
         self,
         n_observations: int,
         n_actions: int,
-        n_hidden: Sequence[int],
-        pool_size: int,
-        learning_rate: float,
-        prior_std: float,
-        likelihood_std: float,
-        n_samples: int,
-        n_data: int | None,
-        n_medians: int,
-        seed: int,
+        n_hidden: Sequence[int] = (32,),
+        pool_size: int = 100_000,
+        learning_rate: float = 1e-3,
+        prior_std: float = 0.5,
+        likelihood_std: float = 5.0,
+        n_samples: int = 10,
+        n_data: int | None = 50,
+        n_medians: int = 10,
+        seed: int = 0,
     ) -> None:
         super().__init__()
         self.sizes = (n_observations + n_actions, *n_hidden, n_observations)

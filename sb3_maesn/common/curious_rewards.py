@@ -1,0 +1,61 @@
+"""VIME's intrinsic reward as a map from rollouts to rollouts, for episodes of the package's own collector."""
+
+from dataclasses import replace
+
+import numpy as np
+import torch as th
+from gymnasium import spaces
+
+from sb3_maesn.common.information_gain import Curiosity, Transitions, action_vectors
+from sb3_maesn.common.type_aliases import Rollout
+
+
+class CuriousRewards:
+    """Adds to every reward what the step teaches about the dynamics, of which a model learns from call to call.
+
+    The last step of an episode teaches nothing, since a rollout does not hold where it led. The model's settings are
+    those of VIME's paper.
+
+    :param eta: weight of the intrinsic reward
+    :param action_space: of the environment
+    :param rng: source of all randomness
+    :param n_updates: gradient steps of the dynamics model after each rollout
+    :param batch_size: transitions of each
+    """
+
+    def __init__(
+        self,
+        eta: float,
+        action_space: spaces.Space,
+        rng: np.random.Generator,
+        n_updates: int = 500,
+        batch_size: int = 10,
+    ) -> None:
+        if not eta > 0:
+            raise ValueError(f"expected a positive weight of the intrinsic reward, got eta={eta}")
+        self.eta = eta
+        self.action_space = action_space
+        self.n_updates, self.batch_size = n_updates, batch_size
+        self.generator = th.Generator().manual_seed(int(rng.integers(2**62)))
+        self.curiosity: Curiosity | None = None
+
+    def __call__(self, rollout: Rollout) -> Rollout:
+        """The same episodes with intrinsic rewards.
+
+        :param rollout: as collected
+        """
+        known = rollout.mask[1:] > 0  # (T - 1, B, K): steps after which the episode goes on
+        actions = action_vectors(rollout.actions[:-1][known].numpy(), self.action_space)
+        observations = rollout.observations.flatten(3)  # (T, B, K, *obs_shape) -> (T, B, K, O)
+        transitions = Transitions(observations[:-1][known], actions, observations[1:][known])
+        rewards = rollout.rewards.clone()
+        rewards[:-1][known] += self.eta * self._model(transitions).rewards(transitions, self.generator)
+        self._model(transitions).learn(self.n_updates, self.batch_size, self.generator)
+        return replace(rollout, rewards=rewards)
+
+    def _model(self, transitions: Transitions) -> Curiosity:
+        if self.curiosity is None:
+            sizes = (transitions.observations.shape[1], transitions.actions.shape[1])
+            seed = int(th.randint(2**31, (), generator=self.generator))
+            self.curiosity = Curiosity(*sizes, seed=seed)
+        return self.curiosity
