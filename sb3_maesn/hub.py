@@ -112,8 +112,31 @@ def push_to_hub(
     :raises ValueError: if the model has no safe form, or its environment is not known
     """
     publication = Publication(repo_id, model, env_id, rounds, tested or {}, command, files or {}, licence)
-    contents = publication_files(publication)
-    return commit(repo_id, contents, commit_message or _message(publication), token, private, revision, create_pr)
+    return push_publication(publication, commit_message, private, token, revision, create_pr)
+
+
+def push_publication(
+    publication: Publication,
+    commit_message: str = "",
+    private: bool | None = None,
+    token: str | bool | None = None,
+    revision: str | None = None,
+    create_pr: bool = False,
+) -> str:
+    """
+    Publish in one commit.
+
+    :param publication: what to publish
+    :param commit_message: of the commit
+    :param private: whether a new repository is
+    :param token: as in ``huggingface_hub``: the stored one where None
+    :param revision: branch to commit to; ``main`` where None
+    :param create_pr: propose the commit in place of making it
+    :return: address of the commit
+    :raises HubError: an OSError, if the Hub cannot be reached or refuses; the repository then is as it was
+    """
+    contents, message = publication_files(publication), commit_message or _message(publication)
+    return commit(publication.repo_id, contents, message, token, private, revision, create_pr)
 
 
 def publication_files(publication: Publication) -> dict[str, bytes | Path]:

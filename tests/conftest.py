@@ -1,6 +1,8 @@
 """Settings of all tests."""
 
 import os
+import socket
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,6 +11,15 @@ import torch
 
 # Rendering without a display; where the library is missing, the rendering tests skip themselves.
 os.environ.setdefault("MUJOCO_GL", "egl")
+
+# No test speaks to the real Hugging Face Hub, whose address and cache are read when its client is first imported.
+with socket.socket() as _free:
+    _free.bind(("127.0.0.1", 0))
+    HUB_ADDRESS = f"http://127.0.0.1:{_free.getsockname()[1]}"
+HUB_CACHE = tempfile.TemporaryDirectory(prefix="hub-", ignore_cleanup_errors=True)
+os.environ.update(HF_ENDPOINT=HUB_ADDRESS, HF_HOME=HUB_CACHE.name, HF_HUB_DISABLE_PROGRESS_BARS="1")
+os.environ.update(HF_HUB_DISABLE_XET="1", HF_HUB_DISABLE_TELEMETRY="1")
+os.environ.pop("HF_TOKEN", None)
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -189,7 +189,10 @@ class CheckpointMixin(Base):
         :raises HubError: an OSError, if the Hub cannot be reached or refuses
         """
         where = find_pretrained(name, revision, token, cache_dir, local_files_only)
-        return cls.load_checkpoint(where, env)
+        try:
+            return cls.load_checkpoint(where, env)
+        except CheckpointError as error:
+            raise CheckpointError(f"{name}: {error}") from None
 
     def push_to_hub(self, repo_id: str, **kwargs: Any) -> str:
         """Publish this model on the Hugging Face Hub, in one commit.

@@ -29,15 +29,21 @@ def download(
     :return: the folder of the files
     :raises HubError: if that fails, or a file is missing or larger than a checkpoint's can be
     """
+    from httpx2 import TransportError
     from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError, OfflineModeIsEnabled
 
-    fetch: dict[str, Any] = {"revision": revision, "token": token, "cache_dir": cache_dir}
+    fetch: dict[str, Any] = {"revision": revision, "token": token, "cache_dir": cache_dir, "max_workers": 1}
     with one_line(f"{repo_id}{f' at {revision}' if revision else ''}"):
-        if not local_files_only:
-            _check_files(repo_id, revision, token)
-        folder = snapshot_download(
-            repo_id, allow_patterns=list(LIMITS), local_files_only=local_files_only, max_workers=1, **fetch
-        )
+        try:
+            if not local_files_only:
+                _check_files(repo_id, revision, token)
+            folder = snapshot_download(repo_id, allow_patterns=list(LIMITS), local_files_only=local_files_only, **fetch)
+        except (OfflineModeIsEnabled, TransportError) as error:  # then the cache may still serve
+            try:
+                folder = snapshot_download(repo_id, allow_patterns=list(LIMITS), local_files_only=True, **fetch)
+            except LocalEntryNotFoundError:
+                raise error from None
     return Path(folder)
 
 
@@ -123,17 +129,11 @@ def _reason(error: Exception) -> str:
 
 
 def _check_files(repo_id: str, revision: str | None, token: str | bool | None) -> None:
-    """Ask for the sizes before anything is fetched; if the Hub is out of reach, the cache may still serve."""
-    from httpx2 import TransportError
+    """Ask for the sizes before anything is fetched."""
     from huggingface_hub import HfApi
-    from huggingface_hub.errors import OfflineModeIsEnabled
-    from huggingface_hub.hf_api import RepoFile
 
-    try:
-        entries = list(HfApi(token=token).list_repo_tree(repo_id, revision=revision))
-    except (OfflineModeIsEnabled, TransportError):
-        return
-    sizes = {entry.path: entry.size for entry in entries if isinstance(entry, RepoFile)}
+    about = HfApi(token=token).model_info(repo_id, revision=revision, files_metadata=True)
+    sizes = {entry.rfilename: entry.size or 0 for entry in about.siblings or ()}
     for name, limit in LIMITS.items():
         if name not in sizes:
             raise HubError(f"it holds no {name}: it was not published by sb3_maesn")

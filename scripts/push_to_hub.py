@@ -1,0 +1,142 @@
+"""Publish a trained agent on the Hugging Face Hub: ``python scripts/push_to_hub.py --env WheeledGoal-v0 -orga ORG``.
+
+The token is huggingface_hub's: that of ``hf auth login``, or the environment variable HF_TOKEN.
+"""
+
+import argparse
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import _flags
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """Make the parser of the command line."""
+    parser = _flags.make_parser(__doc__)
+    _flags.add_agent_flags(parser)
+    _flags.add_test_flags(parser)
+    parser.set_defaults(n_tasks=100, episodes=50)
+    add = parser.add_argument
+    add("-orga", "--organization", "--org", required=True, help="user or organisation of the Hub")
+    add("-name", "--repo-name", default="", help="repository ({algo}-{env} if empty)")
+    add("-m", "--commit-message", default="", help="message of the commit")
+    add("--all-pretrained", action="store_true", help="publish all models that come with the package instead")
+    add(
+        "--results", default="", help="table of `scripts/evaluate.py learning`, in place of measuring on the test tasks"
+    )
+    add("--row", default=None, help="the model's name in that table (the first if not given)")
+    add("--no-results", action="store_true", help="publish without results")
+    add("--video", default="", help="mp4 or gif to show (that of the run's folder if empty)")
+    add("--license", default="mit", help="licence, as the Hub abbreviates it")
+    add("--private", action="store_true", help="make a new repository private")
+    add("--revision", default=None, help="branch to commit to")
+    add("--create-pr", action="store_true", help="propose the commit instead of making it")
+    add("--dry-run", default="", metavar="FOLDER", help="write the files into a folder instead of publishing them")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """
+    Run the script.
+
+    :param argv: arguments of the command line
+    :return: exit code
+    """
+    args = make_parser().parse_args(argv)
+    from sb3_maesn.cli import one_line_errors  # after --help, which must be quick
+
+    with one_line_errors(args.verbose):
+        for publication in publications(args):
+            publish(publication, args)
+    return 0
+
+
+def publications(args: argparse.Namespace) -> Iterator[Any]:
+    """
+    Make what is to be published.
+
+    :param args: parsed arguments
+    :return: a ``sb3_maesn.hub.Publication`` a repository
+    """
+    from sb3_maesn.common.pretrained import list_pretrained
+    from sb3_maesn.hub import Publication, pretrained_publication, run_files
+    from sb3_maesn.trained import AgentChoice, load_agent
+
+    if args.all_pretrained:
+        for name in list_pretrained():
+            yield pretrained_publication(name, args.organization)
+        return
+    agent = load_agent(AgentChoice.from_args(args))
+    name = args.repo_name or f"{args.algo}-{args.env.replace('/', '-')}"
+    files: dict[str, bytes | Path] = {}
+    if agent.folder is None:
+        publication = pretrained_publication(agent.name, args.organization)
+        rounds, tested, command = publication.rounds, publication.tested, publication.command
+    else:
+        files, command = run_files(agent.folder, agent.env_id)
+        rounds, tested = results(agent, args)
+    if args.video:
+        files[f"replay{Path(args.video).suffix}"] = video(args.video)
+    repo_id, model = f"{args.organization}/{name}", agent.model
+    yield Publication(repo_id, model, agent.env_id, rounds, tested, command, files, args.license)  # type: ignore[arg-type]
+
+
+def results(agent: Any, args: argparse.Namespace) -> tuple[Sequence[Any], dict[str, Any]]:
+    """
+    Read or measure how well an agent adapts.
+
+    :param agent: from ``load_agent``
+    :param args: parsed arguments
+    :return: rows by round, and what they are of; empty for an agent that does not adapt
+    """
+    from sb3_maesn.benchmarking import TestPlan, measure_adaptation
+    from sb3_maesn.checkpoints import read_rounds
+    from sb3_maesn.results import adaptation_rows, provenance
+
+    if args.no_results or not agent.adapts:
+        return (), {}
+    if args.results:
+        return read_rounds(Path(args.results), args.rule or "posterior", args.row)
+    result = measure_adaptation(agent, TestPlan.from_args(args))
+    about = {"env": agent.test_env_id, "tasks": args.n_tasks, "rule": args.rule or "by default", "split": args.split}
+    return adaptation_rows(result.returns, result.success), provenance(args.seed, **about)
+
+
+def video(path: str) -> Path:
+    """
+    Find the video.
+
+    :param path: as given
+    :raises ConfigError: if it is missing, or neither mp4 nor gif
+    """
+    from sb3_maesn.config import ConfigError
+
+    if Path(path).suffix not in (".mp4", ".gif") or not Path(path).is_file():
+        raise ConfigError(f"--video takes an mp4 or gif file that exists, got {path}")
+    return Path(path)
+
+
+def publish(publication: Any, args: argparse.Namespace) -> None:
+    """
+    Publish, or write the files for a look at them.
+
+    :param publication: what to publish
+    :param args: parsed arguments
+    """
+    from sb3_maesn.hub import publication_files, push_publication, write_files
+
+    if args.dry_run:
+        folder = Path(args.dry_run) / publication.repo_id.rpartition("/")[2]
+        write_files(folder, publication_files(publication))
+        print(f"Wrote {folder}")
+        return
+    address = push_publication(
+        publication, args.commit_message, args.private or None, revision=args.revision, create_pr=args.create_pr
+    )
+    print(f"Published {address}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
