@@ -1,7 +1,6 @@
 """Trained agents measured on test tasks, one row an agent, in the columns of rl-zoo's benchmark."""
 
 import argparse
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -54,6 +53,26 @@ class TestPlan:
         )
 
 
+@dataclass(frozen=True)
+class Outcome:
+    """
+    Episodes that agents are judged by.
+
+    :param returns: (n_tasks, n_episodes)
+    :param lengths: (n_tasks, n_episodes)
+    :param success: (n_tasks, n_episodes), NaN where the environment does not say
+    """
+
+    returns: np.ndarray
+    lengths: np.ndarray
+    success: np.ndarray
+
+    @property
+    def knows_success(self) -> bool:
+        """Whether the environment reports success."""
+        return not bool(np.isnan(self.success).any())
+
+
 def measure_adaptation(agent: TrainedAgent, plan: TestPlan) -> AdaptationResult:
     """
     Adapt an agent to the test tasks.
@@ -76,34 +95,32 @@ def benchmark_row(agent: TrainedAgent, plan: TestPlan) -> dict[str, Any]:
     :param plan: how
     :return: rl-zoo's columns, then success and share of tasks solved, None where the environment does not say
     """
-    if agent.adapts:
-        result = measure_adaptation(agent, plan)
-        returns, lengths, success = (part[-1] for part in (result.returns, result.lengths, result.success))
-    else:
-        returns, lengths, success = play_own_task(agent, plan)
-    solved = success.mean(axis=1) >= 0.5  # at least half of the episodes
-    known = not np.isnan(success).any()
+    outcome = measure(agent, plan)
+    solved = outcome.success.mean(axis=1) >= 0.5  # at least half of the episodes
     return {
         "algo": agent.algo,
         "env_id": agent.env_id,
-        "mean_reward": round(float(returns.mean()), 2),
-        "std_reward": round(float(returns.std()), 2),
+        "mean_reward": round(float(outcome.returns.mean()), 2),
+        "std_reward": round(float(outcome.returns.std()), 2),
         "n_timesteps": in_millions(agent.model.num_timesteps),
-        "eval_timesteps": int(lengths.sum()),
-        "eval_episodes": returns.size,
-        "success": round(float(success.mean()), 3) if known else None,
-        "solved": round(float(solved.mean()), 3) if known else None,
+        "eval_timesteps": int(outcome.lengths.sum()),
+        "eval_episodes": outcome.returns.size,
+        "success": round(float(outcome.success.mean()), 3) if outcome.knows_success else None,
+        "solved": round(float(solved.mean()), 3) if outcome.knows_success else None,
     }
 
 
-def play_own_task(agent: TrainedAgent, plan: TestPlan) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def measure(agent: TrainedAgent, plan: TestPlan) -> Outcome:
     """
-    Play an agent that does not adapt, deterministically.
+    Measure an agent: in its last adaptation round, or, if it does not adapt, at the task it was trained on.
 
     :param agent: from ``load_agent``
-    :param plan: how many episodes
-    :return: returns, lengths and success, NaN where unknown, each (1, n_episodes)
+    :param plan: how
+    :return: all episodes
     """
+    if agent.adapts:
+        result = measure_adaptation(agent, plan)
+        return Outcome(result.returns[-1], result.lengths[-1], result.success[-1])
     model, task = prepare(agent, Adaptation(seed=plan.seed))
     env = make_stage(agent.test_env_id, task)
     try:
@@ -111,9 +128,8 @@ def play_own_task(agent: TrainedAgent, plan: TestPlan) -> tuple[np.ndarray, np.n
     finally:
         env.close()
     success = [np.nan if episode.success is None else float(episode.success) for episode in episodes]
-    columns: Sequence[Any] = ([e.reward for e in episodes], [float(e.length) for e in episodes], success)
-    returns, lengths, successes = (np.array([column]) for column in columns)
-    return returns, lengths, successes
+    rewards, lengths = ([float(getattr(episode, key)) for episode in episodes] for key in ("reward", "length"))
+    return Outcome(np.array([rewards]), np.array([lengths]), np.array([success]))
 
 
 def in_millions(n_timesteps: int) -> str:

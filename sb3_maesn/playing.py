@@ -71,7 +71,7 @@ def prepare(agent: TrainedAgent, adaptation: Adaptation) -> tuple[OnPolicyAlgori
     :return: the model to play with, and the task, None where the environment has none
     :raises ValueError: if there is no such task or rule, or the environment is not the model's
     """
-    words = list(adaptation.task) if agent.adapts else agent.task_words
+    words = list(adaptation.task) if agent.adapts else list(agent.task)
     split = adaptation.split if agent.adapts else "train"
     task = find_task(words, agent.test_env_id, split) if words else None
     if not agent.adapts or adaptation.n_rounds == 0:

@@ -31,9 +31,9 @@ def plot_learning_curve(timesteps: Array, returns: Array, success: Array, path: 
     :param path: image file to write
     :param title: title of the figure
     """
-    figure, axes = _panels(2, title)
-    panels = (("mean return", returns, 1.0), ("successful episodes (%)", success, 100.0))
-    for ax, (label, values, unit) in zip(axes, panels, strict=True):
+    figure, axes = panels(2, title)
+    quantities = (("mean return", returns, 1.0), ("successful episodes (%)", success, 100.0))
+    for ax, (label, values, unit) in zip(axes, quantities, strict=True):
         flat = np.asarray(values, dtype=float).reshape(*values.shape[:2], -1)  # (n_evals, n_rounds + 1, episodes)
         by_round = unit * flat.mean(axis=2)
         for r in range(by_round.shape[1]):
@@ -41,7 +41,7 @@ def plot_learning_curve(timesteps: Array, returns: Array, success: Array, path: 
         ax.set(xlabel="environment steps", ylabel=label)
     axes[1].set_ylim(0, 100)
     axes[0].legend(frameon=False)
-    _save(figure, path)
+    save(figure, path)
 
 
 def plot_adaptation_curve(
@@ -91,7 +91,7 @@ def plot_curves(curves: Mapping[str, tuple[Array, Array, Array | None]], path: s
     :param x: label of the x axis
     :param y: label of the y axis
     """
-    figure, (ax,) = _panels(1, "", width=6.2)
+    figure, (ax,) = panels(1, "", width=6.2)
     for i, (name, (positions, line, half_width)) in enumerate(curves.items()):
         color = PALETTE[i % len(PALETTE)]
         ax.plot(positions, line, color=color, label=name, linewidth=1.5)
@@ -99,7 +99,7 @@ def plot_curves(curves: Mapping[str, tuple[Array, Array, Array | None]], path: s
             ax.fill_between(positions, line - half_width, line + half_width, color=color, alpha=0.15, linewidth=0)
     ax.set(xlabel=x, ylabel=y)
     _legend_below(figure, ax, always=True)
-    _save(figure, path)
+    save(figure, path)
 
 
 def plot_few_episodes(curves: Mapping[str, tuple[Array, Array]], path: str | Path, title: str = "") -> None:
@@ -110,14 +110,14 @@ def plot_few_episodes(curves: Mapping[str, tuple[Array, Array]], path: str | Pat
     :param path: image file to write
     :param title: title of the figure
     """
-    figure, (ax,) = _panels(1, title, width=6.2)
+    figure, (ax,) = panels(1, title, width=6.2)
     best_first = sorted(curves.items(), key=lambda curve: -float(np.mean(curve[1][1][-1])))
     for i, (rule, (episodes, success)) in enumerate(best_first):
         mean, half_width = mean_and_interval(100 * np.asarray(success, dtype=float))
         _line_with_band(ax, np.asarray(episodes), mean, half_width, PALETTE[i % len(PALETTE)], rule)
     ax.set(xlabel="episodes of the new task", ylabel="successful episodes (%)", ylim=(0, 100))
     figure.legend(loc="outside right center", frameon=False)
-    _save(figure, path)
+    save(figure, path)
 
 
 def plot_trajectories(
@@ -138,7 +138,7 @@ def plot_trajectories(
     :param radius: an episode succeeds where it ends within this distance of its goal
     :param title: title of the figure
     """
-    figure, axes = _panels(1 + len(goals), title)
+    figure, axes = panels(1 + len(goals), title)
     for trajectory in before:
         axes[0].plot(trajectory[:, 0], trajectory[:, 1], color=INK, alpha=0.35, linewidth=1.0)
     for i, goal in enumerate(goals):
@@ -155,7 +155,7 @@ def plot_trajectories(
         ax.set_aspect("equal")
     x_range, y_range = _share_limits(axes)
     figure.set_size_inches(3.0 * len(axes), 1.1 + 2.6 * y_range / x_range)
-    _save(figure, path)
+    save(figure, path)
 
 
 def plot_latent_map(
@@ -171,7 +171,7 @@ def plot_latent_map(
     :param path: image file to write
     :param title: title of the figure
     """
-    figure, (ax,) = _panels(1, title, width=5.2, height=4.4)
+    figure, (ax,) = panels(1, title, width=5.2, height=4.4)
     scale = Normalize(float(np.min(returns)), float(np.max(returns)))
     flat = latents.reshape(-1, latents.shape[-1])  # ((R + 1) * K, 2)
     ax.scatter(flat[:, 0], flat[:, 1], c=returns.reshape(-1), norm=scale, cmap="viridis", s=18, linewidths=0)
@@ -185,7 +185,7 @@ def plot_latent_map(
     ax.set(xlabel="$z_1$", ylabel="$z_2$")
     ax.set_aspect("equal", adjustable="datalim")
     figure.colorbar(ScalarMappable(scale, "viridis"), ax=ax, label="return of the episode")
-    _save(figure, path)
+    save(figure, path)
 
 
 def _draw_adaptation(
@@ -199,9 +199,9 @@ def _draw_adaptation(
     :param title: title of the figure
     :param reference: name -> mean returns of others, drawn as dashed lines
     """
-    figure, axes = _panels(2, title)
-    for i, (name, panels) in enumerate(lines.items()):
-        for ax, (mean, half_width), unit in zip(axes, panels, (1.0, 100.0), strict=True):
+    figure, axes = panels(2, title)
+    for i, (name, bands) in enumerate(lines.items()):
+        for ax, (mean, half_width), unit in zip(axes, bands, (1.0, 100.0), strict=True):
             color = PALETTE[i % len(PALETTE)]
             _line_with_band(ax, np.arange(len(mean)), unit * mean, unit * half_width, color, name)
     for name, line in reference.items():
@@ -211,21 +211,22 @@ def _draw_adaptation(
         ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes[1].set_ylim(0, 100)
     _legend_below(figure, axes[0])
-    _save(figure, path)
+    save(figure, path)
 
 
-def _panels(n: int, title: str, width: float = 4.6, height: float = 3.6) -> tuple[Figure, list[Axes]]:
+def panels(n: int, title: str, width: float = 4.6, height: float = 3.6, n_rows: int = 1) -> tuple[Figure, list[Axes]]:
     """
     Make a figure of panels side by side in the house style.
 
-    :param n: number of panels
+    :param n: number of panels in a row
     :param title: title of the figure
     :param width: inches of a panel
     :param height: inches of the figure
+    :param n_rows: rows of panels
     :return: the figure and its panels
     """
     figure = Figure(figsize=(width * n, height), layout="constrained")
-    axes = [figure.add_subplot(1, n, i + 1) for i in range(n)]
+    axes = [figure.add_subplot(n_rows, n, i + 1) for i in range(n_rows * n)]
     for ax in axes:
         ax.spines[["top", "right"]].set_visible(False)
         ax.spines[["left", "bottom"]].set_color(GRID)
@@ -287,7 +288,7 @@ def _round_name(r: int) -> str:
     return "before adaptation" if r == 0 else f"after round {r}"
 
 
-def _save(figure: Figure, path: str | Path) -> None:
+def save(figure: Figure, path: str | Path) -> None:
     """
     Write the figure, making the folder if it is missing.
 

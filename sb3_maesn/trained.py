@@ -1,6 +1,7 @@
 """Trained agents, found where rl-zoo keeps them, or else among those that come with the package."""
 
 import argparse
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -64,6 +65,7 @@ class TrainedAgent:
     :param name: for titles and tables
     :param model: the model
     :param folder: folder of its run, None for an agent that comes with the package
+    :param task: the one task it was trained on, in the words of ``--task``; empty where there were many or none
     """
 
     algo: str
@@ -71,6 +73,7 @@ class TrainedAgent:
     name: str
     model: OnPolicyAlgorithm
     folder: Path | None = None
+    task: Sequence[str] = ()
 
     @property
     def adapts(self) -> bool:
@@ -81,12 +84,6 @@ class TrainedAgent:
     def test_env_id(self) -> str:
         """Environment it is tested on: sparse reward, if it adapts."""
         return sparse_variant(self.env_id) if self.adapts else self.env_id
-
-    @property
-    def task_words(self) -> list[str]:
-        """The task it was trained on, in the words of ``--task``; empty where there were many or none."""
-        run = None if self.folder is None else Run(self.algo, self.env_id, self.folder)
-        return [] if run is None else [str(word) for word in run.setting("args.yml", "task") or []]
 
 
 def load_agent(choice: AgentChoice) -> TrainedAgent:
@@ -110,7 +107,9 @@ def load_agent(choice: AgentChoice) -> TrainedAgent:
         return TrainedAgent(choice.algo, choice.env_id, name, algorithm.from_pretrained(name))
     path = find_model(folder, choice.env_id, choice.best, choice.checkpoint, choice.last_checkpoint)
     model = algorithm.load(path, device=device)
-    return TrainedAgent(choice.algo, choice.env_id, f"{choice.algo}/{folder.name}/{path.stem}", model, folder)
+    words = Run(choice.algo, choice.env_id, folder).setting("args.yml", "task") or ()
+    name, task = f"{choice.algo}/{folder.name}/{path.stem}", tuple(map(str, words))
+    return TrainedAgent(choice.algo, choice.env_id, name, model, folder, task)
 
 
 def list_agents(log_folder: str, pretrained: bool = True) -> list[AgentChoice]:

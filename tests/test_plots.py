@@ -15,13 +15,13 @@ from sb3_maesn import plots
 def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
     """Collects the figures, which are still written."""
     figures: list[Figure] = []
-    save = plots._save
+    save = plots.save
 
     def keep(figure: Figure, path: str | Path) -> None:
         figures.append(figure)
         save(figure, path)
 
-    monkeypatch.setattr(plots, "_save", keep)
+    monkeypatch.setattr(plots, "save", keep)
     return figures
 
 

@@ -1,0 +1,68 @@
+"""Figures of studies, in the style of ``plots``."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sb3_maesn.plots import INK, PALETTE, panels, save
+
+PANELS_A_ROW = 4
+
+
+def plot_study_history(trials: Sequence[tuple[int, float, bool]], path: str | Path) -> None:
+    """
+    Draw what every trial came to, and the best so far.
+
+    :param trials: number, value and whether the trial was complete, by number
+    :param path: image file to write
+    """
+    figure, (ax,) = panels(1, "", width=6.2)
+    for complete, color, label in ((True, PALETTE[0], "complete"), (False, "#B9C4CE", "pruned")):
+        chosen = [(number, value) for number, value, is_complete in trials if is_complete == complete]
+        if chosen:
+            ax.scatter(*zip(*chosen, strict=True), color=color, s=18, label=label)
+    complete = [(number, value) for number, value, is_complete in trials if is_complete]
+    numbers, values = zip(*complete, strict=True)
+    ax.step(numbers, np.maximum.accumulate(values), where="post", color=PALETTE[1], label="best so far")
+    ax.set(xlabel="trial", ylabel="score")
+    ax.legend(frameon=False)
+    save(figure, path)
+
+
+def plot_importances(importances: Mapping[str, float], path: str | Path) -> None:
+    """
+    Draw how much each parameter matters.
+
+    :param importances: name -> share
+    :param path: image file to write
+    """
+    figure, (ax,) = panels(1, "", width=6.2, height=1.0 + 0.28 * len(importances))
+    rising = sorted(importances.items(), key=lambda pair: pair[1])
+    ax.barh([name for name, _ in rising], [share for _, share in rising], color=PALETTE[0])
+    ax.set(xlabel="share of what matters")
+    save(figure, path)
+
+
+def plot_slices(slices: Mapping[str, Sequence[tuple[Any, float]]], path: str | Path) -> None:
+    """
+    Draw what every value of every parameter came to, one panel a parameter.
+
+    :param slices: name -> values and outcomes
+    :param path: image file to write
+    """
+    n_rows = -(-len(slices) // PANELS_A_ROW)
+    figure, axes = panels(PANELS_A_ROW, "", width=2.8, height=2.6 * n_rows, n_rows=n_rows)
+    for ax, (name, pairs) in zip(axes, slices.items(), strict=False):
+        values, outcomes = zip(*pairs, strict=True)
+        is_number = all(isinstance(value, int | float) and not isinstance(value, bool) for value in values)
+        ax.scatter(
+            values if is_number else [str(value) for value in values], outcomes, s=12, color=PALETTE[0], alpha=0.7
+        )
+        if is_number and min(values) > 0 and max(values) > 20 * min(values):
+            ax.set_xscale("log")
+        ax.set_title(name, fontsize=9, color=INK)
+    for ax in axes[len(slices) :]:
+        ax.set_axis_off()
+    save(figure, path)

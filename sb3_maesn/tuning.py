@@ -1,0 +1,166 @@
+"""Tuning: what a trial trains, and what it is judged by."""
+
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import optuna
+from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
+
+from sb3_maesn.benchmarking import Outcome, TestPlan, measure
+from sb3_maesn.cli import check_env_id
+from sb3_maesn.config import SCRIPT_KEYS, ConfigError, check_keys, constructor_arguments
+from sb3_maesn.recipes import TrainingRun
+from sb3_maesn.search_spaces import SEARCH_SPACES, Entry, merge
+from sb3_maesn.trained import TrainedAgent
+from sb3_maesn.training import build_model, close, find_recipe
+
+METRICS = ("success", "return")
+#: More trials than it takes to see every parameter of a space with branches.
+TRIALS_TO_SEE_ALL = 100
+
+
+@dataclass(frozen=True)
+class TuningPlan:
+    """
+    What every trial of a study does.
+
+    :param algo: name of the algorithm
+    :param env_id: environment id
+    :param config: entry of a configuration file, over which a trial's values are put
+    :param n_timesteps: environment steps that each seed trains
+    :param n_evaluations: evaluations on the way, the last of them at the end
+    :param n_seeds: agents of a trial, whose median counts
+    :param metric: ``success`` (the mean return where the environment does not report it) or ``return``
+    :param test: tasks and rounds of an evaluation
+    :param task: of an algorithm that learns one task, the words of ``--task``
+    """
+
+    algo: str
+    env_id: str
+    config: Mapping[str, Any]
+    n_timesteps: int
+    n_evaluations: int = 3
+    n_seeds: int = 1
+    metric: str = "success"
+    test: TestPlan = field(default_factory=lambda: TestPlan(n_episodes=10, split="validation"))
+    task: Sequence[str] = ()
+
+    def entry(self, trial: optuna.trial.BaseTrial) -> Entry:
+        """
+        Ask a trial for its values.
+
+        :param trial: a trial, or a finished one's parameters as a ``FixedTrial``
+        :return: entry of a configuration file
+        """
+        return merge(self.config, SEARCH_SPACES[self.algo](trial))
+
+
+def check_plan(plan: TuningPlan) -> None:
+    """
+    Refuse what no trial could do.
+
+    :param plan: what every trial does
+    :raises ConfigError: for an unknown algorithm, environment or metric, a key that the constructor does not know, an
+        environment that the algorithm cannot train on, or numbers below 1
+    """
+    algorithm = find_recipe(plan.algo).algorithm
+    check_env_id(plan.env_id)
+    if plan.metric not in METRICS:
+        raise ConfigError(f"the metric must be one of {', '.join(METRICS)}, got {plan.metric!r}")
+    for name in ("n_timesteps", "n_evaluations", "n_seeds"):
+        if getattr(plan, name) < 1:
+            raise ConfigError(f"{name} must be at least 1, got {getattr(plan, name)}")
+    constructor_arguments({key: value for key, value in plan.config.items() if key not in SCRIPT_KEYS}, algorithm)
+    run = TrainingRun(plan.algo, plan.env_id, plan.config, Path(), task=plan.task)
+    find_recipe(plan.algo).make_env(run, 1).close()
+
+
+def check_start(algo: str, params: Mapping[str, Any]) -> None:
+    """
+    Refuse parameters that a search space does not have.
+
+    :param algo: name of the algorithm
+    :param params: names and values
+    :raises ConfigError: naming the nearest
+    """
+    if params:
+        check_keys(params, parameter_names(algo), f"the search space of {algo}")
+
+
+def parameter_names(algo: str) -> list[str]:
+    """
+    List the parameters of a search space, of all its branches.
+
+    :param algo: name of the algorithm
+    """
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
+    trials = [study.ask() for _ in range(TRIALS_TO_SEE_ALL)]
+    for trial in trials:
+        SEARCH_SPACES[algo](trial)
+    return sorted({name for trial in trials for name in trial.params})
+
+
+def objective(plan: TuningPlan, trial: optuna.Trial) -> float:
+    """
+    Train a trial's agents, all seeds in step, so that what is pruned by is their median too.
+
+    :param plan: what to do
+    :param trial: whose values
+    :return: median score over seeds at the end
+    :raises optuna.TrialPruned: if it is not worth going on, or an agent's numbers ceased to be finite
+    """
+    config = plan.entry(trial)
+    scores: list[float] = []
+    with tempfile.TemporaryDirectory() as folder:
+        agents = [_make_agent(plan, config, Path(folder) / str(seed), seed) for seed in range(plan.n_seeds)]
+        try:
+            for i in range(1, plan.n_evaluations + 1):
+                steps = plan.n_timesteps * i // plan.n_evaluations
+                for agent in agents:
+                    _train_to(agent.model, steps)
+                scores = [_score(measure(agent, plan.test), plan.metric) for agent in agents]
+                trial.report(float(np.median(scores)), steps)
+                if not np.isfinite(scores).all() or (i < plan.n_evaluations and trial.should_prune()):
+                    raise optuna.TrialPruned(f"after {steps} steps")
+        finally:
+            for agent in agents:
+                close(agent.model)
+    trial.set_user_attr("scores", scores)
+    return float(np.median(scores))
+
+
+def _make_agent(plan: TuningPlan, config: Entry, folder: Path, seed: int) -> TrainedAgent:
+    folder.mkdir()
+    run = TrainingRun(plan.algo, plan.env_id, config, folder, task=plan.task, seed=seed, verbose=0)
+    return TrainedAgent(plan.algo, plan.env_id, f"seed {seed}", build_model(run), task=tuple(plan.task))
+
+
+def _train_to(model: OnPolicyAlgorithm, steps: int) -> None:
+    """Train until so many environment steps are done in all; nothing where whole iterations have gone beyond."""
+    left = steps - model.num_timesteps
+    if left > 0:
+        try:
+            model.learn(left, reset_num_timesteps=model.num_timesteps == 0)
+        except (ValueError, FloatingPointError) as error:  # what torch's distributions raise for NaN
+            raise optuna.TrialPruned(f"training failed: {error}") from error
+
+
+def _score(outcome: Outcome, metric: str) -> float:
+    by_success = metric == "success" and outcome.knows_success
+    return float((outcome.success if by_success else outcome.returns).mean())
+
+
+def best_entry(plan: TuningPlan, trial: optuna.trial.FrozenTrial) -> Entry:
+    """
+    Turn a finished trial into an entry of a configuration file.
+
+    :param plan: of its study
+    :param trial: the trial
+    :return: plain values; the budget is the configuration's, not the trial's short one
+    """
+    return plan.entry(optuna.trial.FixedTrial(trial.params))

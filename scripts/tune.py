@@ -1,0 +1,144 @@
+"""Tune an algorithm's hyperparameters with Optuna, judged by adaptation on validation tasks; rl-zoo's flags.
+
+Any number of processes, on any machines that see the storage, may work on one study, which goes on where it stopped.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import _flags
+
+CONFIGS = Path(__file__).resolve().parent.parent / "zoo_configs"
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """Make the parser of the command line."""
+    parser = _flags.make_parser(__doc__)
+    add = parser.add_argument
+    add("--algo", default="maesn", help="algorithm")
+    add("--env", default="WheeledGoal-v0", help="environment id")
+    add("--task", nargs="+", default=[], help="the task of an algorithm that learns one, as for train.py")
+    add("--n-trials", type=int, default=50, help="trials that the study shall have in the end")
+    add("--n-jobs", type=int, default=1, help="processes")
+    add("--storage", default="", help="journal file or database URL (in the report's folder if empty)")
+    add("--study-name", default="", help="name of the study (algorithm and environment if empty)")
+    add("--sampler", default="tpe", help="tpe or random")
+    add("--pruner", default="median", help="median, halving or none")
+    add("-n", "--n-timesteps", type=int, default=2_000_000, help="environment steps that each seed of a trial trains")
+    add("--n-evaluations", type=int, default=3, help="evaluations of a trial, after any of which it may be pruned")
+    add("--n-seeds", type=int, default=1, help="seeds of a trial, whose median counts")
+    add("--metric", default="success", help="success or return, after the last adaptation round")
+    add("--eval-tasks", type=int, default=20, help="validation tasks of an evaluation")
+    add("--eval-rounds", type=int, default=3, help="adaptation rounds of an evaluation")
+    add("--eval-episodes", type=int, default=10, help="episodes of an adaptation round")
+    add("--start", nargs="+", default=[], metavar="NAME:VALUE", help="parameters of the search space to begin with")
+    add("-params", "--hyperparams", nargs="+", default=[], metavar="KEY:VALUE", help="fixed settings; values are YAML")
+    add("-conf", "--conf-file", default="", help="file of hyperparameters to vary (zoo_configs/<algo>.yml if empty)")
+    add("--stale-after", type=float, default=120.0, help="seconds of silence after which a worker is taken for dead")
+    add("--seed", type=int, default=-1, help="seed of the sampler, -1 for a random one")
+    add("-o", "--output", default="", help="folder of the report (logs/studies/<study name> if empty)")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """
+    Run the script.
+
+    :param argv: arguments of the command line
+    :return: exit code
+    """
+    args = make_parser().parse_args(argv)
+    from sb3_maesn.cli import one_line_errors
+
+    with one_line_errors(args.verbose):
+        return tune(args)
+
+
+def tune(args: argparse.Namespace) -> int:
+    """
+    Work on the study and write its report, after Ctrl-C too.
+
+    :param args: parsed arguments
+    :return: exit code, 130 if interrupted
+    """
+    from sb3_maesn.study import open_study, run_study
+    from sb3_maesn.study_report import write_report
+
+    request, code = make_request(args), 0
+    try:
+        run_study(request)
+    except KeyboardInterrupt:
+        print("\nInterrupted; the same command goes on")
+        code = 130
+    lines = write_report(open_study(request), request.plan, output_folder(args))
+    print("\n".join([*lines, f"Wrote {output_folder(args)}"]))
+    return code
+
+
+def make_request(args: argparse.Namespace) -> Any:
+    """
+    Turn the arguments into what to study, checked.
+
+    :param args: parsed arguments
+    :return: a ``StudyRequest``
+    """
+    from sb3_maesn import config as files
+    from sb3_maesn.benchmarking import TestPlan
+    from sb3_maesn.study import StudyRequest
+    from sb3_maesn.training import find_recipe
+    from sb3_maesn.tuning import TuningPlan, check_plan, check_start
+
+    find_recipe(args.algo)  # before its file is looked for
+    config = files.load_entry(args.conf_file or CONFIGS / f"{args.algo}.yml", args.env)
+    plan = TuningPlan(
+        algo=args.algo,
+        env_id=args.env,
+        config={**config, **files.parse_overrides(args.hyperparams)},
+        n_timesteps=args.n_timesteps,
+        n_evaluations=args.n_evaluations,
+        n_seeds=args.n_seeds,
+        metric=args.metric,
+        test=TestPlan(args.eval_tasks, args.eval_rounds, args.eval_episodes, split="validation"),
+        task=args.task,
+    )
+    check_plan(plan)
+    start = files.parse_overrides(args.start)
+    check_start(args.algo, start)
+    return StudyRequest(
+        plan=plan,
+        storage=args.storage or str(output_folder(args) / "journal.log"),
+        name=study_name(args),
+        n_trials=args.n_trials,
+        n_jobs=args.n_jobs,
+        sampler=args.sampler,
+        pruner=args.pruner,
+        seed=args.seed if args.seed >= 0 else None,
+        start=start,
+        stale_after=args.stale_after,
+        verbose=args.verbose,
+    )
+
+
+def study_name(args: argparse.Namespace) -> str:
+    """
+    Name the study.
+
+    :param args: parsed arguments
+    """
+    return args.study_name or f"{args.algo}-{args.env}".replace("/", "-")
+
+
+def output_folder(args: argparse.Namespace) -> Path:
+    """
+    Find the folder of the report.
+
+    :param args: parsed arguments
+    """
+    return Path(args.output or Path("logs") / "studies" / study_name(args))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
