@@ -9,6 +9,7 @@ from typing import Any
 import gymnasium as gym
 
 from sb3_maesn.common.env_util import as_multi_task
+from sb3_maesn.common.meta_on_policy_algorithm import MetaOnPolicyAlgorithm
 from sb3_maesn.config import ConfigError, did_you_mean
 from sb3_maesn.envs import FAMILIES
 from sb3_maesn.envs.multi_task import MultiTaskVecEnv
@@ -106,16 +107,16 @@ def guess_test_env(model: str | Path) -> str:
     raise ConfigError(f"{model} does not tell its environment: say it with --env")
 
 
-def load_model(name: str | Path) -> MAESN:
+def load_model(name: str | Path) -> MetaOnPolicyAlgorithm:
     """
     Load a model file or a pretrained model.
 
     :param name: path, with or without ``.zip``, or name of a pretrained model
-    :return: the model, on the CPU
+    :return: the model, on the CPU; one of a file acts and adapts as the meta-learner that it was saved from
     :raises ValueError: if there is neither
     """
     if Path(name).is_file() or Path(f"{name}.zip").is_file():
-        return MAESN.load(check_file(name), device="cpu")
+        return MetaOnPolicyAlgorithm.load(check_file(name), device="cpu")
     if Path(name).suffix == ".zip" or len(Path(name).parts) > 1:
         raise ConfigError(f"there is no model file {name}")
     return MAESN.from_pretrained(str(name))

@@ -6,10 +6,11 @@ from typing import Any
 import numpy as np
 from stable_baselines3.common.type_aliases import GymEnv
 
-from sb3_maesn.common.adaptation import AdaptationResult, adapt_latents, make_rule
+from sb3_maesn.common.adaptation import AdaptationResult, adapt_to_tasks
 from sb3_maesn.common.adaptation_state import AdaptationRule
 from sb3_maesn.common.env_util import borrowed_env
 from sb3_maesn.common.meta_on_policy_algorithm import MetaOnPolicyAlgorithm
+from sb3_maesn.common.task_learners import make_learner
 
 __all__ = ["AdaptationResult", "evaluate_adaptation"]
 
@@ -25,7 +26,7 @@ def evaluate_adaptation(
     n_eval_episodes: int = 0,
     eval_rounds: Collection[int] | None = None,
 ) -> AdaptationResult:
-    """Adapt to all tasks at once, every task with its own latent distribution, and report every round.
+    """Adapt to all tasks at once, every task with its own latent distribution or theta, and report every round.
 
     Round 0 is that of the unadapted policy. A task is solved after round r if at least half of round r's episodes
     succeed.
@@ -33,9 +34,10 @@ def evaluate_adaptation(
     :param model: a trained model; it is not changed
     :param env: an id such as ``"WheeledGoalSparse-v0"``, a Gymnasium environment with tasks, or a VecEnv of such
     :param tasks: whatever ``set_task`` takes, n_tasks of them
-    :param n_rounds: updates of each task's latent distribution
+    :param n_rounds: updates for each task
     :param n_episodes: episodes of each round and task
-    :param rule: a name of ``sb3_maesn.common.adaptation_rules.RULES``, a rule, or None for the default
+    :param rule: a name of ``sb3_maesn.common.adaptation_rules.RULES``, a rule, or None for the default; a model whose
+        meta-training adapts theta does so by ``policy_gradient``, its default where it has no latent
     :param seed: of everything random here
     :param n_eval_episodes: fresh episodes a task, in each round, of the policy that ``adapt`` would return
     :param eval_rounds: rounds with such episodes; all of them where None
@@ -46,8 +48,8 @@ def evaluate_adaptation(
     if len(tasks) == 0:
         raise ValueError("expected at least one task, got none")
     agent, rng = model.agent(), np.random.default_rng(seed)
-    chosen = make_rule(rule, agent.step_sizes)
+    learner = make_learner(rule, agent)
     with borrowed_env(env, len(tasks) * (n_episodes + n_eval_episodes), tasks) as venv:
         model.check_spaces(venv)
-        result, _ = adapt_latents(agent, venv, tasks, chosen, n_rounds, n_episodes, rng, n_eval_episodes, eval_rounds)
+        result, _ = adapt_to_tasks(agent, venv, tasks, learner, n_rounds, n_episodes, rng, n_eval_episodes, eval_rounds)
     return result

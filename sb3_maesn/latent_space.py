@@ -1,5 +1,5 @@
-"""LatentSpace: a latent space of behaviours learned without adaptation (after Hausman et al. 2018, "Learning an Embedding
-Space for Transferable Robot Skills"), the baseline of Gupta et al. 2018 (arXiv:1802.07245, section 5).
+"""LatentSpace: a latent space of behaviours learned without adaptation, the baseline of Gupta et al. 2018
+(arXiv:1802.07245, section 5) after Hausman et al. 2018, "Learning an Embedding Space for Transferable Robot Skills".
 """
 
 from collections.abc import Mapping

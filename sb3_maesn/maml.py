@@ -1,4 +1,4 @@
-"""MAML: model-agnostic meta-learning (Finn et al. 2017, arXiv:1703.03400), as the paper runs it for RL (section 5.3)."""
+"""MAML: model-agnostic meta-learning (Finn et al. 2017, arXiv:1703.03400), for RL (section 5.3)."""
 
 from collections.abc import Mapping
 from typing import Any, ClassVar

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 MUJOCO_FAMILIES = ("WheeledGoal-v0", "AntGoal-v0", "PusherBlock-v0")
-SECTIONS = ("collect", "iteration", "trpo", "memory", "scaling")
+SECTIONS = ("collect", "iteration", "baselines", "trpo", "memory", "scaling")
 N_TASKS, N_EPISODES = 20, 20
 TRPO_BATCH, TRPO_STEPS = 16_000, 50
 #: The same on both sides. Sub-sampling and large mini-batches keep the optimiser's time, equal on both, from hiding
@@ -21,6 +21,7 @@ TRPO_SETTINGS: dict[str, Any] = {"sub_sampling_factor": 10, "n_critic_updates": 
 SCALING_TASKS = (5, 10, 20, 40)
 #: Least ratios (collect, iteration) to bare physics that the project promises.
 TARGETS = {"WheeledGoal-v0": (0.6, 0.45), "AntGoal-v0": (0.75, 0.65), "PusherBlock-v0": (0.6, 0.45)}
+MAML_TARGET = 4.0  # most seconds of MAML's meta step, in those of MAESN's
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -136,6 +137,28 @@ def measure_iteration(family: str, args: argparse.Namespace) -> Iterator[dict[st
     yield ratio_row("iteration", family, speed_of(partial(iterate, model)), bare.run, args.repeats, target)
 
 
+def measure_baselines(family: str, args: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """
+    A whole iteration of MAESN's meta-learning baselines over bare physics, and MAML's meta step over MAESN's.
+
+    :param family: environment id
+    :param args: arguments of the command line
+    :return: one row for each baseline, and one for the meta step
+    """
+    from sb3_maesn import MAML, LatentSpace
+
+    bare = BarePhysics(family, N_TASKS * N_EPISODES, args.seed)
+    for name, algorithm in (("maml", MAML), ("latent_space", LatentSpace)):
+        model = make_model(family, args.seed, algorithm=algorithm)
+        yield ratio_row(f"iteration-{name}", family, speed_of(partial(iterate, model)), bare.run, args.repeats, None)
+    models = [make_model(family, args.seed, algorithm=algorithm) for algorithm in (MAML, None)]
+    for model in models:
+        iterate(model)  # to warm up
+    pairs = [[meta_step_seconds(model) for model in models] for _ in range(args.repeats)]
+    ratios = spread([ours / maesns for ours, maesns in pairs])
+    yield make_row("meta-step-maml", family, "seconds over MAESN's", *ratios, MAML_TARGET)
+
+
 def measure_trpo(family: str, args: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """
     Training of sb3-contrib's TRPO on the native VecEnv over the same on a DummyVecEnv of 8 single environments.
@@ -196,6 +219,7 @@ def measure_scaling(family: str, args: argparse.Namespace) -> Iterator[dict[str,
 MEASUREMENTS: dict[str, Callable[[str, argparse.Namespace], Iterator[dict[str, Any]]]] = {
     "collect": measure_collect,
     "iteration": measure_iteration,
+    "baselines": measure_baselines,
     "trpo": measure_trpo,
     "memory": measure_memory,
     "scaling": measure_scaling,
@@ -246,19 +270,24 @@ class BarePhysics:
         return self.n * self.family.horizon / seconds
 
 
-def make_model(family: str, seed: int, n_tasks: int = N_TASKS, n_episodes: int = N_EPISODES) -> Any:
+def make_model(
+    family: str, seed: int, n_tasks: int = N_TASKS, n_episodes: int = N_EPISODES, algorithm: Any = None
+) -> Any:
     """
-    Make MAESN with the paper's settings.
+    Make a meta-learner with the paper's settings.
 
     :param family: environment id
     :param seed: seed
     :param n_tasks: tasks of a meta-iteration
     :param n_episodes: episodes of a task in each rollout
+    :param algorithm: its class, MAESN where None
     :return: the model
     """
     from sb3_maesn import MAESN
 
-    return MAESN("LatentMlpPolicy", family, meta_batch_size=n_tasks, n_episodes=n_episodes, seed=seed)
+    algorithm = MAESN if algorithm is None else algorithm
+    policy = next(iter(algorithm.policy_aliases))
+    return algorithm(policy, family, meta_batch_size=n_tasks, n_episodes=n_episodes, seed=seed)
 
 
 def iterate(model: Any) -> int:
@@ -271,6 +300,17 @@ def iterate(model: Any) -> int:
     before = model.num_timesteps
     model.learn(1, reset_num_timesteps=False)
     return int(model.num_timesteps - before)
+
+
+def meta_step_seconds(model: Any) -> float:
+    """
+    Run one meta-iteration.
+
+    :param model: the model
+    :return: seconds of its meta step, collection left out
+    """
+    iterate(model)
+    return float(model.logger.name_to_value["time/train_seconds"])
 
 
 def peak_memory_gb(family: str, seed: int) -> float:

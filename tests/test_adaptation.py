@@ -9,10 +9,11 @@ import torch as th
 
 from sb3_maesn import MAESN, MultiTaskVecEnv
 from sb3_maesn.common import adaptation
-from sb3_maesn.common.adaptation import DEFAULT_RULE, AdaptationResult, adapt_latents, make_rule
+from sb3_maesn.common.adaptation import AdaptationResult, adapt_to_tasks
 from sb3_maesn.common.adaptation_rules import RULES, KernelRule, PolicyGradientRule
 from sb3_maesn.common.adaptation_state import AdaptationRule, AdaptationState
 from sb3_maesn.common.baselines import estimate_advantages
+from sb3_maesn.common.task_learners import DEFAULT_RULE, LatentLearner, make_rule
 from sb3_maesn.common.type_aliases import Rollout, StepSizes
 from sb3_maesn.envs import make_vec
 from tests.toy import ThirdParty
@@ -58,8 +59,8 @@ def played(monkeypatch: pytest.MonkeyPatch) -> list[tuple[np.ndarray, Rollout]]:
     record: list[tuple[np.ndarray, Rollout]] = []
     play = adaptation.play
 
-    def noting(agent: Any, env: Any, tasks: Any, latents: np.ndarray, rng: Any) -> Rollout:
-        rollout = play(agent, env, tasks, latents, rng)
+    def noting(agent: Any, env: Any, tasks: Any, latents: np.ndarray, rng: Any, theta: Any) -> Rollout:
+        rollout = play(agent, env, tasks, latents, rng, theta)
         record.append((latents, rollout))
         return rollout
 
@@ -71,8 +72,8 @@ def test_the_rule_sees_its_own_episodes_and_no_others(played: list[tuple[np.ndar
     model, rule = make_model(), Spy()
     assert model.env is not None
     tasks = model.env.task_set("test")[:3]
-    result, (mean, log_std) = adapt_latents(
-        model.agent(), model.env, tasks, rule, 2, 5, np.random.default_rng(0), n_eval_episodes=40
+    result, ((mean, log_std), _) = adapt_to_tasks(
+        model.agent(), model.env, tasks, LatentLearner(rule), 2, 5, np.random.default_rng(0), n_eval_episodes=40
     )
     assert (len(played), len(rule.told)) == (3, 2)
     for r, (latents, rollout) in enumerate(played):
@@ -102,7 +103,9 @@ def test_the_baseline_is_that_of_meta_training() -> None:
     model, rule = make_model(baseline="critic"), Spy()
     model.learn(1)
     assert model.env is not None
-    adapt_latents(model.agent(), model.env, model.env.task_set("test")[:1], rule, 1, 5, np.random.default_rng(0))
+    adapt_to_tasks(
+        model.agent(), model.env, model.env.task_set("test")[:1], LatentLearner(rule), 1, 5, np.random.default_rng(0)
+    )
     latents, _, advantages = rule.told[0]
     start = th.zeros(5, 2)
     values = model.policy.predict_values(start, th.as_tensor(latents[0], dtype=th.float32)).detach().numpy()[:, 0]
@@ -115,8 +118,16 @@ def test_the_baseline_is_that_of_meta_training() -> None:
 def test_fresh_episodes_in_some_rounds(eval_rounds: Any, with_episodes: list[int]) -> None:
     model = make_model()
     assert model.env is not None
-    result, _ = adapt_latents(
-        model.agent(), model.env, model.env.task_set("test")[:2], Spy(), 2, 3, np.random.default_rng(0), 4, eval_rounds
+    result, _ = adapt_to_tasks(
+        model.agent(),
+        model.env,
+        model.env.task_set("test")[:2],
+        LatentLearner(Spy()),
+        2,
+        3,
+        np.random.default_rng(0),
+        4,
+        eval_rounds,
     )
     assert result.eval_returns.shape == result.eval_success.shape == (3, 2, 4)
     finite = [r for r in range(3) if np.isfinite(result.eval_returns[r]).all()]
@@ -129,12 +140,14 @@ def test_the_last_round_can_be_left_out() -> None:
     assert model.env is not None
     task = model.env.task_set("test")[:1]
     results = [
-        adapt_latents(model.agent(), model.env, task, Spy(), 2, 3, np.random.default_rng(0), last_round=last)
+        adapt_to_tasks(
+            model.agent(), model.env, task, LatentLearner(Spy()), 2, 3, np.random.default_rng(0), last_round=last
+        )
         for last in (True, False)
     ]
     assert [len(result.returns) for result, _ in results] == [3, 2]
     assert (results[0][0].returns[:2] == results[1][0].returns).all()
-    assert (results[0][1][0] == results[1][1][0]).all()
+    assert bool((results[0][1].latents.mean == results[1][1].latents.mean).all())
 
 
 class Unstable(ThirdParty):
@@ -150,14 +163,14 @@ def test_a_diverged_episode_is_as_good_as_the_worst() -> None:
     tasks = [-1.0, -2.0, -3.0]
     env, rule = MultiTaskVecEnv(Unstable(12, 5), horizon=5, train_tasks=tasks), Spy()
     model = make_model(env)
-    result, _ = adapt_latents(model.agent(), env, tasks, rule, 1, 4, np.random.default_rng(0))
+    result, _ = adapt_to_tasks(model.agent(), env, tasks, LatentLearner(rule), 1, 4, np.random.default_rng(0))
     assert result.returns[0].tolist() == [[-5.0] * 4, [-10.0] * 4, [-10.0] * 4]
     assert result.lengths[0].tolist() == [[5.0] * 4, [5.0, 0.0] * 2, [0.0] * 4]
     _, returns, advantages = rule.told[0]
     assert (returns == result.returns[0]).all()
     assert np.isfinite(advantages).all()
     assert advantages[1, 1] == advantages[1, [0, 2]].min()
-    everything, _ = adapt_latents(model.agent(), env, [-3.0], Spy(), 1, 4, np.random.default_rng(0))
+    everything, _ = adapt_to_tasks(model.agent(), env, [-3.0], LatentLearner(Spy()), 1, 4, np.random.default_rng(0))
     assert np.isfinite(everything.returns).all()
 
 
@@ -211,6 +224,6 @@ def test_a_policy_without_a_latent_has_nothing_to_adapt() -> None:
     assert model.env is not None
     task = model.env.task_set("test")[:1]
     with pytest.raises(ValueError, match="expected a policy with a latent to adapt, got latent_dim=0 and n_rounds=1"):
-        adapt_latents(model.agent(), model.env, task, Spy(), 1, 3, np.random.default_rng(0))
-    result, _ = adapt_latents(model.agent(), model.env, task, Spy(), 0, 3, np.random.default_rng(0))
+        adapt_to_tasks(model.agent(), model.env, task, LatentLearner(Spy()), 1, 3, np.random.default_rng(0))
+    result, _ = adapt_to_tasks(model.agent(), model.env, task, LatentLearner(Spy()), 0, 3, np.random.default_rng(0))
     assert result.returns.shape == (1, 1, 3)

@@ -7,12 +7,15 @@ from functools import partial
 import numpy as np
 import pytest
 import torch as th
+from torch.autograd.functional import hessian, jacobian
 
 from sb3_maesn.common.distributions import DiagGaussian
-from sb3_maesn.common.inner_update import INNER_UPDATES, InnerUpdate, inner_update
+from sb3_maesn.common.inner_update import INNER_UPDATES, InnerUpdate, apply_actor, inner_update, sample_z
 from sb3_maesn.common.meta_objective import MetaObjective
+from sb3_maesn.common.objectives import normalise_steps, policy_kl, surrogate
+from sb3_maesn.common.parallel import Workers
 from sb3_maesn.common.trust_region import fisher_product, flatten, unflatten
-from sb3_maesn.common.type_aliases import MetaBatch, MetaParameters, TaskBatch, Tasks
+from sb3_maesn.common.type_aliases import Adapted, MetaBatch, MetaParameters, TaskBatch, Tasks, every_nth_step
 from tests.toy import MetaProblem, unadapted
 
 STEP = 1e-5
@@ -41,14 +44,18 @@ def objective_of(problem: MetaProblem, estimator: str, adapt_policy: bool = Fals
     return MetaObjective(spec, problem.actor, problem.batch_of, kl_coef=0.3)
 
 
+MAML = ("likelihood_ratio", True, 0)
+#: Estimator, whether theta is adapted, latent dimensions.
+ALGORITHMS = [(estimator, adapts, 2) for estimator in INNER_UPDATES for adapts in (False, True)] + [MAML]
+
+
 @pytest.mark.parametrize("discrete", [False, True])
-@pytest.mark.parametrize("adapt_policy", [False, True])
 @pytest.mark.parametrize("n_inner_steps", [1, 2])
-@pytest.mark.parametrize("estimator", INNER_UPDATES)
+@pytest.mark.parametrize(("estimator", "adapt_policy", "latent_dim"), ALGORITHMS)
 def test_gradient_equals_central_differences(
-    estimator: str, n_inner_steps: int, adapt_policy: bool, discrete: bool
+    estimator: str, adapt_policy: bool, latent_dim: int, n_inner_steps: int, discrete: bool
 ) -> None:
-    problem = MetaProblem(discrete, n_inner_steps, adapt_policy)
+    problem = MetaProblem(discrete, n_inner_steps, adapt_policy, latent_dim)
     objective, params = objective_of(problem, estimator, adapt_policy), problem.displaced()
     leaves = leaves_of(params)
     value = objective(params.with_leaves(leaves)).objective
@@ -79,32 +86,99 @@ def test_every_meta_parameter_has_a_gradient(estimator: str) -> None:
 
 @pytest.mark.parametrize("discrete", [False, True])
 @pytest.mark.parametrize(
-    ("estimator", "n_inner_steps", "adapt_policy"),
-    [
-        ("likelihood_ratio", 1, False),
-        ("likelihood_ratio", 2, True),
-        ("reparameterised", 1, False),
-        ("reparameterised", 1, True),
-        ("reward_weighted", 2, False),
-    ],
+    ("estimator", "n_inner_steps"),
+    [("likelihood_ratio", 1), ("reparameterised", 1), ("reward_weighted", 2)],
 )
-def test_fisher_product_equals_differences_of_the_gradient(
-    estimator: str, n_inner_steps: int, adapt_policy: bool, discrete: bool
+def test_fisher_product_equals_differences_of_the_gradient(estimator: str, n_inner_steps: int, discrete: bool) -> None:
+    problem = MetaProblem(discrete, n_inner_steps)
+    check_fisher_product(problem, objective_of(problem, estimator), problem.displaced(), stride=2)
+
+
+@pytest.mark.parametrize("discrete", [False, True])
+@pytest.mark.parametrize("n_inner_steps", [1, 2])
+@pytest.mark.parametrize(("estimator", "latent_dim"), [("likelihood_ratio", 0), *((e, 2) for e in INNER_UPDATES)])
+def test_fisher_product_through_theta_equals_differences_of_the_gradient_where_it_is_taken(
+    estimator: str, latent_dim: int, n_inner_steps: int, discrete: bool
 ) -> None:
-    problem = MetaProblem(discrete, n_inner_steps, adapt_policy)
-    objective, params, damping = objective_of(problem, estimator, adapt_policy), problem.displaced(), 0.1
-    leaves = leaves_of(params)
+    """At the parameters that acted, the KL is at its minimum, and the curvature of theta's updates plays no part."""
+    problem = MetaProblem(discrete, n_inner_steps, adapt_policy=True, latent_dim=latent_dim)
+    objective = as_collected(objective_of(problem, estimator, adapt_policy=True), problem.params)
+    check_fisher_product(problem, objective, problem.params, stride=1)
+
+
+def as_collected(objective: MetaObjective, params: MetaParameters) -> MetaObjective:
+    """The same objective as if ``params`` had acted after the inner updates."""
+    _, adapted = objective.adapt(params)
+    post = objective.batch.post
+    z = sample_z(adapted.latents, post.rollout.noise)
+    acting = apply_actor(objective.actor, params.policy, adapted, post.rollout.observations, z)
+    rollout = replace(post.rollout, distribution=type(acting)(*(part.detach() for part in acting)))
+    return replace(objective, batch=replace(objective.batch, post=replace(post, rollout=rollout)))
+
+
+def check_fisher_product(problem: MetaProblem, objective: MetaObjective, params: MetaParameters, stride: int) -> None:
+    leaves, damping = leaves_of(params), 0.1
 
     def kl_gradient(vector: th.Tensor) -> th.Tensor:
         own = [part.detach().requires_grad_() for part in unflatten(vector, leaves)]
-        kl = objective.fisher_kl(params.with_leaves(own), stride=2)
+        kl = objective.fisher_kl(params.with_leaves(own), stride)
         return flatten(th.autograd.grad(kl, own, allow_unused=True, materialize_grads=True))
 
-    product = fisher_product(objective.fisher_kl(params.with_leaves(leaves), stride=2), leaves, damping)
+    def fisher_kl(own: Sequence[th.Tensor]) -> th.Tensor:
+        return objective.fisher_kl(params.with_leaves(own), stride)
+
+    with Workers() as workers:
+        product = fisher_product([fisher_kl], leaves, damping, workers)
     at = flatten(leaves).detach()
     direction = problem.normal(at.numel())
     expected = (kl_gradient(at + STEP * direction) - kl_gradient(at - STEP * direction)) / (2 * STEP)
     assert relative_error(product(direction).detach(), expected + damping * direction) < 1e-6
+
+
+@pytest.mark.parametrize("latent_dim", [0, 2])
+@pytest.mark.parametrize("n_inner_steps", [1, 2])
+def test_a_thinned_fisher_product_thins_the_jacobian_but_not_the_update(n_inner_steps: int, latent_dim: int) -> None:
+    """Theta after the inner updates is that of all steps; its Jacobian, that of every second step's estimate."""
+    problem = MetaProblem(n_inner_steps=n_inner_steps, adapt_policy=True, latent_dim=latent_dim)
+    objective = as_collected(objective_of(problem, "likelihood_ratio", adapt_policy=True), problem.params)
+    params, leaves = problem.params, leaves_of(problem.params)
+
+    def flat_adapted(*own: th.Tensor, stride: int = 2) -> th.Tensor:
+        _, adapted = objective.adapt(params.with_leaves(own), stride=stride)
+        assert adapted.policy is not None
+        return flatten([*adapted.latents, *adapted.policy.values()])
+
+    assert th.allclose(flat_adapted(*leaves), flat_adapted(*leaves, stride=1), rtol=1e-12)
+    jacobians = {
+        stride: th.cat(
+            [part.reshape(len(part), -1) for part in jacobian(partial(flat_adapted, stride=stride), tuple(leaves))], 1
+        )
+        for stride in (1, 2)
+    }
+    assert relative_error(jacobians[2], jacobians[1]) > 1e-3
+    kl = partial(thinned_kl, objective, params)
+    curvature = hessian(kl, flat_adapted(*leaves).detach())
+    expected = jacobians[2].T @ curvature @ jacobians[2]
+    with Workers() as workers:
+        product = fisher_product([lambda own: objective.fisher_kl(params.with_leaves(own), 2)], leaves, 0.0, workers)
+        direction = problem.normal(expected.shape[0])
+        assert relative_error(product(direction).detach(), expected @ direction) < 1e-10
+
+
+def thinned_kl(objective: MetaObjective, params: MetaParameters, flat: th.Tensor) -> th.Tensor:
+    """The KL on every second post-update step as a function of what is adapted."""
+    _, like = objective.adapt(params)
+    assert like.policy is not None
+    parts = unflatten(flat, [*like.latents, *like.policy.values()])
+    adapted = Adapted(DiagGaussian(*parts[:2]), dict(zip(like.policy, parts[2:], strict=True)))
+    rollout = every_nth_step(objective.batch.post.rollout, 2)
+    z = sample_z(adapted.latents, rollout.noise)
+    new = apply_actor(objective.actor, params.policy, adapted, rollout.observations, z)
+    return policy_kl(rollout.distribution, new, rollout.mask)
+
+
+def latents_kl(objective: MetaObjective, params: MetaParameters, leaves: Sequence[th.Tensor]) -> th.Tensor:
+    return objective.fisher_kl(params.with_leaves(leaves), stride=1)
 
 
 def test_latents_own_fisher_matrix_has_its_closed_form() -> None:
@@ -117,8 +191,9 @@ def test_latents_own_fisher_matrix_has_its_closed_form() -> None:
     directions[n_policy], directions[n_policy + 1] = problem.normal(4, 2), problem.normal(4, 2)
     products = []
     for objective in (without, replace(without, latent_kl_coef=0.5)):
-        kl = objective.fisher_kl(params.with_leaves(leaves), stride=1)
-        products.append(unflatten(fisher_product(kl, leaves, 0.0)(flatten(directions)), leaves))
+        kl = partial(latents_kl, objective, params)
+        with Workers() as workers:
+            products.append(unflatten(fisher_product([kl], leaves, 0.0, workers)(flatten(directions)), leaves))
     mean, log_std = (products[1][i] - products[0][i] for i in (n_policy, n_policy + 1))
     chosen = th.zeros(4, 1, dtype=th.float64)
     chosen[batch.tasks.ids] = 2 * 0.5 / 3  # before and after the inner updates, weight, mean over 3 tasks
@@ -158,6 +233,31 @@ def test_first_order_takes_the_inner_direction_for_a_constant(estimator: str) ->
         values[first_order] = flatten(grad(objective(params.with_leaves(leaves)).objective))
     assert relative_error(values[True], expected) < 1e-10
     assert relative_error(values[False], expected) > 1e-2
+
+
+@pytest.mark.parametrize("latent_dim", [0, 2])
+def test_first_order_takes_the_gradient_of_theta_for_a_constant(latent_dim: int) -> None:
+    problem = MetaProblem(adapt_policy=True, latent_dim=latent_dim)
+    params = problem.displaced()
+    objective = replace(objective_of(problem, "likelihood_ratio", True, first_order=True), kl_coef=0.0)
+    _, adapted = objective.adapt(params)
+    assert adapted.policy is not None
+    steps = params.step_sizes.policy
+    constant = {name: ((adapted.policy[name] - theta) / steps[name]).detach() for name, theta in params.policy.items()}
+    leaves = leaves_of(params)
+    own = params.with_leaves(leaves)
+    moved = {name: theta + own.step_sizes.policy[name] * constant[name] for name, theta in own.policy.items()}
+    _, moved_latents = replace(objective, spec=InnerUpdate(first_order=True)).adapt(own)
+    rollout = problem.batch_of.post.rollout
+    z = sample_z(moved_latents.latents, rollout.noise)
+    new = apply_actor(problem.actor, own.policy, Adapted(moved_latents.latents, moved), rollout.observations, z)
+    advantages = normalise_steps(problem.batch_of.post.advantages, rollout.mask)
+    value = surrogate(new.log_prob(rollout.actions), rollout.log_prob, advantages, rollout.mask)
+    grad = partial(th.autograd.grad, inputs=leaves, allow_unused=True, materialize_grads=True)
+    expected = flatten(grad(value))
+    assert relative_error(flatten(grad(objective(params.with_leaves(leaves)).objective)), expected) < 1e-10
+    in_full = replace(objective, spec=InnerUpdate(adapt_policy=True))
+    assert relative_error(flatten(grad(in_full(params.with_leaves(leaves)).objective)), expected) > 1e-2
 
 
 @pytest.mark.parametrize("discrete", [False, True])
@@ -200,3 +300,23 @@ def test_a_graph_free_evaluation_gives_the_same_value() -> None:
     assert with_graph.requires_grad
     assert not without.requires_grad
     assert with_graph.item() == without.item()
+
+
+@pytest.mark.parametrize("estimator", INNER_UPDATES)
+@pytest.mark.parametrize("adapt_policy", [False, True])
+def test_what_tasks_contribute_adds_up_to_the_whole(estimator: str, adapt_policy: bool) -> None:
+    problem = MetaProblem(n_inner_steps=2, adapt_policy=adapt_policy)
+    objective, params = objective_of(problem, estimator, adapt_policy), problem.displaced()
+    parts = [slice(0, 1), slice(1, 3)]
+    whole = objective(params)
+    for name, number in whole._asdict().items():
+        total = sum(getattr(objective(params, part), name).item() for part in parts)
+        assert total == pytest.approx(number.item(), rel=1e-10), name
+    kl = sum(objective.fisher_kl(params, 2, part).item() for part in parts)
+    assert kl == pytest.approx(objective.fisher_kl(params, 2).item(), rel=1e-10)
+
+
+def test_parts_hold_every_task_once() -> None:
+    objective = objective_of(MetaProblem(), "likelihood_ratio")
+    covered = [i for part in objective.parts() for i in range(3)[part]]
+    assert covered == [0, 1, 2]

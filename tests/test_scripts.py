@@ -183,6 +183,25 @@ def test_train_refuses_bad_input_on_one_line(
     assert errors.count("\n") == 1
 
 
+@pytest.mark.parametrize(("algo", "latents"), [("maml", 0), ("latent_space", 2)])
+def test_train_adapt_and_evaluate_other_meta_learners(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, algo: str, latents: int
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    command = ["--algo", algo, "--env", "PointGoal-v0", "--verbose", "0", "-n", "1", "--eval-tasks", "2"]
+    assert load("train").main([*command, "--hyperparams", *TINY[:2], "policy_kwargs:{net_arch: [8]}"]) == 0
+    folder = Path("logs", algo, "PointGoal-v0_1")
+    with np.load(folder / "evaluations.npz") as evaluations:
+        assert evaluations["returns_by_round"].shape == (1, 4)
+    file = str(folder / "PointGoal-v0.zip")
+    assert find_recipe(algo).algorithm.load(file).policy.latent_dim == latents
+    flags = ["--rounds", "1", "--episodes", "4"]
+    assert load("adapt").main([file, "--task", "3", "--rule", "policy_gradient", "--csv", "a.csv", *flags]) == 0
+    rules = ["--rules", "policy_gradient", "--out", "out", "--name", algo]
+    assert load("evaluate").main(["learning", file, "--tasks", "3", *flags, *rules]) == 0
+    assert [row["round"] for row in read_csv(Path("out", f"{algo}-learning.csv"))] == ["0", "1"]
+
+
 SINGLE = {
     "reinforce": ["n_envs:10", "n_episodes:10"],
     "trpo": ["n_envs:10", "n_steps:20", "batch_size:200"],
@@ -385,10 +404,11 @@ def test_benchmark_measures_every_section(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(script, "SCALING_TASKS", (1,))
     monkeypatch.setattr(script, "peak_memory_gb", lambda *_: 1.0)
     table = tmp_path / "speed.csv"
-    sections = ["collect", "iteration", "trpo", "scaling"]
+    sections = ["collect", "iteration", "baselines", "trpo", "scaling"]
     assert script.main(["WheeledGoal-v0", "--repeats", "1", "--csv", str(table), "--sections", *sections]) == 0
     rows = read_csv(table)
-    assert [row["section"] for row in rows] == sections
+    baselines = ["iteration-maml", "iteration-latent_space", "meta-step-maml"]
+    assert [row["section"] for row in rows] == [*sections[:2], *baselines, *sections[3:]]
     assert all(float(row["value"]) > 0 for row in rows)
     assert float(rows[0]["target"]) == 0.6
 

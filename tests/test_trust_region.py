@@ -1,6 +1,7 @@
 """The trust-region step on problems whose solution is known."""
 
 from collections.abc import Sequence
+from functools import partial
 
 import pytest
 import torch as th
@@ -51,7 +52,7 @@ def test_step_is_the_known_solution() -> None:
     problem = Quadratic()
     # the step touches the boundary, where rounding may refuse it: one that is shorter by a millionth is allowed
     result = trust_region_step(
-        problem.evaluate, problem.kl, problem.start, settings(line_search_shrinking_factor=1 - 1e-6), seed=0
+        [problem.evaluate], [problem.kl], problem.start, settings(line_search_shrinking_factor=1 - 1e-6), seed=0
     )
     assert result.accepted
     assert th.allclose(problem.offset(result.leaves), problem.best(0.01), rtol=1e-4)
@@ -64,7 +65,7 @@ def test_step_is_the_known_solution() -> None:
 def test_kl_bound_is_kept_where_the_fisher_matrix_understates_it(target_kl: float) -> None:
     problem = Quadratic()
     result = trust_region_step(
-        problem.evaluate, lambda leaves: 0.3 * problem.kl(leaves), problem.start, settings(target_kl), seed=0
+        [problem.evaluate], [lambda leaves: 0.3 * problem.kl(leaves)], problem.start, settings(target_kl), seed=0
     )
     assert result.accepted
     assert result.n_backtracks > 0
@@ -73,7 +74,7 @@ def test_kl_bound_is_kept_where_the_fisher_matrix_understates_it(target_kl: floa
 
 def test_a_step_is_shortened_until_the_objective_rises() -> None:
     problem = Quadratic(curvature=50.0)
-    result = trust_region_step(problem.evaluate, problem.kl, problem.start, settings(0.1), seed=0)
+    result = trust_region_step([problem.evaluate], [problem.kl], problem.start, settings(0.1), seed=0)
     assert result.accepted
     assert result.n_backtracks > 0
     assert result.after.objective > result.before.objective
@@ -92,7 +93,7 @@ def test_a_refused_step_leaves_the_parameters(reason: str) -> None:
             return value
         return value._replace(objective=value.objective + (th.nan if reason == "not finite" else -1e6))
 
-    result = trust_region_step(evaluate, lambda x: sign * problem.kl(x), problem.start, settings(), seed=0)
+    result = trust_region_step([evaluate], [lambda x: sign * problem.kl(x)], problem.start, settings(), seed=0)
     assert not result.accepted
     assert all(th.equal(new, old) for new, old in zip(result.leaves, problem.start, strict=True))
     assert not any(leaf.requires_grad for leaf in result.leaves)
@@ -103,8 +104,8 @@ def test_a_parameter_without_effect_stays() -> None:
     problem = Quadratic()
     idle = th.tensor([4.0, 5.0], dtype=th.float64)
     result = trust_region_step(
-        lambda leaves: problem.evaluate(leaves[:-1]),
-        lambda leaves: problem.kl(leaves[:-1]),
+        [lambda leaves: problem.evaluate(leaves[:-1])],
+        [lambda leaves: problem.kl(leaves[:-1])],
         [*problem.start, idle],
         TrustRegion(cg_damping=0.1),
         seed=0,
@@ -118,13 +119,34 @@ def test_the_seed_alone_decides_and_the_global_generator_is_left_alone() -> None
     few = TrustRegion(cg_max_steps=2)
     th.manual_seed(1)
     state = th.get_rng_state()
-    first = trust_region_step(problem.evaluate, problem.kl, problem.start, few, seed=5)
+    first = trust_region_step([problem.evaluate], [problem.kl], problem.start, few, seed=5)
     assert th.equal(th.get_rng_state(), state)
     th.manual_seed(2)
-    again = trust_region_step(problem.evaluate, problem.kl, problem.start, few, seed=5)
-    other = trust_region_step(problem.evaluate, problem.kl, problem.start, few, seed=6)
+    again = trust_region_step([problem.evaluate], [problem.kl], problem.start, few, seed=5)
+    other = trust_region_step([problem.evaluate], [problem.kl], problem.start, few, seed=6)
     assert th.equal(flatten(first.leaves), flatten(again.leaves))
     assert not th.equal(flatten(first.leaves), flatten(other.leaves))
+
+
+def test_parts_on_several_threads_make_the_step_of_the_whole() -> None:
+    problem = Quadratic(curvature=1.0)
+    shares = (0.2, 0.3, 0.5)
+
+    def part(share: float, leaves: Sequence[th.Tensor]) -> ObjectiveValue:
+        return ObjectiveValue(*(share * number for number in problem.evaluate(leaves)))
+
+    whole = trust_region_step([problem.evaluate], [problem.kl], problem.start, settings(), seed=0)
+    objective = [partial(part, share) for share in shares]
+    kl = [lambda leaves, share=share: share * problem.kl(leaves) for share in shares]
+    results = []
+    before = th.get_num_threads()
+    for n_threads in (1, 2):
+        th.set_num_threads(n_threads)
+        results.append(flatten(trust_region_step(objective, kl, problem.start, settings(), seed=0).leaves))
+        assert th.get_num_threads() == n_threads
+    th.set_num_threads(before)
+    assert th.equal(results[0], results[1])
+    assert th.allclose(results[0], flatten(whole.leaves), rtol=1e-6)
 
 
 def test_flatten_and_unflatten_are_inverse() -> None:

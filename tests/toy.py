@@ -146,17 +146,20 @@ class MetaProblem:
     :param discrete: categorical actions in place of Gaussian ones
     :param n_inner_steps: inner updates
     :param adapt_policy: whether theta is adapted
+    :param latent_dim: L; 0 is MAML's
     """
 
     n_tasks, batch, episodes, steps = 4, 3, 5, 4
 
-    def __init__(self, discrete: bool = False, n_inner_steps: int = 1, adapt_policy: bool = False):
+    def __init__(self, discrete: bool = False, n_inner_steps: int = 1, adapt_policy: bool = False, latent_dim: int = 2):
         self.generator = th.Generator().manual_seed(7)
+        self.latent_dim = latent_dim
         action_space = spaces.Discrete(3) if discrete else spaces.Box(-1.0, 1.0, (2,), np.float32)
         policy = LatentActorCriticPolicy(
             spaces.Box(-1.0, 1.0, (3,), np.float64),
             action_space,
             lambda _: 1e-3,
+            latent_dim,
             net_arch=[4],
             activation_fn=nn.Tanh,
             ortho_init=False,
@@ -180,12 +183,13 @@ class MetaProblem:
         theta = {name: 0.5 * self.normal(*value.shape) for name, value in self.module.named_parameters()}
         policy_steps = {n: 0.05 + 0.05 * self.normal(*v.shape).abs() for n, v in theta.items()} if adapt_policy else {}
         steps = StepSizes(
-            0.3 + 0.1 * self.normal(2).abs(),
-            0.2 + 0.1 * self.normal(2).abs(),
+            0.3 + 0.1 * self.normal(self.latent_dim).abs(),
+            0.2 + 0.1 * self.normal(self.latent_dim).abs(),
             th.tensor(-0.5, dtype=th.float64),
             policy_steps,
         )
-        latents = DiagGaussian(0.5 * self.normal(self.n_tasks, 2), 0.2 * self.normal(self.n_tasks, 2))
+        shape = (self.n_tasks, self.latent_dim)
+        latents = DiagGaussian(0.5 * self.normal(*shape), 0.2 * self.normal(*shape))
         return MetaParameters(theta, latents, steps)
 
     def displaced(self, scale: float = 0.05) -> MetaParameters:
@@ -203,7 +207,7 @@ class MetaProblem:
         mask = th.ones(shape, dtype=th.float64)
         mask[2:, 0, 1] = 0.0  # cut short
         mask[:, 1, 2] = 0.0  # invalid
-        noise = self.normal(self.batch, self.episodes, 2)
+        noise = self.normal(self.batch, self.episodes, self.latent_dim)
         z = sample_z(latents, noise)
         observations = self.normal(*shape, 3)
         distribution = self.actor(self.params.policy, observations, z.expand(self.steps, *z.shape))

@@ -9,7 +9,7 @@ import numpy as np
 import torch as th
 from stable_baselines3.common.type_aliases import GymEnv
 
-from sb3_maesn.common.adaptation import AdaptationResult, Agent, adapt_latents, make_rule
+from sb3_maesn.common.adaptation import AdaptationResult, adapt_to_tasks
 from sb3_maesn.common.adaptation_state import AdaptationRule
 from sb3_maesn.common.baselines import ValueFunction, linear_values
 from sb3_maesn.common.collection import Collector
@@ -22,6 +22,7 @@ from sb3_maesn.common.policies import LatentActor, LatentActorCriticPolicy
 from sb3_maesn.common.policy_improvement import improve_policy
 from sb3_maesn.common.rollouts import StepHook
 from sb3_maesn.common.task_algorithm import TaskAlgorithm
+from sb3_maesn.common.task_learners import Agent, make_learner
 from sb3_maesn.common.trust_region import TrustRegion
 from sb3_maesn.common.type_aliases import NamedParameters
 from sb3_maesn.envs.multi_task import MultiTaskVecEnv
@@ -30,7 +31,7 @@ SelfAdaptableAlgorithm = TypeVar("SelfAdaptableAlgorithm", bound="AdaptableAlgor
 
 
 class AdaptableAlgorithm(TaskAlgorithm):
-    """A TaskAlgorithm with a latent-conditioned policy and the means to adapt it.
+    """A TaskAlgorithm with a latent-conditioned policy and the means to adapt it and its latent.
 
     ``adaptation`` is the history of the adaptation that made this model, None if none did; ``policy_adaptation`` the
     mean return before each update of theta.
@@ -84,6 +85,7 @@ class AdaptableAlgorithm(TaskAlgorithm):
             self.gamma,
             self.gae_lambda,
             self._value_function,
+            self._inner_spec,
         )
 
     def adapt(
@@ -99,20 +101,21 @@ class AdaptableAlgorithm(TaskAlgorithm):
     ) -> SelfAdaptableAlgorithm:
         """Adapt to one task.
 
-        The latent distribution is adapted first, by ``rule``, then theta for ``n_policy_rounds`` rounds by trust-region
-        policy gradient.
+        What meta-training adapts is adapted first (the latent distribution by ``rule``; in MAML theta by the inner
+        update), then theta for ``n_policy_rounds`` rounds by trust-region policy gradient.
 
         :param env: where the task is set: an id, a Gymnasium environment or a VecEnv; the model's own where None
         :param task: whatever ``set_task`` takes
-        :param n_rounds: updates of the latent distribution
+        :param n_rounds: updates of the first kind
         :param n_episodes: episodes of each round
-        :param rule: a name of ``RULES``, a rule, or None for the default
+        :param rule: a name of ``RULES``, a rule, or None for the default; a model whose meta-training adapts theta does
+            so by ``policy_gradient``, its default where it has no latent
         :param n_policy_rounds: updates of theta after those
         :param eta: weight of VIME's intrinsic reward in those, for goals that no latent reaches; 0 for none
         :param seed: of everything random here
-        :return: a new model whose ``predict`` draws from the adapted latent distribution, whose ``adaptation`` is the
-            history, and whose ``policy_adaptation`` is the mean return before each update of theta; this model stays as
-            it was
+        :return: a new model whose ``predict`` is that of the adapted latent distribution and theta, whose
+            ``adaptation`` is the history, and whose ``policy_adaptation`` is the mean return before each update of
+            theta; this model stays as it was
         :raises ValueError: if no task is given, or the environment refuses it
         """
         if task is None:
@@ -124,13 +127,14 @@ class AdaptableAlgorithm(TaskAlgorithm):
         with borrowed_env(source, n_episodes, [task]) as venv:
             self.check_spaces(venv)
             agent = self.agent()
-            chosen = make_rule(rule, agent.step_sizes)
+            learner = make_learner(rule, agent)
             last_round = n_rounds == 0  # so that there is a history
-            history, (mean, log_std) = adapt_latents(
-                agent, venv, [task], chosen, n_rounds, n_episodes, rng, last_round=last_round
+            adapted.adaptation, (latents, theta) = adapt_to_tasks(
+                agent, venv, [task], learner, n_rounds, n_episodes, rng, last_round=last_round
             )
-            adapted.policy.set_latent_distribution(mean[0], log_std[0])
-            adapted.adaptation = history
+            adapted.policy.set_latent_distribution(latents.mean[0], latents.log_std[0])
+            if theta is not None:
+                adapted._set_theta({name: value[0] for name, value in theta.items()})
             collector = adapted._collector(venv)
             if eta:
                 collector = replace(collector, reward_map=CuriousRewards(eta, self.action_space, rng))
@@ -155,5 +159,9 @@ class AdaptableAlgorithm(TaskAlgorithm):
         theta, mean_return = improve_policy(
             collector, self._trust_region, params, task, n_episodes, self.fisher_subsampling, rng
         )
-        write_parameters(self._actor, self.task_latents, replace(params, policy=theta))
+        self._set_theta(theta)
         return mean_return
+
+    def _set_theta(self, theta: NamedParameters) -> None:
+        params = read_parameters(self._actor, self.task_latents)
+        write_parameters(self._actor, self.task_latents, replace(params, policy=theta))

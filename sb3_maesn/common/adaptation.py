@@ -9,41 +9,13 @@ import numpy as np
 import torch as th
 from numpy.typing import NDArray
 
-from sb3_maesn.common.adaptation_rules import RULES, PolicyGradientRule
-from sb3_maesn.common.adaptation_state import AdaptationRule
-from sb3_maesn.common.baselines import ValueFunction, estimate_advantages, linear_values
 from sb3_maesn.common.distributions import DiagGaussian
-from sb3_maesn.common.inner_update import ActorFunction
-from sb3_maesn.common.policies import LatentActorCriticPolicy
 from sb3_maesn.common.rollouts import Behaviour, collect
-from sb3_maesn.common.type_aliases import Adapted, NamedParameters, Rollout, StepSizes
+from sb3_maesn.common.task_learners import Agent, Array, LatentLearner, Round, TaskLearner, worst_for_diverged
+from sb3_maesn.common.type_aliases import Adapted, NamedParameters, Rollout
 from sb3_maesn.envs.multi_task import MultiTaskVecEnv
 
-Array = NDArray[np.float64]
-
-DEFAULT_RULE = "posterior"
 SOLVED_SHARE = 0.5
-
-
-class Agent(NamedTuple):
-    """What adaptation needs of a trained model.
-
-    :param policy: for its spaces and its latent distribution, from which adaptation starts
-    :param actor: the actor as a function of its parameters
-    :param theta: its parameters
-    :param step_sizes: learned in meta-training
-    :param gamma: discount factor
-    :param gae_lambda: of the advantages
-    :param value_function: the baseline of the advantages
-    """
-
-    policy: LatentActorCriticPolicy
-    actor: ActorFunction
-    theta: NamedParameters
-    step_sizes: StepSizes
-    gamma: float
-    gae_lambda: float
-    value_function: ValueFunction = linear_values
 
 
 @dataclass(frozen=True)
@@ -108,24 +80,6 @@ class AdaptationResult:
             return cls(**{field.name: arrays[field.name] for field in fields(cls)})
 
 
-def make_rule(rule: str | AdaptationRule | None, step_sizes: StepSizes) -> AdaptationRule:
-    """The rule for a name.
-
-    :param rule: a name of ``RULES``, a rule, or None for the default
-    :param step_sizes: learned in meta-training, for the gradient rules
-    :raises ValueError: for an unknown name
-    """
-    if isinstance(rule, AdaptationRule):
-        return rule
-    name = DEFAULT_RULE if rule is None else rule
-    if name not in RULES:
-        raise ValueError(f"rule must be one of {', '.join(RULES)}, got {name!r}")
-    kind = RULES[name]
-    if issubclass(kind, PolicyGradientRule):
-        return kind(step_sizes.mean.double().numpy(), step_sizes.log_std.double().numpy())
-    return kind()
-
-
 class _Round(NamedTuple):
     """Arrays of one round, without the leading R."""
 
@@ -139,7 +93,14 @@ class _Round(NamedTuple):
     eval_success: Array
 
 
-def play(agent: Agent, env: MultiTaskVecEnv, tasks: Sequence[Any], latents: Array, rng: np.random.Generator) -> Rollout:
+def play(
+    agent: Agent,
+    env: MultiTaskVecEnv,
+    tasks: Sequence[Any],
+    latents: Array,
+    rng: np.random.Generator,
+    theta: NamedParameters | None = None,
+) -> Rollout:
     """One episode for each latent.
 
     :param agent: who plays
@@ -147,62 +108,64 @@ def play(agent: Agent, env: MultiTaskVecEnv, tasks: Sequence[Any], latents: Arra
     :param tasks: B tasks
     :param latents: z (B, K, L)
     :param rng: source of all randomness
+    :param theta: each task's own, with a leading B; None for the agent's
     """
     z = th.as_tensor(latents, dtype=th.float32)
     zeros = th.zeros(z.shape[0], z.shape[2])
-    adapted = Adapted(DiagGaussian(zeros, zeros), None)
+    adapted = Adapted(DiagGaussian(zeros, zeros), theta)
     rollout = collect(env, tasks, Behaviour(agent.policy, agent.actor, agent.theta, adapted, z, z), rng)
     assert rollout is not None  # only a step hook can end a collection
     return rollout
 
 
-def adapt_latents(
+def adapt_to_tasks(
     agent: Agent,
     env: MultiTaskVecEnv,
     tasks: Sequence[Any],
-    rule: AdaptationRule,
+    learner: TaskLearner,
     n_rounds: int,
     n_episodes: int,
     rng: np.random.Generator,
     n_eval_episodes: int = 0,
     eval_rounds: Collection[int] | None = None,
     last_round: bool = True,
-) -> tuple[AdaptationResult, tuple[Array, Array]]:
-    """Adapt the latent distribution to each of B tasks.
+) -> tuple[AdaptationResult, Adapted]:
+    """Adapt to each of B tasks, each on its own.
 
-    :param agent: whose latent distribution; adaptation starts from it
+    :param agent: what adaptation starts from
     :param env: where the tasks are set
     :param tasks: B tasks, whatever ``set_task`` takes
-    :param rule: what to do with the episodes
+    :param learner: what to do with the episodes
     :param n_rounds: updates
     :param n_episodes: episodes of each round and task
     :param rng: source of all randomness
-    :param n_eval_episodes: fresh episodes of the policy at hand that the rule never sees, before each update
+    :param n_eval_episodes: fresh episodes of the policy at hand that the learner never sees, before each update
     :param eval_rounds: rounds with such episodes; all of them where None
     :param last_round: whether to play a round after the last update too
-    :return: what happened, and the mean and log std after the last update (B, L)
-    :raises ValueError: for numbers that are too small, or a policy without a latent
+    :return: what happened, and the tasks' values after the last update
+    :raises ValueError: for numbers that are too small, or a rule for latents of a policy without
     """
-    _check_numbers(agent, len(tasks), n_rounds, n_episodes, n_eval_episodes)
-    prior = (agent.policy.latent_mean, agent.policy.latent_log_std)
-    prior_mean, prior_log_std = (np.tile(part.double().numpy(), (len(tasks), 1)) for part in prior)  # (B, L) each
-    state = rule.start(prior_mean, prior_log_std, rng)
+    _check_numbers(agent, learner, len(tasks), n_rounds, n_episodes, n_eval_episodes)
+    state = learner.start(agent, len(tasks), rng)
     rounds = []
     for r in range(n_rounds + int(last_round)):
-        mean, log_std = rule.distribution(state)
-        latents = rule.propose(state, n_episodes, rng)
+        adapted = learner.adapted(state)
+        mean, log_std = (part.double().numpy() for part in adapted.latents)  # (B, L) each
+        latents = learner.propose(state, n_episodes, rng)
         n_fresh = n_eval_episodes if eval_rounds is None or r in eval_rounds else 0
         fresh = mean[:, None] + np.exp(log_std)[:, None] * rng.standard_normal((len(tasks), n_fresh, mean.shape[1]))
-        rollout = play(agent, env, tasks, np.concatenate([latents, fresh], axis=1), rng)
+        rollout = play(agent, env, tasks, np.concatenate([latents, fresh], axis=1), rng, adapted.policy)
         rounds.append(_note_round(rollout, n_episodes, n_eval_episodes, mean, log_std))
         if r < n_rounds:
-            advantages = _episode_advantages(agent, rollout, n_episodes)
-            state = rule.update(state, latents, rounds[-1].returns, advantages, rng)
+            seen = Round(rollout.first_episodes(n_episodes), latents, rounds[-1].returns)
+            state = learner.update(state, agent, seen, rng)
     result = AdaptationResult(*(np.stack(arrays) for arrays in zip(*rounds, strict=True)))
-    return result, rule.distribution(state)
+    return result, learner.adapted(state)
 
 
-def _check_numbers(agent: Agent, n_tasks: int, n_rounds: int, n_episodes: int, n_eval_episodes: int) -> None:
+def _check_numbers(
+    agent: Agent, learner: TaskLearner, n_tasks: int, n_rounds: int, n_episodes: int, n_eval_episodes: int
+) -> None:
     numbers = {"the number of tasks": n_tasks, "n_episodes": n_episodes}
     for name, value in numbers.items():
         if value < 1:
@@ -210,22 +173,12 @@ def _check_numbers(agent: Agent, n_tasks: int, n_rounds: int, n_episodes: int, n
     for name, value in (("n_rounds", n_rounds), ("n_eval_episodes", n_eval_episodes)):
         if value < 0:
             raise ValueError(f"{name} must not be negative, got {value}")
-    if n_rounds > 0 and agent.policy.latent_dim == 0:
+    if n_rounds > 0 and agent.policy.latent_dim == 0 and isinstance(learner, LatentLearner):
         raise ValueError(f"expected a policy with a latent to adapt, got latent_dim=0 and n_rounds={n_rounds}")
 
 
-def _worst_for_diverged(values: Array, rollout: Rollout) -> Array:
-    """Values of episodes (B, K); those that diverged get the worst of their task's, or of all where it has none."""
-    valid = rollout.mask[0].numpy() > 0.0  # (B, K)
-    if valid.all():
-        return values
-    worst = np.where(valid, values, np.inf).min(axis=1, keepdims=True)  # (B, 1)
-    worst[~np.isfinite(worst)] = values[valid].min(initial=np.inf) if valid.any() else 0.0
-    return np.where(valid, values, worst)
-
-
 def _note_round(rollout: Rollout, n_episodes: int, n_eval_episodes: int, mean: Array, log_std: Array) -> _Round:
-    returns = _worst_for_diverged(rollout.returns.double().numpy(), rollout)
+    returns = worst_for_diverged(rollout.returns.double().numpy(), rollout)
     missing = np.full((len(returns), n_eval_episodes), np.nan)
     evaluated = returns.shape[1] > n_episodes
     return _Round(
@@ -238,10 +191,3 @@ def _note_round(rollout: Rollout, n_episodes: int, n_eval_episodes: int, mean: A
         eval_returns=returns[:, n_episodes:] if evaluated else missing,
         eval_success=rollout.success[:, n_episodes:] if evaluated else missing,
     )
-
-
-def _episode_advantages(agent: Agent, rollout: Rollout, n_episodes: int) -> Array:
-    """Each episode's advantage at its first step (B, K), as in meta-training, over the episodes the rule may see."""
-    seen = rollout.first_episodes(n_episodes)
-    batch = estimate_advantages(seen, agent.gamma, agent.gae_lambda, agent.value_function)
-    return _worst_for_diverged(batch.episodes.advantages.double().numpy(), seen)

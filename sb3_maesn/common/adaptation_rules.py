@@ -25,6 +25,16 @@ from sb3_maesn.common.posterior import (
 )
 
 
+def step_scale(n_rounds: int) -> float:
+    """
+    What the gradient rules multiply their step sizes by: they halve every round from the third on.
+
+    :param n_rounds: number of the round, from 1
+    :return: 1, 1, 1/2, 1/4, ...
+    """
+    return 0.5 ** max(0, n_rounds - 2)
+
+
 class PolicyGradientRule(AdaptationRule):
     """
     The paper's rule (Gupta et al. 2018, Eqs. 3 and 5): one likelihood-ratio gradient step on mean and log std after
@@ -70,7 +80,7 @@ class PolicyGradientRule(AdaptationRule):
             _gaussian(state), th.as_tensor(state.latents[:, -n_new:]), advantages, th.ones_like(advantages)
         )
         mean_gradient, log_std_gradient = self._precondition(state, gradient.mean.numpy(), gradient.log_std.numpy())
-        scale = 0.5 ** max(0, state.n_rounds - 2)
+        scale = step_scale(state.n_rounds)
         mean = state.mean + scale * self.step_size_mean * mean_gradient
         return mean, state.log_std + scale * self.step_size_log_std * log_std_gradient
 

@@ -44,6 +44,11 @@ class InnerUpdate:
         if self.estimator not in INNER_UPDATES:
             raise ValueError(f"inner_update must be one of {', '.join(INNER_UPDATES)}, got {self.estimator!r}")
 
+    @property
+    def thins(self) -> bool:
+        """Whether some of a rollout's steps give an estimate of the update; a reparameterised one sums over all."""
+        return self.adapt_policy and self.estimator != "reparameterised"
+
 
 def likelihood_ratio_gradient(
     latents: DiagGaussian, z: th.Tensor, advantages: th.Tensor, mask: th.Tensor
@@ -212,9 +217,11 @@ def _whole(batch: TaskBatch | EpisodeBatch) -> TaskBatch:
 
 
 def _policy_gradient(
-    actor: ActorFunction, policy: NamedParameters, adapted: Adapted, batch: TaskBatch
+    actor: ActorFunction, policy: NamedParameters, adapted: Adapted, batch: TaskBatch, with_graph: bool
 ) -> NamedParameters:
-    """Gradient of the mean step's log pi * A in each task's theta, with its graph (Eq. 4): a leading B each."""
+    """Gradient of the mean step's log pi * A in each task's theta (Eq. 4), with its graph or as a constant: a leading B
+    each.
+    """
     mask = batch.rollout.mask
     theta = adapted.policy
     if theta is None:
@@ -224,7 +231,7 @@ def _policy_gradient(
     mean_length = mask.sum(dim=(0, 2)) / mask[0].sum(dim=1).clamp(min=1.0)  # (B,)
     scaled = advantages / mean_length.clamp(min=1.0).view(1, -1, 1)
     objective = action_surrogate(actor, policy, Adapted(adapted.latents, theta), batch.rollout, scaled)
-    gradients = th.autograd.grad(objective, list(theta.values()), create_graph=True)
+    gradients = th.autograd.grad(objective, list(theta.values()), create_graph=with_graph)
     return dict(zip(theta, gradients, strict=True))
 
 
@@ -251,13 +258,13 @@ def inner_update(
     :param batch: episodes collected with these values
     :return: the tasks' values after the update
     """
+    with_graph = th.is_grad_enabled() and not spec.first_order
     with th.enable_grad():
         adapted = Adapted(DiagGaussian(*(_differentiable(value) for value in adapted.latents)), adapted.policy)
         direction = _latent_direction(spec, actor, policy, adapted, steps, batch)
-        gradients = _policy_gradient(actor, policy, adapted, _whole(batch)) if spec.adapt_policy else {}
-    if spec.first_order:
+        gradients = _policy_gradient(actor, policy, adapted, _whole(batch), with_graph) if spec.adapt_policy else {}
+    if not with_graph:
         direction = DiagGaussian(direction.mean.detach(), direction.log_std.detach())
-        gradients = {name: gradient.detach() for name, gradient in gradients.items()}
     latents = DiagGaussian(
         adapted.latents.mean + steps.mean * direction.mean, adapted.latents.log_std + steps.log_std * direction.log_std
     )

@@ -3,14 +3,30 @@ surrogate.
 """
 
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 
 import torch as th
 
 from sb3_maesn.common.distributions import ActionDistribution, DiagGaussian
 from sb3_maesn.common.inner_update import ActorFunction, InnerUpdate, apply_actor, inner_update, sample_z
+from sb3_maesn.common.linearise import linearised
 from sb3_maesn.common.objectives import normalise_steps, policy_kl, prior_kl, surrogate
-from sb3_maesn.common.type_aliases import Adapted, MetaBatch, MetaParameters, ObjectiveValue, Rollout, every_nth_step
+from sb3_maesn.common.type_aliases import (
+    Adapted,
+    EpisodeBatch,
+    MetaBatch,
+    MetaParameters,
+    ObjectiveValue,
+    Rollout,
+    TaskBatch,
+    at_tasks,
+    every_nth_step,
+    with_value,
+)
+
+ALL_TASKS = slice(None)
+ROWS_OF_A_PART = 8192  # whose activations, 100 wide, are 3 MB a layer
+MIN_PARTS = 4
 
 
 @dataclass(frozen=True)
@@ -31,49 +47,87 @@ class MetaObjective:
     kl_coef: float
     latent_kl_coef: float = 0.0
 
-    def adapt(self, params: MetaParameters) -> tuple[Adapted, Adapted]:
+    def parts(self, stride: int = 1) -> list[slice]:
+        """The tasks in parts whose values add up to the whole, for several threads and small enough for their caches.
+
+        :param stride: of the steps that are used
+        """
+        n_steps, n_tasks, n_episodes = self.batch.post.rollout.rewards.shape
+        rows = -(-n_steps // stride) * n_episodes  # of a task
+        size = max(1, min(ROWS_OF_A_PART // rows, -(-n_tasks // MIN_PARTS)))
+        return [slice(start, min(start + size, n_tasks)) for start in range(0, n_tasks, size)]
+
+    def adapt(
+        self, params: MetaParameters, tasks: slice = ALL_TASKS, stride: int = 1
+    ) -> tuple[Adapted, Adapted]:
         """The tasks' values before and after all inner updates.
 
         :param params: the meta-parameters
+        :param tasks: which of the B tasks
+        :param stride: the derivatives of theta's updates use every ``stride``-th pre-update step; the values use all
         """
-        ids = th.as_tensor(self.batch.tasks.ids)
+        # tasks that divide their episodes among them need one another
+        now = ALL_TASKS if self.spec.balance else tasks
+        ids = th.as_tensor(self.batch.tasks.ids)[now]
         initial = Adapted(DiagGaussian(params.latents.mean[ids], params.latents.log_std[ids]), None)
         adapted = initial
         for batch in self.batch.pre:
-            adapted = inner_update(self.spec, self.actor, params.policy, params.step_sizes, adapted, batch)
-        return initial, adapted
+            adapted = self._inner_update(params, adapted, batch.at_tasks(now), stride)
+        return (at_tasks(initial, tasks), at_tasks(adapted, tasks)) if self.spec.balance else (initial, adapted)
+
+    def _inner_update(
+        self, params: MetaParameters, before: Adapted, batch: TaskBatch | EpisodeBatch, stride: int
+    ) -> Adapted:
+        """One inner update."""
+        update = partial(inner_update, self.spec, self.actor, params.policy, params.step_sizes, before)
+        if stride == 1 or not self.spec.thins or not isinstance(batch, TaskBatch):
+            return update(batch)
+        with th.no_grad():
+            value = update(batch)
+        return with_value(update(batch.every_nth_step(stride)), value)
 
     @cached_property
     def _advantages(self) -> th.Tensor:
         """The post-update advantages, normalised (T, B, K)."""
         return normalise_steps(self.batch.post.advantages, self.batch.post.rollout.mask)
 
-    def __call__(self, params: MetaParameters) -> ObjectiveValue:
-        """The objective and its parts.
+    def __call__(self, params: MetaParameters, tasks: slice = ALL_TASKS) -> ObjectiveValue:
+        """The objective and its parts, or what some of the tasks contribute to them.
 
         :param params: the meta-parameters
+        :param tasks: which of the B tasks
         """
-        initial, adapted = self.adapt(params)
-        rollout = self.batch.post.rollout
+        initial, adapted = self.adapt(params, tasks)
+        rollout = self.batch.post.rollout.at_tasks(tasks)
         new = self._post_distribution(params, adapted, rollout)
-        gain = surrogate(new.log_prob(rollout.actions), rollout.log_prob, self._advantages, rollout.mask)
-        kl = policy_kl(rollout.distribution, new, rollout.mask)
-        prior = prior_kl(initial.latents)
+        log_prob, share = new.log_prob(rollout.actions), self._share(rollout)
+        gain = share * surrogate(log_prob, rollout.log_prob, self._advantages[:, tasks], rollout.mask)
+        kl = share * policy_kl(rollout.distribution, new, rollout.mask)
+        prior = share * prior_kl(initial.latents)
         return ObjectiveValue(gain - self.kl_coef * prior, gain, kl, prior)
 
-    def fisher_kl(self, params: MetaParameters, stride: int) -> th.Tensor:
-        """The trust region's KL on every ``stride``-th post-update step.
+    def fisher_kl(self, params: MetaParameters, stride: int, tasks: slice = ALL_TASKS) -> th.Tensor:
+        """The trust region's KL on every ``stride``-th step, or what some of the tasks contribute to it.
 
         :param params: the meta-parameters
         :param stride: at least 1
+        :param tasks: which of the B tasks
         """
-        initial, adapted = self.adapt(params)
-        rollout = every_nth_step(self.batch.post.rollout, stride)
+        initial, adapted = self.adapt(params, tasks, stride)
+        if adapted.policy is not None:
+            # the KL is taken at its minimum only, where the curvature of the inner updates does not count
+            flat = linearised([*adapted.latents, *adapted.policy.values()], params.leaves())
+            adapted = Adapted(DiagGaussian(*flat[:2]), dict(zip(adapted.policy, flat[2:], strict=True)))
+        rollout = every_nth_step(self.batch.post.rollout.at_tasks(tasks), stride)
         kl = policy_kl(rollout.distribution, self._post_distribution(params, adapted, rollout), rollout.mask)
-        if self.latent_kl_coef == 0.0:
-            return kl
-        before, after = (_kl_from_here(value.latents) for value in (initial, adapted))
-        return kl + self.latent_kl_coef * (before + after)
+        if self.latent_kl_coef > 0.0:
+            before, after = (_kl_from_here(value.latents) for value in (initial, adapted))
+            kl = kl + self.latent_kl_coef * (before + after)
+        return self._share(rollout) * kl
+
+    def _share(self, rollout: Rollout) -> float:
+        """Weight of the mean over some of the tasks in the mean over all."""
+        return rollout.rewards.shape[1] / self.batch.post.rollout.rewards.shape[1]
 
     def _post_distribution(self, params: MetaParameters, adapted: Adapted, rollout: Rollout) -> ActionDistribution:
         z = sample_z(adapted.latents, rollout.noise)

@@ -337,19 +337,24 @@ class MetaOnPolicyAlgorithm(AdaptableAlgorithm):
 
         def candidate(leaves: Sequence[th.Tensor]) -> MetaParameters:
             new = params.with_leaves(leaves)
+            if self.n_prior_episodes is not None:  # shared episodes are the prior's: all tasks start from it
+                new = replace(new, latents=params.latents)
             return new if self.learn_step_sizes else replace(new, step_sizes=params.step_sizes)
 
-        def evaluate(leaves: Sequence[th.Tensor]) -> ObjectiveValue:
-            return objective(candidate(leaves))
+        def evaluate(tasks: slice, leaves: Sequence[th.Tensor]) -> ObjectiveValue:
+            return objective(candidate(leaves), tasks)
 
-        def fisher_kl(leaves: Sequence[th.Tensor]) -> th.Tensor:
-            return objective.fisher_kl(candidate(leaves), self.fisher_subsampling)
+        def fisher_kl(tasks: slice, leaves: Sequence[th.Tensor]) -> th.Tensor:
+            return objective.fisher_kl(candidate(leaves), self.fisher_subsampling, tasks)
 
-        solver_seed = int(self._rng().integers(2**62))
-        result = trust_region_step(evaluate, fisher_kl, params.leaves(), self._trust_region, solver_seed)
+        result = trust_region_step(
+            [partial(evaluate, tasks) for tasks in objective.parts()],
+            [partial(fisher_kl, tasks) for tasks in objective.parts(self.fisher_subsampling)],
+            params.leaves(),
+            self._trust_region,
+            seed=int(self._rng().integers(2**62)),
+        )
         new = candidate(result.leaves)
-        if self.n_prior_episodes is not None:  # shared episodes are the prior's: all tasks start from it
-            new = replace(new, latents=params.latents)
         write_parameters(self._actor, self.task_latents, new)
         if self.baseline == "critic":
             self._update_learning_rate(self.policy.optimizer)

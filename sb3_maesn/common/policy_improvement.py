@@ -48,8 +48,8 @@ def improve_policy(
         return replace(params, policy=dict(zip(params.policy, leaves, strict=True)))
 
     result = trust_region_step(
-        lambda leaves: objective(with_theta(leaves)),
-        lambda leaves: objective.fisher_kl(with_theta(leaves), fisher_subsampling),
+        [lambda leaves: objective(with_theta(leaves))],
+        [lambda leaves: objective.fisher_kl(with_theta(leaves), fisher_subsampling)],
         list(params.policy.values()),
         trust_region,
         int(rng.integers(2**62)),

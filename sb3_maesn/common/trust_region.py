@@ -3,13 +3,20 @@
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from types import SimpleNamespace
+from typing import TypeAlias, TypeVar
 
 import torch as th
 from sb3_contrib import TRPO
 from sb3_contrib.common.utils import conjugate_gradient_solver
 
+from sb3_maesn.common.parallel import Workers
 from sb3_maesn.common.type_aliases import ObjectiveValue, StepResult
+
+Value = TypeVar("Value")
+Evaluate: TypeAlias = Callable[[Sequence[th.Tensor]], Value]
+"""Something as a function of the parameters."""
 
 
 @dataclass(frozen=True)
@@ -45,21 +52,29 @@ def unflatten(vector: th.Tensor, like: Sequence[th.Tensor]) -> list[th.Tensor]:
     return [part.view_as(tensor) for part, tensor in zip(parts, like, strict=True)]
 
 
-def fisher_product(kl: th.Tensor, leaves: Sequence[th.Tensor], damping: float) -> Callable[[th.Tensor], th.Tensor]:
+def fisher_product(
+    kls: Sequence[Evaluate[th.Tensor]], leaves: Sequence[th.Tensor], damping: float, workers: Workers
+) -> Callable[[th.Tensor], th.Tensor]:
     """The product of a vector with the KL's Hessian plus damping.
 
-    :param kl: scalar with its graph
+    :param kls: the KL as functions of the parameters whose values add up
     :param leaves: parameters
     :param damping: added to the diagonal
+    :param workers: which run the functions
     :return: (P,) -> (P,)
     """
-    # flat_grad drops parameters whose gradient is None: a term of no effect keeps every parameter in place
-    kl = kl + 0.0 * sum(leaf.square().sum() for leaf in leaves)
-    kl_gradient = flatten(th.autograd.grad(kl, leaves, create_graph=True))
-    settings = SimpleNamespace(cg_damping=damping)
+
+    def gradient_of(kl: Evaluate[th.Tensor]) -> th.Tensor:
+        # flat_grad drops parameters whose gradient is None: a term of no effect keeps every parameter in place
+        value = kl(leaves) + 0.0 * sum(leaf.square().sum() for leaf in leaves)
+        return flatten(th.autograd.grad(value, leaves, create_graph=True))
+
+    gradients = workers([partial(gradient_of, kl) for kl in kls])
+    undamped = SimpleNamespace(cg_damping=0.0)
 
     def product(vector: th.Tensor) -> th.Tensor:
-        return TRPO.hessian_vector_product(settings, list(leaves), kl_gradient, vector)  # type: ignore[arg-type]  # reads cg_damping only
+        hvp = partial(TRPO.hessian_vector_product, undamped, list(leaves))  # type: ignore[arg-type]  # reads cg_damping only
+        return sum(workers([partial(hvp, gradient, vector) for gradient in gradients]), damping * vector)
 
     return product
 
@@ -86,8 +101,8 @@ def search_direction(
 
 
 def trust_region_step(
-    evaluate: Callable[[Sequence[th.Tensor]], ObjectiveValue],
-    fisher_kl: Callable[[Sequence[th.Tensor]], th.Tensor],
+    evaluate: Sequence[Evaluate[ObjectiveValue]],
+    fisher_kl: Sequence[Evaluate[th.Tensor]],
     leaves: Sequence[th.Tensor],
     settings: TrustRegion,
     seed: int,
@@ -96,27 +111,44 @@ def trust_region_step(
 
     The line search evaluates without a graph; an inner update inside the objective enables gradients for itself.
 
-    :param evaluate: objective and its parts as a function of the parameters
-    :param fisher_kl: the KL whose Hessian measures the step, perhaps on part of the data
+    :param evaluate: objective and its parts, as functions of the parameters whose values add up
+    :param fisher_kl: the KL whose Hessian measures the step, perhaps on part of the data, likewise
     :param leaves: current parameters
     :param settings: of the step
     :param seed: of the conjugate-gradient solver's start
     :return: the new parameters and what happened
     """
     leaves = [leaf.detach().requires_grad_() for leaf in leaves]
-    before = evaluate(leaves)
-    # allow_unused: a parameter that the objective does not contain keeps its value
-    gradients = th.autograd.grad(before.objective, leaves, allow_unused=True, materialize_grads=True)
-    product = fisher_product(fisher_kl(leaves), leaves, settings.cg_damping)
-    direction, length = search_direction(product, flatten(gradients), settings, seed)
-    before = ObjectiveValue(*(part.detach() for part in before))
-    n_tries = settings.line_search_max_iter if length > 0.0 else 0
-    for n_backtracks in range(n_tries):
-        scale = length * settings.line_search_shrinking_factor**n_backtracks
-        steps = unflatten(scale * direction, leaves)
-        candidate = [(leaf + step).detach().requires_grad_() for leaf, step in zip(leaves, steps, strict=True)]
-        with th.no_grad():
-            after = evaluate(candidate)
-        if after.kl <= settings.target_kl and after.objective > before.objective:
-            return StepResult([leaf.detach() for leaf in candidate], True, n_backtracks, before, after)
+    with Workers() as workers:
+        before, gradient = _value_and_gradient(evaluate, leaves, workers)
+        product = fisher_product(fisher_kl, leaves, settings.cg_damping, workers)
+        direction, length = search_direction(product, gradient, settings, seed)
+        n_tries = settings.line_search_max_iter if length > 0.0 else 0
+        for n_backtracks in range(n_tries):
+            scale = length * settings.line_search_shrinking_factor**n_backtracks
+            steps = unflatten(scale * direction, leaves)
+            candidate = [(leaf + step).detach().requires_grad_() for leaf, step in zip(leaves, steps, strict=True)]
+            with th.no_grad():
+                after = _sum(workers([partial(part, candidate) for part in evaluate]))
+            if after.kl <= settings.target_kl and after.objective > before.objective:
+                return StepResult([leaf.detach() for leaf in candidate], True, n_backtracks, before, after)
     return StepResult([leaf.detach() for leaf in leaves], False, n_tries, before, before)
+
+
+def _value_and_gradient(
+    evaluate: Sequence[Evaluate[ObjectiveValue]], leaves: Sequence[th.Tensor], workers: Workers
+) -> tuple[ObjectiveValue, th.Tensor]:
+    """The objective's value and its gradient (P,); no part's graph outlives it."""
+
+    def of_part(part: Evaluate[ObjectiveValue]) -> tuple[ObjectiveValue, th.Tensor]:
+        value = part(leaves)
+        # allow_unused: a parameter that the objective does not contain keeps its value
+        gradients = th.autograd.grad(value.objective, leaves, allow_unused=True, materialize_grads=True)
+        return ObjectiveValue(*(number.detach() for number in value)), flatten(gradients)
+
+    values, gradients = zip(*workers([partial(of_part, part) for part in evaluate]), strict=True)
+    return _sum(values), th.stack(gradients).sum(dim=0)
+
+
+def _sum(values: Sequence[ObjectiveValue]) -> ObjectiveValue:
+    return ObjectiveValue(*(th.stack(numbers).sum() for numbers in zip(*values, strict=True)))

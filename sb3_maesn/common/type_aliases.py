@@ -112,6 +112,17 @@ class Rollout:
         episodes = {name: getattr(self, name)[:, :n] for name in ("latents", "noise", "success")}
         return replace(self, distribution=distribution, **steps, **episodes)
 
+    def at_tasks(self, tasks: slice) -> "Rollout":
+        """Some of the tasks, without copying.
+
+        :param tasks: which
+        """
+        # a Gaussian's log std that all tasks share has a task dimension of 1
+        parts = (part if part.shape[1] == 1 else part[:, tasks] for part in self.distribution)
+        steps = {name: getattr(self, name)[:, tasks] for name in STEP_FIELDS}
+        episodes = {name: getattr(self, name)[tasks] for name in ("latents", "noise", "success")}
+        return replace(self, distribution=type(self.distribution)(*parts), **steps, **episodes)
+
     def summary(self) -> RolloutSummary:
         """Returns, lengths and success of the valid episodes."""
         valid = self.mask[0].numpy() > 0  # (B, K)
@@ -149,6 +160,16 @@ class EpisodeBatch:
                 shape = tuple(getattr(self, name).shape)
                 raise ValueError(f"expected {name} to begin with {tuple(self.advantages.shape)}, got {shape}")
 
+    def at_tasks(self, tasks: slice) -> "EpisodeBatch":
+        """Some of the tasks, without copying.
+
+        :param tasks: which
+        """
+        groups = None if self.groups is None else self.groups[tasks]
+        return EpisodeBatch(
+            self.latents[tasks], self.noise[tasks], self.advantages[tasks], self.mask[tasks], groups
+        )
+
 
 @dataclass(frozen=True)
 class TaskBatch:
@@ -175,6 +196,22 @@ class TaskBatch:
     def episodes(self) -> EpisodeBatch:
         """The rollout seen from the latents."""
         return EpisodeBatch(self.rollout.latents, self.rollout.noise, self.advantages[0], self.rollout.mask[0])
+
+    def every_nth_step(self, stride: int) -> "TaskBatch":
+        """Every ``stride``-th time step.
+
+        :param stride: at least 1
+        """
+        steps = (self.advantages[::stride], self.discounted_returns[::stride])
+        return TaskBatch(every_nth_step(self.rollout, stride), *steps, self.explained_variance)
+
+    def at_tasks(self, tasks: slice) -> "TaskBatch":
+        """Some of the tasks, without copying.
+
+        :param tasks: which
+        """
+        steps = (self.advantages[:, tasks], self.discounted_returns[:, tasks])
+        return TaskBatch(self.rollout.at_tasks(tasks), *steps, self.explained_variance)
 
 
 @dataclass(frozen=True)
@@ -208,6 +245,14 @@ class StepSizes:
     log_std: th.Tensor
     log_temperature: th.Tensor
     policy: NamedParameters
+
+    def scaled(self, factor: float) -> "StepSizes":
+        """Shorter or longer steps of the gradient updates.
+
+        :param factor: by which
+        """
+        policy = {name: factor * step for name, step in self.policy.items()}
+        return StepSizes(factor * self.mean, factor * self.log_std, self.log_temperature, policy)
 
 
 @dataclass(frozen=True)
@@ -292,6 +337,44 @@ def detached(value: Adapted) -> Adapted:
     """The same values without their graph."""
     policy = None if value.policy is None else {name: tensor.detach() for name, tensor in value.policy.items()}
     return Adapted(DiagGaussian(*(tensor.detach() for tensor in value.latents)), policy)
+
+
+def at_tasks(value: Adapted, tasks: slice) -> Adapted:
+    """The values of some of the tasks.
+
+    :param value: of B tasks
+    :param tasks: which
+    """
+    policy = None if value.policy is None else {name: tensor[tasks] for name, tensor in value.policy.items()}
+    return Adapted(DiagGaussian(*(tensor[tasks] for tensor in value.latents)), policy)
+
+
+def with_value(graph: Adapted, value: Adapted) -> Adapted:
+    """Other values with the derivatives of the first.
+
+    :param graph: where the derivatives come from
+    :param value: constants
+    """
+
+    def shift(tensor: th.Tensor, target: th.Tensor) -> th.Tensor:
+        return target + (tensor - tensor.detach())
+
+    latents = DiagGaussian(*(shift(*pair) for pair in zip(graph.latents, value.latents, strict=True)))
+    if graph.policy is None or value.policy is None:
+        return Adapted(latents, None)
+    return Adapted(latents, {name: shift(graph.policy[name], value.policy[name]) for name in graph.policy})
+
+
+def join_tasks(parts: Sequence[Adapted]) -> Adapted:
+    """The inverse of :func:`at_tasks`.
+
+    :param parts: the values of some tasks each, in order; all have a theta of their own, or none has
+    """
+    latents = DiagGaussian(*(th.cat(tensors) for tensors in zip(*(part.latents for part in parts), strict=True)))
+    policies = [part.policy for part in parts if part.policy is not None]
+    if not policies:
+        return Adapted(latents, None)
+    return Adapted(latents, {name: th.cat([policy[name] for policy in policies]) for name in policies[0]})
 
 
 def every_nth_step(rollout: Rollout, stride: int) -> Rollout:

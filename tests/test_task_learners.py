@@ -1,0 +1,130 @@
+"""Learners of the tasks at hand: which one a model and a rule make, and what the inner update does at test time."""
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch as th
+
+from sb3_maesn import MAESN, MAML, MetaOnPolicyAlgorithm, MultiTaskVecEnv
+from sb3_maesn.common.adaptation import adapt_to_tasks, play
+from sb3_maesn.common.adaptation_rules import KernelRule, step_scale
+from sb3_maesn.common.inner_update import inner_update
+from sb3_maesn.common.task_learners import InnerLearner, LatentLearner, Round, TaskLearner, make_learner
+from sb3_maesn.common.type_aliases import Adapted
+from sb3_maesn.envs import make_vec
+
+SMALL: dict[str, Any] = {"meta_batch_size": 3, "n_episodes": 4, "seed": 0}
+
+
+def make_env() -> MultiTaskVecEnv:
+    return MultiTaskVecEnv(make_vec("PointGoal-v0", 12))
+
+
+def maesn(**kwargs: Any) -> MAESN:
+    return MAESN("LatentMlpPolicy", make_env(), policy_kwargs={"net_arch": [8], "ortho_init": False}, **SMALL, **kwargs)
+
+
+def maml() -> MAML:
+    return MAML("MlpPolicy", make_env(), policy_kwargs={"net_arch": [8]}, **SMALL)
+
+
+@pytest.mark.parametrize(
+    ("model", "rule", "kind"),
+    [
+        (maml(), None, InnerLearner),
+        (maml(), "policy_gradient", InnerLearner),
+        (maml(), "kernel", LatentLearner),  # which then asks for a latent
+        (maesn(), None, LatentLearner),
+        (maesn(), "policy_gradient", LatentLearner),
+        (maesn(adapt_policy=True), None, LatentLearner),
+        (maesn(adapt_policy=True), "policy_gradient", InnerLearner),
+        (maesn(adapt_policy=True), KernelRule(), LatentLearner),
+    ],
+)
+def test_what_adapts(model: MetaOnPolicyAlgorithm, rule: Any, kind: type[TaskLearner]) -> None:
+    assert type(make_learner(rule, model.agent())) is kind
+
+
+@pytest.mark.parametrize("kwargs", [{}, {"inner_update": "reparameterised"}, {"inner_update": "reward_weighted"}])
+def test_the_update_is_meta_trainings_own(kwargs: dict[str, Any]) -> None:
+    """Theta and latent move as one inner update of all tasks at once would move them, the step sizes scaled."""
+    model, rng = maesn(adapt_policy=True, **kwargs), np.random.default_rng(0)
+    assert model.env is not None
+    agent, learner, tasks = model.agent(), InnerLearner(), model.env.task_set("test")[:12]
+    state = learner.start(agent, len(tasks), rng)
+    for n_rounds in (1, 2, 3):
+        latents = learner.propose(state, 5, rng)
+        rollout = play(agent, model.env, tasks, latents, rng, learner.adapted(state).policy)
+        mean, log_std = state.adapted.latents
+        noise = (th.as_tensor(latents, dtype=th.float32) - mean.unsqueeze(1)) / log_std.exp().unsqueeze(1)
+        batch = agent.judge(replace(rollout, noise=noise))
+        steps = agent.step_sizes.scaled(step_scale(n_rounds))
+        expected = inner_update(agent.spec, agent.actor, agent.theta, steps, state.adapted, batch)
+        state = learner.update(state, agent, Round(rollout, latents, np.zeros((12, 5))), rng)
+        for got, wanted in zip(flat(state.adapted), flat(expected), strict=True):
+            assert th.allclose(got, wanted, rtol=1e-4, atol=1e-6)
+            assert not got.requires_grad
+    assert state.n_rounds == 3
+
+
+def flat(adapted: Adapted) -> list[th.Tensor]:
+    assert adapted.policy is not None
+    return [*adapted.latents, *adapted.policy.values()]
+
+
+def test_draws_come_from_the_tasks_own_latent_distributions() -> None:
+    learner, rng = InnerLearner(), np.random.default_rng(0)
+    state = learner.start(maesn(adapt_policy=True).agent(), 2, rng)
+    state.adapted.latents.mean[1] += 3.0
+    draws = learner.propose(state, 500, rng)
+    assert draws.mean(axis=1)[0] == pytest.approx(0.0, abs=0.2)
+    assert draws.mean(axis=1)[1] == pytest.approx(3.0, abs=0.2)
+    assert draws.std(axis=1) == pytest.approx(1.0, abs=0.1)
+
+
+def test_step_scale() -> None:
+    assert [step_scale(n) for n in (1, 2, 3, 4, 5)] == [1.0, 1.0, 0.5, 0.25, 0.125]
+
+
+def test_tasks_do_not_learn_from_each_other() -> None:
+    """What a task's theta becomes depends on its own episodes alone."""
+    model, rng = maml(), np.random.default_rng(0)
+    assert model.env is not None
+    agent, learner = model.agent(), InnerLearner()
+    rollout = play(agent, model.env, model.env.task_set("test")[:3], np.zeros((3, 4, 0)), rng)
+    played = Round(rollout, np.zeros((3, 4, 0)), np.zeros((3, 4)))
+    start = learner.start(agent, 3, rng)
+    first = learner.update(start, agent, played, rng).adapted
+    rollout.rewards[:, 1] += th.randn(20, 4)
+    second = learner.update(start, agent, played, rng).adapted
+    for before, after in zip(flat(first), flat(second), strict=True):
+        assert th.allclose(before[[0, 2]], after[[0, 2]])
+        assert before.numel() == 0 or not th.allclose(before[1], after[1])
+
+
+def test_a_round_in_which_all_episodes_of_a_task_diverged_moves_nothing() -> None:
+    model, rng = maml(), np.random.default_rng(0)
+    assert model.env is not None
+    agent, learner = model.agent(), InnerLearner()
+    rollout = play(agent, model.env, model.env.task_set("test")[:2], np.zeros((2, 4, 0)), rng)
+    rollout.mask[:, 0] = 0.0
+    rollout.rewards[:, 0] = 0.0
+    start = learner.start(agent, 2, rng)
+    after = learner.update(start, agent, Round(rollout, np.zeros((2, 4, 0)), np.zeros((2, 4))), rng).adapted
+    assert after.policy is not None
+    for name, value in after.policy.items():
+        assert th.equal(value[0], agent.theta[name])
+        assert not th.equal(value[1], agent.theta[name])
+
+
+def test_the_history_has_the_latents_of_a_model_that_adapts_both() -> None:
+    model = maesn(adapt_policy=True)
+    assert model.env is not None
+    agent = model.agent()
+    task, rng = model.env.task_set("test")[:1], np.random.default_rng(0)
+    result, adapted = adapt_to_tasks(agent, model.env, task, InnerLearner(), 2, 6, rng)
+    assert result.mean.shape == (3, 1, 2)
+    assert np.allclose(result.mean[2, 0], adapted.latents.mean[0])
+    assert not np.allclose(result.mean[0], result.mean[1])
