@@ -12,8 +12,7 @@ from sb3_maesn.common.adaptation import AdaptationResult
 from sb3_maesn.common.adaptation_state import AdaptationRule
 from sb3_maesn.common.env_util import MAX_MEMBERS, as_multi_task
 from sb3_maesn.common.files import write_atomically
-from sb3_maesn.common.meta_on_policy_algorithm import MetaOnPolicyAlgorithm
-from sb3_maesn.evaluation import evaluate_adaptation
+from sb3_maesn.evaluation import AdaptableModel, evaluate_adaptation
 
 
 class MetaEvalCallback(BaseCallback):
@@ -108,7 +107,7 @@ class MetaEvalCallback(BaseCallback):
         if iteration == self.last_iteration:
             return
         self.last_iteration = iteration
-        assert isinstance(self.model, MetaOnPolicyAlgorithm)
+        assert isinstance(self.model, AdaptableModel)
         result = evaluate_adaptation(
             self.model, self.eval_env, self.tasks, self.n_rounds, self.n_episodes, self.rule, self.eval_seed
         )

@@ -1,7 +1,7 @@
 """Adaptation curves: how well a trained model adapts to tasks it has never seen."""
 
 from collections.abc import Collection, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 from stable_baselines3.common.type_aliases import GymEnv
@@ -11,12 +11,15 @@ from sb3_maesn.common.adaptation_state import AdaptationRule
 from sb3_maesn.common.env_util import borrowed_env
 from sb3_maesn.common.meta_on_policy_algorithm import MetaOnPolicyAlgorithm
 from sb3_maesn.common.task_learners import make_learner
+from sb3_maesn.rl2 import RL2
 
-__all__ = ["AdaptationResult", "evaluate_adaptation"]
+__all__ = ["AdaptableModel", "AdaptationResult", "evaluate_adaptation"]
+
+AdaptableModel: TypeAlias = MetaOnPolicyAlgorithm | RL2
 
 
 def evaluate_adaptation(
-    model: MetaOnPolicyAlgorithm,
+    model: AdaptableModel,
     env: GymEnv | str,
     tasks: Sequence[Any],
     n_rounds: int = 3,
@@ -29,7 +32,7 @@ def evaluate_adaptation(
     """Adapt to all tasks at once, every task with its own latent distribution or theta, and report every round.
 
     Round 0 is that of the unadapted policy. A task is solved after round r if at least half of round r's episodes
-    succeed.
+    succeed. RL2 adapts by its memory: there, ``n_episodes`` trials run side by side, and round r is their episode r.
 
     :param model: a trained model; it is not changed
     :param env: an id such as ``"WheeledGoalSparse-v0"``, a Gymnasium environment with tasks, or a VecEnv of such
@@ -47,6 +50,13 @@ def evaluate_adaptation(
     """
     if len(tasks) == 0:
         raise ValueError("expected at least one task, got none")
+    if isinstance(model, RL2):
+        if rule is not None or n_eval_episodes > 0:
+            raise ValueError(
+                "RL2 adapts by its memory: expected no rule and n_eval_episodes=0, got"
+                f" rule={rule!r} and n_eval_episodes={n_eval_episodes}"
+            )
+        return model.evaluate_trials(env, tasks, n_rounds + 1, n_episodes, seed=seed)
     agent, rng = model.agent(), np.random.default_rng(seed)
     learner = make_learner(rule, agent)
     with borrowed_env(env, len(tasks) * (n_episodes + n_eval_episodes), tasks) as venv:

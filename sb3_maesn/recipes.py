@@ -16,7 +16,6 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecMonitor
 from sb3_maesn.callbacks import MetaEvalCallback
 from sb3_maesn.cli import check_env_id, parse_task, sparse_variant
 from sb3_maesn.common.env_util import MAX_SINGLE_MEMBERS
-from sb3_maesn.common.meta_on_policy_algorithm import MetaOnPolicyAlgorithm
 from sb3_maesn.common.task_algorithm import TaskAlgorithm
 from sb3_maesn.config import ConfigError
 from sb3_maesn.envs import FAMILIES, make_vec
@@ -142,7 +141,7 @@ class MetaLearning(Recipe):
     :param policy: name of its policy where the configuration names none
     """
 
-    def __init__(self, algorithm: type[MetaOnPolicyAlgorithm], policy: str = "LatentMlpPolicy") -> None:
+    def __init__(self, algorithm: type[TaskAlgorithm], policy: str = "LatentMlpPolicy") -> None:
         super().__init__(algorithm, policy)
 
     def n_members(self, config: Mapping[str, Any]) -> int:
@@ -164,19 +163,38 @@ class MetaLearning(Recipe):
         return make_tasks_env(run.env_id, n_envs, monitor_file)
 
     def make_evaluation(self, run: TrainingRun, model: Any) -> BaseCallback:
-        """Adaptation to the first validation tasks."""
-        eval_env = make_tasks_env(sparse_variant(run.env_id), run.eval_tasks * run.eval_episodes)
+        """Adaptation to the first validation tasks, from sparse reward."""
+        return self._adaptation(run, model, sparse_variant(run.env_id), rule=run.config.get("eval_rule"))
+
+    def _adaptation(self, run: TrainingRun, model: Any, env_id: str, **settings: Any) -> MetaEvalCallback:
+        eval_env = make_tasks_env(env_id, run.eval_tasks * run.eval_episodes)
         every = max(run.eval_freq // self.timesteps_per_iteration(model), 1)
         return MetaEvalCallback(
             eval_env,
             tasks=eval_env.task_set("validation")[: run.eval_tasks],
             eval_freq=every if run.eval_freq else ITERATIONS_BETWEEN_EVALUATIONS,
             n_episodes=run.eval_episodes,
-            rule=run.config.get("eval_rule"),
             log_path=str(run.folder),
             best_model_save_path=str(run.folder),
             verbose=run.verbose,
+            **settings,
         )
+
+
+class TrialLearning(MetaLearning):
+    """Of an algorithm that trains on trials of all tasks, and adapts within a trial to the reward that it knows."""
+
+    def n_members(self, config: Mapping[str, Any]) -> int:
+        """One for each trial of an iteration, unless the configuration asks for fewer that run several."""
+        return int(config.get("n_envs", config.get("meta_batch_size", 40)))
+
+    def n_members_resumed(self, model: Any, run: TrainingRun) -> int:
+        """As many as before, since they make up the batch."""
+        return int(model.n_envs)
+
+    def make_evaluation(self, run: TrainingRun, model: Any) -> BaseCallback:
+        """Trials of the first validation tasks, with the reward of training."""
+        return self._adaptation(run, model, run.env_id, n_rounds=model.n_episodes - 1)
 
 
 class SingleTask(Recipe):

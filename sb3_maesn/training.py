@@ -21,9 +21,11 @@ from sb3_maesn.recipes import (
     Recipe,
     SingleTask,
     TrainingRun,
+    TrialLearning,
     closed_on_error,
 )
 from sb3_maesn.reinforce import REINFORCE
+from sb3_maesn.rl2 import RL2
 from sb3_maesn.run_folder import IterationCheckpoints, file_name
 from sb3_maesn.vime import VIME
 
@@ -32,6 +34,7 @@ ALGOS: dict[str, Recipe] = {
     "maesn": MetaLearning(MAESN),
     "maml": MetaLearning(MAML, "MlpPolicy"),
     "reinforce": SingleTask(REINFORCE),
+    "rl2": TrialLearning(RL2, "MlpLstmPolicy"),
     "trpo": SingleTask(TRPO),
     "vime": SingleTask(VIME),
 }

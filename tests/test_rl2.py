@@ -1,5 +1,8 @@
 """RL2: memory across the episodes of a trial, adaptation, exact resume, and learning on a real bandit."""
 
+import csv
+import json
+import runpy
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +16,11 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.vec_env import DummyVecEnv, VecMonitor
 
-from sb3_maesn import MultiTaskVecEnv
-from sb3_maesn.common.trial_policy import TrialLstmPolicy
-from sb3_maesn.envs import Bandit, make_vec
+from sb3_maesn import RL2, MultiTaskVecEnv, TrialLstmPolicy, TrialVecEnv
+from sb3_maesn.config import SCRIPT_KEYS, constructor_arguments, load_entry
+from sb3_maesn.envs import FAMILIES, Bandit, make_vec
 from sb3_maesn.envs.bandit import bayes_optimal_return
-from sb3_maesn.envs.trials import TrialVecEnv
-from sb3_maesn.rl2 import RL2
+from sb3_maesn.evaluation import evaluate_adaptation
 from tests.tiny import POINT, log_of
 from tests.toy import Walk
 
@@ -193,6 +195,18 @@ def test_evaluation_is_by_episode_of_the_trial_and_does_not_depend_on_waves() ->
     np.testing.assert_allclose(waves.returns, result.returns, rtol=1e-6)
 
 
+def test_evaluate_adaptation_speaks_of_rounds() -> None:
+    model = tiny(walks(2))
+    result = evaluate_adaptation(model, walks(4), [-1.0, 1.0], n_rounds=2, n_episodes=2, seed=3)
+    same = model.evaluate_trials(walks(4), [-1.0, 1.0], n_episodes=3, n_trials=2, seed=3)
+    np.testing.assert_array_equal(result.returns, same.returns)
+    assert result.mean.shape == (3, 2, 0)
+    wrong: list[dict[str, Any]] = [{"rule": "kernel"}, {"n_eval_episodes": 5}]
+    for settings in wrong:
+        with pytest.raises(ValueError, match="RL2 adapts by its memory"):
+            evaluate_adaptation(model, walks(), [1.0], **settings)
+
+
 # Training
 
 
@@ -272,6 +286,27 @@ def test_it_learns_a_bandit() -> None:
     tasks = Bandit().sample_tasks(4000, np.random.default_rng(1))
     result = model.evaluate_trials("Bandit-v0", list(tasks), deterministic=True)
     assert result.mean_return[0] > 0.92 * bayes_optimal_return(10)  # without a memory 5.0, 83 % of it
+
+
+def test_shipped_settings_build_a_model(root: Path) -> None:
+    for env_id in [*(env_id for env_id in FAMILIES if "Sparse" not in env_id), "Other-v0"]:
+        entry = load_entry(root / "zoo_configs" / "rl2.yml", env_id)
+        arguments = constructor_arguments({k: v for k, v in entry.items() if k not in SCRIPT_KEYS}, RL2)
+        model = RL2(entry["policy"], POINT if env_id == "Other-v0" else env_id, **arguments)
+        assert entry["n_envs"] == model.n_envs == entry["meta_batch_size"]
+        assert entry["n_timesteps"] % model.timesteps_per_iteration == 0 or env_id == "Other-v0"
+
+
+def test_the_comparison_with_the_optimum_runs(tmp_path: Path, root: Path) -> None:
+    """A miniature of what wrote results/rl2-*.csv."""
+    script = runpy.run_path(str(root / "scripts" / "compare_optimum.py"))
+    flags = ["-n", "16000", "--evaluations", "2", "--tasks", "4", "--csv", str(tmp_path / "table.csv")]
+    assert script["main"](["PointGoal-v0", *flags]) == 0
+    with (tmp_path / "table.csv").open(encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["timesteps"] for row in rows] == ["0", "0", "8000", "8000", "16000", "16000"]
+    assert all(float(row["mean_return"]) < float(row["best_return"]) < 0.0 for row in rows)
+    assert json.loads((tmp_path / "table.json").read_text())["seed"] == 0
 
 
 # Bad input
