@@ -35,11 +35,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     :return: exit code
     """
     args = make_parser().parse_args(argv)
-    import torch
-
     from sb3_maesn.cli import one_line_errors, sparse_variant
 
-    torch.set_num_threads(1)  # faster than 2 for networks of this size while physics runs on all cores
     with one_line_errors(args.verbose):
         test_env = sparse_variant(args.env)
         print(f"1. Meta-training on {args.env}: dense reward, 100 training tasks", flush=True)

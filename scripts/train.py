@@ -46,7 +46,7 @@ def make_parser() -> argparse.ArgumentParser:
         "--num-threads",
         type=int,
         default=-1,
-        help="threads of torch, -1 for one, the fastest while physics runs on all cores",
+        help="threads of torch and of the meta step, -1 for one per core",
     )
     add("-P", "--progress", action="store_true", help="show a progress bar")
     add("-i", "--trained-agent", default="", help="model file to go on with, exactly where it stopped")
@@ -91,7 +91,8 @@ def run(args: argparse.Namespace, command: Sequence[str]) -> int:
     overrides = files.parse_overrides(args.hyperparams)
     config = {**files.load_entry(args.conf_file or CONFIGS / f"{args.algo}.yml", args.env), **overrides}
     files.constructor_arguments({k: v for k, v in config.items() if k not in files.SCRIPT_KEYS}, algorithm)
-    torch.set_num_threads(max(args.num_threads, 1))
+    if args.num_threads > 0:
+        torch.set_num_threads(args.num_threads)
     folder = run_folder.create_run_folder(args.log_folder, args.algo, args.env)
     seed = choose_seed(args.seed)
     run_folder.write_settings(folder, args.env, config, {**vars(args), "seed": seed, "env_kwargs": None}, command)

@@ -58,7 +58,8 @@ class AdaptableAlgorithm(TaskAlgorithm):
         return partial(linear_values, ridge=self.baseline_ridge)
 
     def _actor_function(self, theta: NamedParameters, observations: th.Tensor, latents: th.Tensor) -> Any:
-        return th.func.functional_call(self._actor, theta, (observations, latents))
+        # no two parameters of an actor are one, and looking for such costs as much as a layer
+        return th.func.functional_call(self._actor, theta, (observations, latents), tie_weights=False)
 
     @property
     def _trust_region(self) -> TrustRegion:

@@ -1,9 +1,11 @@
 """Value baselines: linear features fitted to each task, or the policy's critic."""
 
 from collections.abc import Callable
+from functools import partial
 
 import torch as th
 
+from sb3_maesn.common.parallel import Workers
 from sb3_maesn.common.type_aliases import Rollout, TaskBatch
 
 ValueFunction = Callable[[Rollout, th.Tensor], th.Tensor]
@@ -70,12 +72,16 @@ def linear_values(rollout: Rollout, discounted_returns: th.Tensor, ridge: float 
     """
     n_steps, n_tasks, n_episodes = discounted_returns.shape
     values = th.empty_like(discounted_returns)
-    for task in range(n_tasks):  # one task at a time keeps the features in cache and the memory small
+
+    def fit(task: int) -> None:
         features = linear_features(rollout.observations[:, task].flatten(2))  # (T, K, F)
         fitted = _ridge_fit(
             features.flatten(0, 1), discounted_returns[:, task].flatten(), rollout.mask[:, task].flatten(), ridge
         )
         values[:, task] = fitted.view(n_steps, n_episodes)
+
+    with Workers() as workers:  # one task at a time keeps the features in cache and the memory small
+        workers([partial(fit, task) for task in range(n_tasks)])
     return values
 
 

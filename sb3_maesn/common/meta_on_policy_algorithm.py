@@ -59,8 +59,9 @@ class MetaOnPolicyAlgorithm(AdaptableAlgorithm):
     :param adapt_policy: update theta in the inner update too (Eq. 4)
     :param first_order: stop the gradient through the inner gradients
     :param step_size_init: initial step size of the latents
-    :param learn_step_sizes: False keeps step sizes and temperature as they are: steps above 1 push tasks out of the
-        part of the prior that was theirs
+    :param step_size_max: bound on the latents' learned step sizes; longer steps let tasks live outside the bulk of the
+        prior, where a sparse reward is never met
+    :param learn_step_sizes: False keeps step sizes and temperature as they are
     :param policy_step_size_init: initial step size of theta
     :param temperature_init: initial temperature of the reward-weighted update
     :param latent_mean_init_std: spread of the tasks' initial latent means
@@ -109,6 +110,7 @@ class MetaOnPolicyAlgorithm(AdaptableAlgorithm):
         adapt_policy: bool = False,
         first_order: bool = False,
         step_size_init: float = 1.0,
+        step_size_max: float | None = None,
         learn_step_sizes: bool = True,
         policy_step_size_init: float = 0.1,
         temperature_init: float = 0.3,
@@ -144,6 +146,7 @@ class MetaOnPolicyAlgorithm(AdaptableAlgorithm):
         self.adapt_policy = adapt_policy
         self.first_order = first_order
         self.step_size_init = step_size_init
+        self.step_size_max = step_size_max
         self.learn_step_sizes = learn_step_sizes
         self.policy_step_size_init = policy_step_size_init
         self.temperature_init = temperature_init
@@ -337,6 +340,8 @@ class MetaOnPolicyAlgorithm(AdaptableAlgorithm):
 
         def candidate(leaves: Sequence[th.Tensor]) -> MetaParameters:
             new = params.with_leaves(leaves)
+            if self.step_size_max is not None:
+                new = replace(new, step_sizes=new.step_sizes.at_most(self.step_size_max))
             if self.n_prior_episodes is not None:  # shared episodes are the prior's: all tasks start from it
                 new = replace(new, latents=params.latents)
             return new if self.learn_step_sizes else replace(new, step_sizes=params.step_sizes)

@@ -22,6 +22,7 @@ AT_LEAST = {
 POSITIVE = (
     "baseline_ridge",
     "step_size_init",
+    "step_size_max",
     "policy_step_size_init",
     "temperature_init",
     "inner_std_floor",
@@ -53,7 +54,7 @@ def check_settings(settings: Mapping[str, Any]) -> None:
         if name in settings and not settings[name] >= least:
             raise ValueError(f"{name} must be at least {least}, got {settings[name]}")
     for name in POSITIVE:
-        if name in settings and not settings[name] > 0:
+        if settings.get(name) is not None and not settings[name] > 0:
             raise ValueError(f"{name} must be positive, got {settings[name]}")
     for name in UP_TO_ONE:
         if name in settings and not 0 <= settings[name] <= 1:

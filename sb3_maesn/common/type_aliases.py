@@ -246,6 +246,13 @@ class StepSizes:
     log_temperature: th.Tensor
     policy: NamedParameters
 
+    def at_most(self, bound: float) -> "StepSizes":
+        """The latents' step sizes with a bound; the others as they are.
+
+        :param bound: on every step size
+        """
+        return replace(self, mean=self.mean.clamp(max=bound), log_std=self.log_std.clamp(max=bound))
+
     def scaled(self, factor: float) -> "StepSizes":
         """Shorter or longer steps of the gradient updates.
 

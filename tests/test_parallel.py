@@ -1,0 +1,53 @@
+"""Work on several threads."""
+
+import threading
+from collections.abc import Iterator
+from functools import partial
+
+import pytest
+import torch as th
+
+from sb3_maesn.common.parallel import Workers, one_torch_thread
+
+
+@pytest.fixture(params=[1, 3])
+def n_threads(request: pytest.FixtureRequest) -> Iterator[int]:
+    before = th.get_num_threads()
+    th.set_num_threads(request.param)
+    yield request.param
+    th.set_num_threads(before)
+
+
+def test_results_come_in_order(n_threads: int) -> None:
+    with Workers() as workers:
+        assert workers([partial(pow, i, 2) for i in range(20)]) == [i**2 for i in range(20)]
+
+
+def test_as_many_calls_at_once_as_torch_has_threads(n_threads: int) -> None:
+    meeting = threading.Barrier(n_threads, timeout=10)
+    with Workers() as workers:
+        workers([meeting.wait] * n_threads)  # which ends only if all wait at once
+
+
+def test_torch_has_one_thread_inside_and_its_own_number_again_outside(n_threads: int) -> None:
+    with Workers() as workers:
+        assert workers([th.get_num_threads] * 4) == [1] * 4
+    assert th.get_num_threads() == n_threads
+    with one_torch_thread() as before:
+        assert (before, th.get_num_threads()) == (n_threads, 1)
+    assert th.get_num_threads() == n_threads
+
+
+@pytest.mark.parametrize("recorded", [False, True])
+def test_gradients_are_recorded_as_for_the_caller(n_threads: int, recorded: bool) -> None:
+    with Workers() as workers, th.set_grad_enabled(recorded):
+        assert workers([th.is_grad_enabled] * 4) == [recorded] * 4
+
+
+def test_an_error_reaches_the_caller_and_torch_gets_its_threads_back(n_threads: int) -> None:
+    def fail() -> None:
+        raise ValueError("of the call")
+
+    with pytest.raises(ValueError, match="of the call"), Workers() as workers:
+        workers([fail, fail])
+    assert th.get_num_threads() == n_threads
