@@ -53,6 +53,8 @@ class REINFORCE(TaskAlgorithm):
 
     policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {"MlpPolicy": PlainActorCriticPolicy}
 
+    checkpoint_progress = (*TaskAlgorithm.checkpoint_progress, "entropy")
+
     policy: PlainActorCriticPolicy  # narrower than SB3's
 
     def __init__(

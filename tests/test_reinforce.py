@@ -115,10 +115,16 @@ def parameters(model: REINFORCE) -> dict[str, th.Tensor]:
     return {**model.policy.state_dict(), **adam}
 
 
-def test_resumed_run_equals_one_that_was_never_stopped(tmp_path: Path) -> None:
+@pytest.mark.parametrize("safe", [False, True])
+def test_resumed_run_equals_one_that_was_never_stopped(tmp_path: Path, safe: bool) -> None:
     whole = tiny().learn(4 * ITERATION)
-    tiny().learn(2 * ITERATION).save(tmp_path / "half")
-    resumed = REINFORCE.load(tmp_path / "half", env=point())
+    half = tiny().learn(2 * ITERATION)
+    if safe:
+        half.save_checkpoint(tmp_path / "half.zip")
+        resumed = REINFORCE.load_checkpoint(tmp_path / "half.zip", env=point())
+    else:
+        half.save(tmp_path / "half")
+        resumed = REINFORCE.load(tmp_path / "half", env=point())
     resumed.learn(2 * ITERATION, reset_num_timesteps=False)
     expected, got = parameters(whole), parameters(resumed)
     assert expected.keys() == got.keys()
