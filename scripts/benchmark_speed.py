@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 MUJOCO_FAMILIES = ("WheeledGoal-v0", "AntGoal-v0", "PusherBlock-v0")
-SECTIONS = ("collect", "iteration", "baselines", "trpo", "memory", "scaling")
+SECTIONS = ("collect", "iteration", "baselines", "trpo", "memory", "scaling", "single")
 N_TASKS, N_EPISODES = 20, 20
 TRPO_BATCH, TRPO_STEPS = 16_000, 50
 #: The same on both sides. Sub-sampling and large mini-batches keep the optimiser's time, equal on both, from hiding
@@ -188,6 +188,30 @@ def measure_trpo(family: str, args: argparse.Namespace) -> Iterator[dict[str, An
     yield ratio_row("trpo", family, native, single, args.repeats, 5.0)
 
 
+def measure_single(family: str, args: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """
+    An iteration of the algorithms that learn one task, of as many episodes as a rollout of a meta-iteration.
+
+    :param family: environment id
+    :param args: arguments of the command line
+    :return: a row each for REINFORCE, TRPO and VIME
+    """
+    from sb3_contrib import TRPO
+
+    from sb3_maesn import REINFORCE, VIME, MultiTaskVecEnv
+    from sb3_maesn.envs import make_vec
+
+    n = N_TASKS * N_EPISODES
+    bare = BarePhysics(family, n, args.seed)
+    settings: dict[str, Any] = {**TRPO_SETTINGS, "n_steps": bare.family.horizon, "device": "cpu"}
+    for algorithm, own in ((REINFORCE, {"n_episodes": n}), (TRPO, settings), (VIME, settings)):
+        tasks = MultiTaskVecEnv(make_vec(family, n))
+        make: Any = algorithm
+        model = make("MlpPolicy", tasks.only(tasks.task("train", 0)), seed=args.seed, **own)
+        name = f"iteration-{algorithm.__name__.lower()}"
+        yield ratio_row(name, family, speed_of(partial(iterate, model)), bare.run, args.repeats, None)
+
+
 def measure_memory(family: str, args: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """
     Peak memory of a meta-iteration at 20 tasks x 50 episodes, in a process of its own.
@@ -223,6 +247,7 @@ MEASUREMENTS: dict[str, Callable[[str, argparse.Namespace], Iterator[dict[str, A
     "trpo": measure_trpo,
     "memory": measure_memory,
     "scaling": measure_scaling,
+    "single": measure_single,
 }
 
 
