@@ -53,7 +53,7 @@ class Memory(KVWriter):
         pass
 
 
-def log_of(model: MAESN, n: int, **kwargs: Any) -> list[dict[str, Any]]:
+def log_of(model: MetaOnPolicyAlgorithm, n: int, **kwargs: Any) -> list[dict[str, Any]]:
     memory = Memory()
     model.set_logger(Logger(None, [memory]))
     model.learn(n * model.timesteps_per_iteration, **kwargs)

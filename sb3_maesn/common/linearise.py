@@ -57,7 +57,7 @@ class _Forward(th.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *vectors: th.Tensor) -> Any:
-        return None, *_Backward.apply(ctx.jacobian, *vectors)
+        return None, *_Backward.apply(ctx.jacobian, *vectors)  # type: ignore[no-untyped-call]  # apply has no types
 
 
 class _Backward(th.autograd.Function):
@@ -87,4 +87,4 @@ def linearised(outputs: Sequence[th.Tensor], inputs: Sequence[th.Tensor]) -> lis
     needed = [tensor for tensor in inputs if tensor.requires_grad]
     if not needed:
         return list(outputs)
-    return list(_Forward.apply(_Jacobian(outputs, needed), *needed))
+    return list(_Forward.apply(_Jacobian(outputs, needed), *needed))  # type: ignore[no-untyped-call]  # apply has no types

@@ -57,9 +57,7 @@ class MetaObjective:
         size = max(1, min(ROWS_OF_A_PART // rows, -(-n_tasks // MIN_PARTS)))
         return [slice(start, min(start + size, n_tasks)) for start in range(0, n_tasks, size)]
 
-    def adapt(
-        self, params: MetaParameters, tasks: slice = ALL_TASKS, stride: int = 1
-    ) -> tuple[Adapted, Adapted]:
+    def adapt(self, params: MetaParameters, tasks: slice = ALL_TASKS, stride: int = 1) -> tuple[Adapted, Adapted]:
         """The tasks' values before and after all inner updates.
 
         :param params: the meta-parameters

@@ -166,9 +166,7 @@ class EpisodeBatch:
         :param tasks: which
         """
         groups = None if self.groups is None else self.groups[tasks]
-        return EpisodeBatch(
-            self.latents[tasks], self.noise[tasks], self.advantages[tasks], self.mask[tasks], groups
-        )
+        return EpisodeBatch(self.latents[tasks], self.noise[tasks], self.advantages[tasks], self.mask[tasks], groups)
 
 
 @dataclass(frozen=True)
