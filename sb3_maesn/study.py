@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from multiprocessing.connection import wait
+from multiprocessing.context import SpawnProcess
 from pathlib import Path
 from threading import Event, Thread
 from typing import Any
@@ -136,19 +137,25 @@ def _supervise(request: StudyRequest, study: optuna.Study) -> None:
     for process in workers:
         process.start()
     try:
-        running = {process.sentinel: process for process in workers}
+        running: dict[Any, SpawnProcess] = {process.sentinel: process for process in workers}
         while running:
             for sentinel in wait(list(running)):
-                process = running.pop(int(sentinel))  # type: ignore[call-overload]  # on Linux a number
-                process.join()
-                if process.exitcode:
-                    lost = give_up(study, partial(_is_of, worker_name(process.pid)))
-                    print(f"a worker died (exit code {process.exitcode}), and with it trials {lost}", file=sys.stderr)
-    finally:
+                _bury(running.pop(sentinel), study)
+    except BaseException:
         for process in workers:
-            process.join()
+            process.terminate()
+            _bury(process, study)
+        raise
     if all(process.exitcode for process in workers):
         raise ConfigError("no worker came to an end; the same command goes on with the study")
+
+
+def _bury(process: SpawnProcess, study: optuna.Study) -> None:
+    """Wait for a worker's end; give up its trial if it died."""
+    process.join()
+    if process.exitcode:
+        lost = give_up(study, partial(_is_of, worker_name(process.pid)))
+        print(f"a worker died (exit code {process.exitcode}), and with it trials {lost}", file=sys.stderr)
 
 
 def _is_of(worker: str, trial: FrozenTrial) -> bool:

@@ -19,13 +19,12 @@ def plot_study_history(trials: Sequence[tuple[int, float, bool]], path: str | Pa
     :param path: image file to write
     """
     figure, (ax,) = panels(1, "", width=6.2)
-    for complete, color, label in ((True, PALETTE[0], "complete"), (False, "#B9C4CE", "pruned")):
-        chosen = [(number, value) for number, value, is_complete in trials if is_complete == complete]
-        if chosen:
-            ax.scatter(*zip(*chosen, strict=True), color=color, s=18, label=label)
-    complete = [(number, value) for number, value, is_complete in trials if is_complete]
-    numbers, values = zip(*complete, strict=True)
-    ax.step(numbers, np.maximum.accumulate(values), where="post", color=PALETTE[1], label="best so far")
+    for is_complete, color, label in ((True, PALETTE[0], "complete"), (False, "#B9C4CE", "pruned")):
+        chosen = np.array([(number, value) for number, value, ended in trials if ended == is_complete]).reshape(-1, 2)
+        if len(chosen):
+            ax.scatter(chosen[:, 0], chosen[:, 1], color=color, s=18, label=label)
+    complete = np.array([(number, value) for number, value, ended in trials if ended])
+    ax.step(complete[:, 0], np.maximum.accumulate(complete[:, 1]), where="post", color=PALETTE[1], label="best so far")
     ax.set(xlabel="trial", ylabel="score")
     ax.legend(frameon=False)
     save(figure, path)

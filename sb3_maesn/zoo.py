@@ -1,0 +1,159 @@
+"""This package's meta-learners in RL Baselines3 Zoo: ``python -m sb3_maesn.zoo train --algo maesn --env PointGoal-v0``.
+
+The zoo has no registry, so :func:`register` adds to its tables, and in the place of its manager of experiments puts one
+that makes environments with tasks, evaluates by adaptation and tunes for it; other algorithms are the zoo's as before.
+"""
+
+import importlib
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import optuna
+from stable_baselines3.common.callbacks import ProgressBarCallback
+
+from sb3_maesn.benchmarking import TestPlan
+from sb3_maesn.config import SCRIPT_KEYS, constructor_arguments
+from sb3_maesn.recipes import Recipe, SingleTask, TrainingRun
+from sb3_maesn.search_spaces import SEARCH_SPACES
+from sb3_maesn.training import ALGOS, make_callbacks
+from sb3_maesn.tuning import TuningPlan, objective
+
+CONFIGS = Path(__file__).resolve().parent.parent / "zoo_configs"
+#: Modules of the zoo that imported its manager by name.
+USERS_OF_MANAGER = ("rl_zoo3.exp_manager", "rl_zoo3.train", "rl_zoo3.enjoy", "rl_zoo3.record_video")
+
+
+def meta_learners() -> dict[str, Recipe]:
+    """List the algorithms that the zoo lacks the means for: those that learn from many tasks."""
+    return {name: recipe for name, recipe in ALGOS.items() if not isinstance(recipe, SingleTask)}
+
+
+def register() -> None:
+    """
+    Make ``--algo maesn`` and the others work in the zoo's own scripts, in this process.
+
+    :raises ImportError: if rl_zoo3 is not installed: ``pip install 'sb3_maesn[zoo]'``
+    """
+    utils, spaces, manager = (
+        importlib.import_module(f"rl_zoo3.{name}") for name in ("utils", "hyperparams_opt", "exp_manager")
+    )
+    for name, recipe in meta_learners().items():
+        utils.ALGOS[name] = recipe.algorithm
+        spaces.HYPERPARAMS_SAMPLER[name] = _Sampler(name)
+        spaces.HYPERPARAMS_CONVERTER[name] = _Converter(name)
+    if not issubclass(manager.ExperimentManager, TaskManagerMixin):
+        theirs = manager.ExperimentManager
+        ours = type("ExperimentManager", (TaskManagerMixin, theirs), {"__doc__": theirs.__doc__})
+        for name in USERS_OF_MANAGER:
+            if name in sys.modules:
+                vars(sys.modules[name])["ExperimentManager"] = ours
+
+
+class _Sampler:
+    """A search space as the zoo calls it."""
+
+    def __init__(self, algo: str) -> None:
+        self.algo = algo
+
+    def __call__(self, trial: optuna.Trial, n_actions: int, n_envs: int, additional_args: Mapping[str, Any]) -> Any:
+        return _arguments(self.algo, SEARCH_SPACES[self.algo](trial))
+
+
+class _Converter:
+    """From a trial's parameters to the constructor's arguments, as the zoo calls it."""
+
+    def __init__(self, algo: str) -> None:
+        self.algo = algo
+
+    def __call__(self, params: Mapping[str, Any]) -> Any:
+        return _arguments(self.algo, SEARCH_SPACES[self.algo](optuna.trial.FixedTrial(dict(params))))
+
+
+def _arguments(algo: str, entry: Mapping[str, Any]) -> dict[str, Any]:
+    """An entry of ``zoo_configs`` as the zoo passes it on: arguments of the constructor, the policy among them."""
+    own = {key: value for key, value in entry.items() if key not in SCRIPT_KEYS}
+    policy = entry.get("policy", ALGOS[algo].policy)
+    return {"policy": policy, **constructor_arguments(own, ALGOS[algo].algorithm)}
+
+
+class TaskManagerMixin:
+    """What the zoo's manager does otherwise for meta-learners; to be put before it among the base classes."""
+
+    def __init__(self, args: Any, algo: str, env_id: str, *others: Any, **kwargs: Any) -> None:
+        file = CONFIGS / f"{algo}.yml"
+        if algo in meta_learners() and kwargs.get("config") is None and file.is_file():
+            kwargs["config"] = str(file)
+        self.zoo: Any = self  # attributes of the zoo's manager, which type checkers cannot see
+        self.entry: dict[str, Any] = {}
+        super().__init__(args, algo, env_id, *others, **kwargs)  # type: ignore[call-arg]  # the zoo's
+
+    @property
+    def recipe(self) -> Recipe | None:
+        """How to handle the algorithm, None where the zoo knows itself."""
+        return meta_learners().get(self.zoo.algo)
+
+    @property
+    def run(self) -> TrainingRun:
+        """The experiment in this package's words."""
+        zoo = self.zoo
+        run = TrainingRun(zoo.algo, zoo.env_name.gym_id, self.entry, Path(zoo.save_path), verbose=zoo.verbose)
+        return replace(run, eval_freq=zoo.eval_freq, eval_episodes=zoo.n_eval_episodes, save_freq=zoo.save_freq)
+
+    def _preprocess_hyperparams(self, hyperparams: dict[str, Any]) -> tuple[Any, ...]:
+        """Read an entry, as the zoo's manager does, but for what has a meaning here only."""
+        if self.recipe is None:
+            return super()._preprocess_hyperparams(hyperparams)  # type: ignore[misc]
+        self.entry = dict(hyperparams)
+        self.zoo.n_envs = self.recipe.n_members(self.entry)
+        self.zoo.n_timesteps = self.zoo.n_timesteps if self.zoo.n_timesteps > 0 else int(self.entry["n_timesteps"])
+        return _arguments(self.zoo.algo, self.entry), None, [], None
+
+    def create_envs(self, n_envs: int, eval_env: bool = False, no_log: bool = False) -> Any:
+        """Make an environment with tasks."""
+        if self.recipe is None:
+            return super().create_envs(n_envs, eval_env, no_log)  # type: ignore[misc]
+        file = None if eval_env or no_log else Path(self.zoo.save_path) / "0"
+        return self.recipe.make_env(self.run, n_envs, file)
+
+    def create_callbacks(self) -> None:
+        """Make those that do not need the model; ``learn`` makes the others."""
+        if self.recipe is None:
+            super().create_callbacks()  # type: ignore[misc]
+        elif self.zoo.show_progress:
+            self.zoo.callbacks.append(ProgressBarCallback())
+
+    def learn(self, model: Any) -> None:
+        """Train, with checkpoints between iterations and evaluation by adaptation."""
+        if self.recipe is not None:
+            self.zoo.callbacks += make_callbacks(self.run, model)
+        super().learn(model)  # type: ignore[misc]
+
+    def objective(self, trial: optuna.Trial) -> float:
+        """Judge a trial by adaptation to validation tasks, not by the return of training."""
+        if self.recipe is None:
+            return super().objective(trial)  # type: ignore[misc]
+        run = self.run
+        test = TestPlan(n_episodes=run.eval_episodes, split="validation")
+        n_evaluations = max(self.zoo.n_evaluations, 1)
+        plan = TuningPlan(run.algo, run.env_id, self.entry, self.zoo.n_timesteps, n_evaluations, test=test)
+        return objective(plan, trial)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """
+    Run a script of the zoo with this package's algorithms.
+
+    :param argv: name of the script, such as ``train``, and its arguments
+    """
+    name, *rest = sys.argv[1:] if argv is None else argv
+    register()  # before the script imports the manager by name
+    script = importlib.import_module(f"rl_zoo3.{name}")
+    sys.argv = [f"rl_zoo3 {name}", *rest]
+    getattr(script, name)()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,126 @@
+"""The scripts that use trained agents: what they print and write, and how they refuse bad input."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from sb3_maesn.run_folder import create_run_folder, write_settings
+from tests.test_scripts import load, read_csv
+from tests.tiny import POINT, tiny
+
+QUICK = ["--rounds", "1", "--episodes", "4"]
+
+
+@pytest.fixture
+def logs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Two runs with everything that training writes, in ``logs`` of the current directory."""
+    monkeypatch.chdir(tmp_path)
+    for seed in (1, 2):
+        folder = create_run_folder("logs", "maesn", POINT)
+        write_settings(folder, POINT, {"n_timesteps": 100}, {"env": POINT, "task": []}, ["train"])
+        tiny(seed=seed).save(folder / f"{POINT}.zip")
+        episodes = [f"{-i}.0,20,{i}.5,{i % 2 == 0}" for i in range(30)]
+        (folder / "0.monitor.csv").write_text("\n".join(["#{}", "r,l,t,is_success", *episodes]) + "\n")
+        results = np.arange(6.0).reshape(2, 3) + seed
+        np.savez(folder / "evaluations.npz", timesteps=np.array([10, 20]), results=results)
+    return tmp_path / "logs"
+
+
+def test_enjoy_adapts_and_plays(logs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    flags = ["--env", POINT, "--exp-id", "1", "--task", "3", "--no-render", "-n", "45", "--stochastic", *QUICK]
+    assert load("enjoy").main(flags) == 0
+    printed = capsys.readouterr().out
+    assert "Loaded maesn/PointGoal-v0_1/PointGoal-v0" in printed
+    assert "PointGoalSparse-v0, task" in printed
+    assert printed.count("Episode Reward") == 2
+    assert "Success rate: " in printed
+    assert load("enjoy").main([*flags, "--verbose", "0"]) == 0
+    assert capsys.readouterr().out == ""
+
+
+def test_record_video_writes_both_formats(logs: Path) -> None:
+    pytest.importorskip("imageio_ffmpeg")
+    assert load("record_video").main(["--env", POINT, "-n", "6", "--task", "-0.6", "0.8", *QUICK]) == 0
+    videos = logs / "maesn" / "PointGoal-v0_2" / "videos"
+    assert sorted(path.suffix for path in videos.iterdir()) == [".gif", ".mp4"]
+
+
+def test_plots_of_training_are_drawn(logs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert load("plot_train").main(["-e", POINT, "-w", "10", "-y", "success", "-o", "p/train.png"]) == 0
+    assert Path("p/train.png").stat().st_size > 5000
+    assert load("all_plots").main(["-e", POINT, "-o", "p"]) == 0
+    (row,) = read_csv(Path("p/results.csv"))
+    assert (row["runs"], row["timesteps"], row["mean"]) == ("2", "20", "5.5")  # last rows 4 5 6 and 5 6 7
+    assert f"| {POINT} | maesn-logs | 2 |" in capsys.readouterr().out
+    assert Path(f"p/{POINT}.png").is_file()
+
+
+def test_plot_adaptation_measures_and_draws_its_own_tables_again(logs: Path) -> None:
+    script = load("plot_adaptation")
+    assert script.main(["-e", POINT, "--n-tasks", "2", "-o", "p/a.png", *QUICK]) == 0
+    assert [row["round"] for row in read_csv(Path("p/a.csv"))] == ["0", "1"]
+    assert script.main(["p/a.csv", "-o", "p/b.png"]) == 0
+    assert Path("p/b.png").stat().st_size > 5000
+
+
+def test_benchmark_is_a_table_of_all_agents(logs: Path) -> None:
+    create_run_folder("logs", "maesn", "AntGoal-v0")  # without a model
+    assert load("benchmark").main(["--only", POINT, "--n-tasks", "2", *QUICK]) == 0
+    (row,) = read_csv(Path("logs/benchmark/benchmark.csv"))
+    assert list(row)[:7] == [
+        "algo",
+        "env_id",
+        "mean_reward",
+        "std_reward",
+        "n_timesteps",
+        "eval_timesteps",
+        "eval_episodes",
+    ]
+    assert json.loads(Path("logs/benchmark/benchmark.json").read_text())["split"] == "test"
+    assert "| maesn | PointGoal-v0 |" in Path("logs/benchmark/benchmark.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("script", "flags", "message"),
+    [
+        ("enjoy", ["--algo", "mason"], "did you mean maesn"),
+        ("enjoy", ["--env", "PointGaol-v0"], "did you mean PointGoal"),
+        ("enjoy", ["--env", "CartPole-v1"], "no log folder logs/maesn/CartPole-v1_1"),
+        ("enjoy", ["-f", "nowhere"], "no log folder nowhere"),
+        ("enjoy", ["--exp-id", "7"], "PointGoal-v0_7"),
+        ("enjoy", ["--load-best"], "no best_model.zip in logs/maesn/PointGoal-v0_2, which holds PointGoal-v0.zip"),
+        ("enjoy", ["--load-checkpoint", "5"], "no rl_model_5_steps.zip"),
+        ("enjoy", ["--load-last-checkpoint"], "no checkpoint"),
+        ("enjoy", ["--task", "100"], "from 0 to 99"),
+        ("enjoy", ["--task", "left"], "an index or"),
+        ("enjoy", ["--rule", "magic"], "posterior"),
+        ("enjoy", ["--device", "abacus"], "abacus"),
+        ("record_video", ["--task", "100"], "from 0 to 99"),
+        ("plot_train", ["-e", POINT, "-w", "1000"], "nothing to draw"),
+        ("plot_train", ["-e", "AntGoal-v0"], "nothing to draw"),
+        ("all_plots", ["-e", "AntGoal-v0"], "no evaluations"),
+        ("all_plots", ["-l", "a", "b"], "one label for each of 1 folders, got 2"),
+        ("plot_adaptation", ["nowhere.csv"], "nowhere.csv"),
+        ("plot_adaptation", ["logs/maesn/PointGoal-v0_1/PointGoal-v0/args.yml"], "no table of adaptation"),
+        ("benchmark", ["--log-dir", "nowhere", "--no-pretrained"], "no agents in nowhere"),
+        ("tune", ["--algo", "mason"], "did you mean maesn"),
+        ("tune", ["--env", "PointGaol-v0"], "did you mean PointGoal"),
+        ("tune", ["-params", "metabatch_size:3"], "did you mean meta_batch_size"),
+        ("tune", ["--start", "target_lk:3"], "did you mean target_kl"),
+        ("tune", ["--pruner", "medain"], "did you mean median"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_2(
+    logs: Path, capsys: pytest.CaptureFixture[str], script: str, flags: list[str], message: str
+) -> None:
+    command = flags
+    if script in ("enjoy", "record_video", "tune") and "--env" not in flags:
+        command = [*flags, "--env", POINT]
+    with pytest.raises(SystemExit) as stopped:
+        load(script).main([*command, *(["--no-render"] if script == "enjoy" else [])])
+    assert stopped.value.code == 2
+    errors = capsys.readouterr().err
+    assert message in errors
+    assert errors.count("\n") == 1
