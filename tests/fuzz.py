@@ -61,7 +61,7 @@ FORBIDDEN = (
     "socket.connect",
     "os.remove",
 )
-FORBIDDEN += ("os.rename", "os.mkdir", "os.link", "os.symlink", "shutil.", "ctypes.dlopen", "code.__new__")
+FORBIDDEN_TOO = ("os.rename", "os.mkdir", "os.link", "os.symlink", "shutil.", "ctypes.dlopen", "code.__new__")
 
 
 class Watch:
@@ -73,7 +73,7 @@ class Watch:
         sys.addaudithook(self.note)
 
     def note(self, event: str, args: tuple[Any, ...]) -> None:
-        if self.on and (event.startswith(FORBIDDEN) or (event == "open" and _writes(args))):
+        if self.on and (event.startswith((*FORBIDDEN, *FORBIDDEN_TOO)) or (event == "open" and _writes(args))):
             self.seen.append(f"{event} {args!r}"[:200])
 
 
@@ -152,8 +152,8 @@ def change_config(content: dict[str, Any], rng: Rng) -> dict[str, Any]:
     for _ in range(int(rng.integers(1, 4))):
         holder: Any = changed
         while True:
-            keys = list(holder) if isinstance(holder, dict) else list(range(len(holder)))
-            key = keys[rng.integers(len(keys))] if keys else "new"
+            keys: list[Any] = list(holder) if isinstance(holder, dict) else list(range(len(holder)))
+            key: Any = keys[rng.integers(len(keys))] if keys else "new"
             inner = holder[key] if keys else None
             if not isinstance(inner, dict | list) or not inner or rng.random() < 0.1:
                 break
