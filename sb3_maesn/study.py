@@ -42,6 +42,7 @@ SAMPLERS: dict[str, Callable[[int | None], BaseSampler]] = {
 }
 #: Trials that count towards the number asked for.
 COUNTED = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.RUNNING)
+GIVEN_UP = "given_up"  # attribute of a trial that others failed
 BEATS = 5  # heartbeats in the time after which a worker without them is taken for dead
 
 
@@ -188,19 +189,27 @@ def work(request: StudyRequest, worker: int) -> None:
             print(f"given up, as their workers are silent: trials {lost}", flush=True)
         if len(study.get_trials(deepcopy=False, states=COUNTED)) >= request.n_trials:
             return
-        # a failure of linear algebra in one trial is that trial's alone
-        study.optimize(watched, n_trials=1, catch=(RuntimeError,), gc_after_trial=True)
+        try:
+            # a failure of linear algebra in one trial is that trial's alone
+            study.optimize(watched, n_trials=1, catch=(RuntimeError,), gc_after_trial=True)
+        except (optuna.exceptions.UpdateFinishedTrialError, ValueError):
+            if not _last_of_this_process(study).user_attrs.get(GIVEN_UP):
+                raise  # else this process was silent for too long, as a suspended machine is, and goes on
         if request.verbose:
             _tell(study)
 
 
 def _tell(study: optuna.Study) -> None:
     """Print the last trial of this process and the best of all."""
-    mine = [trial for trial in study.get_trials(deepcopy=False) if _is_of(worker_name(os.getpid()), trial)]
-    value = "" if mine[-1].value is None else f" {mine[-1].value:.4g}"
+    last = _last_of_this_process(study)
+    value = "" if last.value is None else f" {last.value:.4g}"
     done = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
     best = f", best so far {study.best_value:.4g} of trial {study.best_trial.number}" if done else ""
-    print(f"trial {mine[-1].number}: {mine[-1].state.name.lower()}{value}{best}", flush=True)
+    print(f"trial {last.number}: {last.state.name.lower()}{value}{best}", flush=True)
+
+
+def _last_of_this_process(study: optuna.Study) -> FrozenTrial:
+    return [trial for trial in study.get_trials(deepcopy=False) if _is_of(worker_name(os.getpid()), trial)][-1]
 
 
 def worker_name(pid: int | None) -> str:
@@ -264,6 +273,7 @@ def give_up(study: optuna.Study, which: Callable[[FrozenTrial], bool]) -> list[i
     for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
         if which(trial):
             try:
+                study._storage.set_trial_user_attr(trial._trial_id, GIVEN_UP, True)
                 study.tell(trial.number, state=TrialState.FAIL)
             except (optuna.exceptions.UpdateFinishedTrialError, ValueError):  # it ended, or others were quicker
                 continue

@@ -1,0 +1,227 @@
+"""Studies of tiny trials: what they judge by, that they go on, and that a killed worker costs one trial."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import optuna
+import pytest
+import yaml
+from optuna.trial import TrialState
+
+from sb3_maesn import study as studies
+from sb3_maesn import tuning
+from sb3_maesn.benchmarking import Outcome, TestPlan
+from sb3_maesn.config import ConfigError, constructor_arguments
+from sb3_maesn.maesn import MAESN
+from sb3_maesn.study import StudyRequest, give_up, heartbeat, is_stale, open_study, run_study
+from sb3_maesn.study_report import write_report
+from sb3_maesn.tuning import TuningPlan, check_plan, check_start
+
+TUNE = Path(__file__).resolve().parent.parent / "scripts" / "tune.py"
+PLAN = TuningPlan(
+    algo="maesn",
+    env_id="PointGoal-v0",
+    config={"n_timesteps": 1000, "n_envs": 50},
+    n_timesteps=2000,
+    n_evaluations=2,
+    test=TestPlan(n_tasks=2, n_rounds=1, n_episodes=2, split="validation"),
+)
+
+
+def request(folder: Path, **changes: Any) -> StudyRequest:
+    return StudyRequest(
+        **{
+            "plan": PLAN,
+            "storage": str(folder / "j.log"),
+            "name": "s",
+            "n_trials": 2,
+            "verbose": 0,
+            "seed": 0,
+            **changes,
+        }
+    )
+
+
+@pytest.fixture
+def scripted(monkeypatch: pytest.MonkeyPatch) -> dict[int, list[float]]:
+    """Replaces training and evaluation: the scores of each seed's agent, evaluation after evaluation."""
+    scores: dict[int, list[float]] = {}
+    turns: dict[int, int] = {}
+
+    def measure(agent: Any, plan: TestPlan) -> Outcome:
+        seed = int(agent.name.split()[-1])
+        turns[seed] = turns.get(seed, -1) + 1
+        value = np.array([[scores[seed][turns[seed] % len(scores[seed])]]])
+        return Outcome(value, value, value)
+
+    monkeypatch.setattr(tuning, "_train_to", lambda model, steps: None)
+    monkeypatch.setattr(tuning, "measure", measure)
+    return scores
+
+
+def test_value_is_the_median_of_the_seeds_at_the_end(tmp_path: Path, scripted: dict[int, list[float]]) -> None:
+    scripted.update({0: [0.1, 0.2], 1: [0.9, 0.8], 2: [0.3, 0.6]})
+    study = run_study(request(tmp_path, plan=replace(PLAN, n_seeds=3), n_trials=1))
+    (trial,) = study.trials
+    assert trial.value == 0.6
+    assert trial.user_attrs["scores"] == [0.2, 0.8, 0.6]
+    assert trial.intermediate_values == {1000: 0.3, 2000: 0.6}
+
+
+def test_a_trial_below_the_median_is_pruned(tmp_path: Path, scripted: dict[int, list[float]]) -> None:
+    scripted[0] = [0.5, 0.6] * 5 + [0.1]
+    study = run_study(request(tmp_path, n_trials=6))
+    assert [trial.state for trial in study.trials] == [TrialState.COMPLETE] * 5 + [TrialState.PRUNED]
+    assert study.trials[-1].last_step == 1000
+
+
+def test_numbers_that_are_not_finite_prune(tmp_path: Path, scripted: dict[int, list[float]]) -> None:
+    scripted[0] = [float("nan")]
+    study = run_study(request(tmp_path, n_trials=1, plan=replace(PLAN, metric="return")))
+    assert study.trials[0].state == TrialState.PRUNED
+
+
+def test_a_study_goes_on_where_it_stopped_and_reports(tmp_path: Path) -> None:
+    start = {"target_kl": 0.003, "inner_update": "likelihood_ratio"}
+    run_study(request(tmp_path, n_trials=1, start=start))
+    study = run_study(request(tmp_path, n_trials=3, start=start))
+    assert [trial.number for trial in study.trials] == [0, 1, 2]
+    assert study.trials[0].params["target_kl"] == 0.003
+    lines = write_report(study, PLAN, tmp_path / "report")
+    assert lines[0] == "3 trials: 3 complete"
+    assert lines[1].startswith("start (trial 0): ")
+    entry = yaml.safe_load((tmp_path / "report" / "best.yml").read_text())["PointGoal-v0"]
+    assert entry["n_timesteps"] == 1000
+    constructor_arguments({k: v for k, v in entry.items() if k not in ("n_timesteps", "n_envs")}, MAESN)
+    names = {path.name for path in (tmp_path / "report").iterdir()}
+    assert {"best.yml", "trials.csv", "trials.json", "history.png", "slices.png", "report.html"} <= names
+    page = (tmp_path / "report" / "report.html").read_text()
+    assert page.count("data:image/png;base64,") >= 2
+    assert page.count("<tr>") == 4
+
+
+def test_a_database_serves_as_well(tmp_path: Path, scripted: dict[int, list[float]]) -> None:
+    scripted[0] = [0.5]
+    url = f"sqlite:///{tmp_path / 's.db'}"
+    run_study(request(tmp_path, storage=url))
+    assert len(optuna.load_study(study_name="s", storage=url).trials) == 2
+
+
+def test_only_silent_workers_trials_are_given_up(tmp_path: Path) -> None:
+    study = open_study(request(tmp_path))
+    silent, unborn, alive = study.ask(), study.ask(), study.ask()
+    silent.set_user_attr("heartbeat", time.time() - 100)
+    with heartbeat(alive, every=0.05):
+        time.sleep(0.2)
+        beats = study.trials[alive.number].user_attrs["heartbeat"]
+        assert beats > study.trials[alive.number].datetime_start.timestamp() + 0.1  # type: ignore[union-attr]
+        assert give_up(study, lambda trial: is_stale(trial, 50)) == [silent.number]
+        assert give_up(study, lambda trial: is_stale(trial, 50)) == []
+        assert give_up(study, lambda trial: trial.number == unborn.number and is_stale(trial, 0.0)) == [unborn.number]
+    states = [trial.state for trial in study.trials]
+    assert states == [TrialState.FAIL, TrialState.FAIL, TrialState.RUNNING]
+
+
+def test_a_worker_whose_trial_was_given_up_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def suspended(plan: TuningPlan, trial: optuna.Trial) -> float:
+        if trial.number == 0:
+            assert give_up(open_study(request(tmp_path)), lambda _: True) == [0]
+        trial.report(0.5, 1)
+        return 0.5
+
+    monkeypatch.setattr(studies, "objective", suspended)
+    study = run_study(request(tmp_path, n_trials=1))
+    assert [trial.state for trial in study.trials] == [TrialState.FAIL, TrialState.COMPLETE]
+
+
+def test_a_mistake_ends_the_study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def wrong(plan: TuningPlan, trial: optuna.Trial) -> float:
+        raise ValueError("no such setting")
+
+    monkeypatch.setattr(studies, "objective", wrong)
+    with pytest.raises(ValueError, match="no such setting"):
+        run_study(request(tmp_path, n_trials=1))
+
+
+def test_two_workers_on_one_journal_of_which_one_is_killed(tmp_path: Path) -> None:
+    """Each worker is a process of its own; the one that is killed is in the middle of a trial that would never end."""
+    common = [
+        "--env",
+        "PointGoal-v0",
+        "--storage",
+        "j.log",
+        "--eval-tasks",
+        "2",
+        "--eval-rounds",
+        "1",
+        "--sampler",
+        "random",
+    ]
+    common += ["--n-evaluations", "1", "--eval-episodes", "2", "--study-name", "s", "-o", "out"]
+    endless = [*common, "-n", "1000000000", "--n-trials", "1"]
+    quick = [*common, "-n", "1000", "--n-trials", "3", "--n-jobs", "2"]
+    command = [sys.executable, str(TUNE)]
+    with subprocess.Popen([*command, *endless], cwd=tmp_path, stderr=subprocess.DEVNULL) as victim:
+        backend = studies.open_storage(str(tmp_path / "j.log"))
+        _wait_for(lambda: "s" in optuna.get_all_study_names(backend))
+        study = optuna.load_study(study_name="s", storage=backend)
+        _wait_for(lambda: any("heartbeat" in trial.user_attrs for trial in study.trials))
+        os.kill(victim.pid, signal.SIGKILL)
+        victim.wait()
+    assert study.trials[0].state == TrialState.RUNNING
+    backend.set_trial_user_attr(study.trials[0]._trial_id, "heartbeat", 0.0)  # as if hours had passed
+    done = subprocess.run([*command, *quick], cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    states = [trial.state for trial in study.trials]
+    assert states[0] == TrialState.FAIL
+    assert states.count(TrialState.FAIL) == 1
+    assert states.count(TrialState.COMPLETE) in (3, 4)  # two workers may both begin the last one
+    workers = {trial.user_attrs["worker"] for trial in study.trials}
+    assert len(workers) >= 2
+    assert (tmp_path / "out" / "best.yml").is_file()
+
+
+def _wait_for(condition: Any) -> None:
+    deadline = time.monotonic() + 120
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"algo": "mason"}, "did you mean maesn"),
+        ({"env_id": "PointGaol-v0"}, "did you mean PointGoal"),
+        ({"env_id": "CartPole-v1"}, "no tasks"),
+        ({"algo": "trpo", "config": {}}, "choose with --task"),
+        ({"config": {"metabatch_size": 3}}, "did you mean meta_batch_size"),
+        ({"metric": "fun"}, "success, return"),
+        ({"n_seeds": 0}, "n_seeds must be at least 1, got 0"),
+    ],
+)
+def test_impossible_plans_are_refused_before_any_trial(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        check_plan(replace(PLAN, **changes))
+
+
+def test_unknown_names_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="did you mean target_kl"):
+        check_start("maesn", {"target_lk": 0.1})
+    check_start("maesn", {"n_prior_episodes": 100})  # of one branch only
+    with pytest.raises(ConfigError, match="unknown pruner 'medain'; did you mean median"):
+        open_study(request(tmp_path, pruner="medain"))
+    with pytest.raises(ConfigError, match="unknown sampler"):
+        open_study(request(tmp_path, sampler="dice"))
+
+
+def test_a_study_without_results_has_no_report(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"no trial .* has come to an end"):
+        write_report(open_study(request(tmp_path)), PLAN, tmp_path)
