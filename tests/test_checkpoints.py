@@ -66,7 +66,8 @@ def same_state(first: Any, second: Any) -> bool:
 
 def predictions(model: Any) -> np.ndarray:
     th.manual_seed(0)
-    return model.predict(np.random.default_rng(0).normal(size=(5, 2)))[0]
+    observations = np.random.default_rng(0).normal(size=(5, *model.observation_space.shape))
+    return model.predict(observations, episode_start=np.ones(5, dtype=bool))[0]
 
 
 def test_the_registry_knows_every_algorithm_of_the_training_script() -> None:
