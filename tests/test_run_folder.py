@@ -95,5 +95,5 @@ def test_model_of_a_run_is_the_one_asked_for(tmp_path: Path) -> None:
     ):
         find_model(tmp_path, "PointGoal-v0", checkpoint=5)
     (tmp_path / "empty").mkdir()
-    with pytest.raises(FileNotFoundError, match="no checkpoint in .* holds no model"):
+    with pytest.raises(FileNotFoundError, match=r"no checkpoint in .* holds no model"):
         find_model(tmp_path / "empty", "PointGoal-v0", last_checkpoint=True)
