@@ -236,12 +236,8 @@ class CheckpointMixin(Base):
         """The model without networks, of settings that have been checked."""
         defaults = _constructor_defaults(cls)
         unknown = set(config.hyperparameters) - set(defaults)
-        missing = set(defaults) - set(config.hyperparameters)
-        if unknown or missing:
-            raise CheckpointError(
-                f"expected the hyperparameters of {cls.__name__}; missing {sorted(missing)},"
-                f" not known {shown(sorted(unknown))}"
-            )
+        if unknown:  # one that is missing is newer than the file, and takes its default
+            raise CheckpointError(f"expected the hyperparameters of {cls.__name__}, not known {shown(sorted(unknown))}")
         settings = {name: decode_value(name, v, defaults[name]) for name, v in config.hyperparameters.items()}
         if config.policy not in cls.policy_aliases:
             raise CheckpointError(
