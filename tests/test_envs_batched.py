@@ -27,7 +27,7 @@ N = 3
 
 
 def random_actions(env_id: str, n_steps: int, n: int = N) -> NDArray[np.float32]:
-    size = make_family(env_id).action_space.shape[0]
+    (size,) = make_family(env_id).action_space.shape or ()
     return np.random.default_rng(7).uniform(-1.3, 1.3, (n_steps, n, size)).astype(np.float32)
 
 

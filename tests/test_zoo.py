@@ -21,7 +21,8 @@ class StandInManager:
         self.algo, self.config, self.env_name = algo, config, SimpleNamespace(gym_id=env_id)
         self.n_envs, self.n_timesteps, self.n_evaluations, self.verbose = 1, 0, 1, 0
         self.eval_freq, self.n_eval_episodes, self.save_freq = -1, 2, -1
-        self.save_path, self.callbacks, self.show_progress = args, [], False
+        self.save_path, self.show_progress = args, False
+        self.callbacks: list[Any] = []
         self.learned: list[Any] = []
 
     def create_envs(self, n_envs: int, eval_env: bool = False, no_log: bool = False) -> str:
@@ -36,7 +37,7 @@ class StandInManager:
 
 @pytest.fixture
 def stand_in(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
-    parts = {
+    parts: dict[str, dict[str, Any]] = {
         "utils": {"ALGOS": {"a2c": object}},
         "hyperparams_opt": {"HYPERPARAMS_SAMPLER": {}, "HYPERPARAMS_CONVERTER": {}},
         "exp_manager": {"ExperimentManager": StandInManager},
