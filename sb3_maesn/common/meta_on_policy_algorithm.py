@@ -21,6 +21,7 @@ from sb3_maesn.common.adaptation import AdaptationResult
 from sb3_maesn.common.baselines import RIDGE
 from sb3_maesn.common.collection import Schedule, collect_meta_batch
 from sb3_maesn.common.critic import fit_critic
+from sb3_maesn.common.distributions import DiagGaussian
 from sb3_maesn.common.env_util import as_multi_task
 from sb3_maesn.common.inner_update import InnerUpdate
 from sb3_maesn.common.iteration_log import collection_record, step_record
@@ -289,6 +290,13 @@ class MetaOnPolicyAlgorithm(AdaptableAlgorithm):
             ids = sample_by_group(groups, self.meta_batch_size, rng)
         return Tasks(ids, [training_tasks[i] for i in ids])
 
+    def _parameters(self) -> MetaParameters:
+        """All meta-parameters; tasks that share episodes of the prior start from it, whatever they did before."""
+        params = read_parameters(self._actor, self.task_latents)
+        if self.n_prior_episodes is None:
+            return params
+        return replace(params, latents=DiagGaussian(*(th.zeros_like(part) for part in params.latents)))
+
     def collect_rollouts(
         self, env: VecEnv, callback: BaseCallback, rollout_buffer: RolloutBuffer, n_rollout_steps: int
     ) -> bool:
@@ -306,7 +314,7 @@ class MetaOnPolicyAlgorithm(AdaptableAlgorithm):
         callback.on_rollout_start()
         rng = self._rng()
         tasks = self.sample_tasks(rng)
-        params = read_parameters(self._actor, self.task_latents)
+        params = self._parameters()
         collector = self._collector(env, self._step_hook(callback))
         batch = collect_meta_batch(collector, self._schedule, self._inner_spec, params, tasks, rng)
         if batch is None:
@@ -335,7 +343,7 @@ class MetaOnPolicyAlgorithm(AdaptableAlgorithm):
         started = time.perf_counter()
         self.policy.set_training_mode(True)
         batch, self._meta_batch = self._meta_batch, None
-        params = read_parameters(self._actor, self.task_latents)
+        params = self._parameters()
         objective = MetaObjective(self._inner_spec, self._actor_function, batch, self.kl_coef, self.latent_kl_coef)
 
         def candidate(leaves: Sequence[th.Tensor]) -> MetaParameters:
