@@ -18,6 +18,13 @@ TRPO_BATCH, TRPO_STEPS = 16_000, 50
 #: The same on both sides. Sub-sampling and large mini-batches keep the optimiser's time, equal on both, from hiding
 #: the rest.
 TRPO_SETTINGS: dict[str, Any] = {"sub_sampling_factor": 10, "n_critic_updates": 5, "batch_size": TRPO_BATCH}
+#: Most of zoo_configs/rl2.yml, with a rollout's episodes in trials of two.
+RL2_SETTINGS: dict[str, Any] = {
+    "n_episodes": 2,
+    "batch_size": 20_000,
+    "n_epochs": 5,
+    "policy_kwargs": {"lstm_hidden_size": 128, "net_arch": [64]},
+}
 SCALING_TASKS = (5, 10, 20, 40)
 #: Least ratios (collect, iteration) to bare physics that the project promises.
 TARGETS = {"WheeledGoal-v0": (0.6, 0.45), "AntGoal-v0": (0.75, 0.65), "PusherBlock-v0": (0.6, 0.45)}
@@ -71,7 +78,8 @@ def main(argv: Sequence[str] | None = None) -> int:
                 for row in MEASUREMENTS[section](family, args):
                     print(", ".join(f"{key} {value}" for key, value in row.items()), flush=True)
                     rows.append(row)
-        write_table(args.csv, rows, provenance(args.seed, repeats=args.repeats, torch_threads=1, trpo=TRPO_SETTINGS))
+        settings = {"repeats": args.repeats, "torch_threads": 1, "trpo": TRPO_SETTINGS, "rl2": RL2_SETTINGS}
+        write_table(args.csv, rows, provenance(args.seed, **settings))
         print("\n" + format_table(rows))
     return 0
 
@@ -145,12 +153,15 @@ def measure_baselines(family: str, args: argparse.Namespace) -> Iterator[dict[st
     :param args: arguments of the command line
     :return: one row for each baseline, and one for the meta step
     """
-    from sb3_maesn import MAML, LatentSpace
+    from sb3_maesn import MAML, RL2, LatentSpace
 
     bare = BarePhysics(family, N_TASKS * N_EPISODES, args.seed)
     for name, algorithm in (("maml", MAML), ("latent_space", LatentSpace)):
         model = make_model(family, args.seed, algorithm=algorithm)
         yield ratio_row(f"iteration-{name}", family, speed_of(partial(iterate, model)), bare.run, args.repeats, None)
+    n_trials = N_TASKS * N_EPISODES // RL2_SETTINGS["n_episodes"]
+    rl2 = RL2("MlpLstmPolicy", family, meta_batch_size=n_trials, seed=args.seed, **RL2_SETTINGS)
+    yield ratio_row("iteration-rl2", family, speed_of(partial(iterate, rl2)), bare.run, args.repeats, None)
     models = [make_model(family, args.seed, algorithm=algorithm) for algorithm in (MAML, None)]
     for model in models:
         iterate(model)  # to warm up

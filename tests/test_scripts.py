@@ -404,11 +404,12 @@ def test_benchmark_measures_every_section(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(script, "SCALING_TASKS", (1,))
     monkeypatch.setattr(script, "peak_memory_gb", lambda *_: 1.0)
     table = tmp_path / "speed.csv"
-    sections = ["collect", "iteration", "baselines", "trpo", "scaling"]
+    sections = ["collect", "iteration", "baselines", "trpo", "scaling", "single"]
     assert script.main(["WheeledGoal-v0", "--repeats", "1", "--csv", str(table), "--sections", *sections]) == 0
     rows = read_csv(table)
-    baselines = ["iteration-maml", "iteration-latent_space", "meta-step-maml"]
-    assert [row["section"] for row in rows] == [*sections[:2], *baselines, *sections[3:]]
+    baselines = ["iteration-maml", "iteration-latent_space", "iteration-rl2", "meta-step-maml"]
+    single = ["iteration-reinforce", "iteration-trpo", "iteration-vime"]
+    assert [row["section"] for row in rows] == [*sections[:2], *baselines, *sections[3:5], *single]
     assert all(float(row["value"]) > 0 for row in rows)
     assert float(rows[0]["target"]) == 0.6
 
