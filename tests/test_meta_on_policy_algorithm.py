@@ -107,6 +107,30 @@ def test_a_step_changes_what_it_should_and_keeps_its_bound(name: str) -> None:
     assert moved.sum() == (0 if name == "shared" else 3)  # tasks that were not in the batch stay
 
 
+@pytest.mark.parametrize("inner_update", ["likelihood_ratio", "reward_weighted"])
+def test_learned_step_sizes_have_a_bound(inner_update: str) -> None:
+    free = tiny(inner_update=inner_update, target_kl=0.5)
+    bounded = tiny(inner_update=inner_update, target_kl=0.5, step_size_max=0.9)
+    for model in (free, bounded):
+        model.learn(4 * ITERATION)
+    free_steps, bounded_steps = (
+        th.cat([model.task_latents.mean_step, model.task_latents.log_std_step]).detach() for model in (free, bounded)
+    )
+    assert free_steps.max() > 0.9
+    assert bounded_steps.max() == pytest.approx(0.9)
+    assert bounded_steps.min() < 0.9  # which still learns
+
+
+def test_tasks_with_latents_of_their_own_start_from_the_prior_once_they_share_episodes(tmp_path: Path) -> None:
+    model = tiny(inner_update="reward_weighted", latent_mean_init_std=3.0).learn(ITERATION)
+    model.save(tmp_path / "own.zip")
+    shared = MAESN.load(tmp_path / "own.zip", env=model.env, n_prior_episodes=10)
+    assert (shared.task_latents.mean != 0).any()
+    shared.learn(1, reset_num_timesteps=False)
+    assert (shared.task_latents.mean == 0).all()
+    assert (shared.task_latents.log_std == 0).all()
+
+
 @pytest.mark.parametrize("latent_dim", [0, 1, 5])
 @pytest.mark.parametrize("name", ["likelihood_ratio", "reparameterised", "reward_weighted", "adapted theta"])
 def test_latent_dimensions(name: str, latent_dim: int) -> None:
