@@ -119,11 +119,7 @@ class AdaptableAlgorithm(TaskAlgorithm):
             theta; this model stays as it was
         :raises ValueError: if no task is given, or the environment refuses it
         """
-        if task is None:
-            raise ValueError("expected a task (whatever the environment's set_task takes), got None")
-        source = self.env if env is None else env
-        if source is None:
-            raise ValueError("expected an environment, got none: pass env")
+        source = self._adaptation_source(env, task)
         adapted, rng = self._copy(), np.random.default_rng(seed)
         with borrowed_env(source, n_episodes, [task]) as venv:
             self.check_spaces(venv)
@@ -146,12 +142,9 @@ class AdaptableAlgorithm(TaskAlgorithm):
 
     def _copy(self: SelfAdaptableAlgorithm) -> SelfAdaptableAlgorithm:
         """A model with networks of its own that shares this one's environment and logger."""
-        other = copy.copy(self)
-        other.policy = copy.deepcopy(self.policy)
+        other = super()._copy()
         other.task_latents = copy.deepcopy(self.task_latents)
         other._actor = other.policy.make_actor()
-        for name in ("ep_info_buffer", "ep_success_buffer"):
-            setattr(other, name, copy.copy(getattr(self, name)))
         return other
 
     def _improve_policy(self, collector: Collector, task: Any, n_episodes: int, rng: np.random.Generator) -> float:
