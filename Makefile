@@ -7,7 +7,7 @@ TORCH := torch==2.13.0
 STAMP := $(VENV)/.installed
 CODE := sb3_maesn scripts tests
 
-.PHONY: help install demo test lint type format bench clean
+.PHONY: help install demo test lint type format bench docs clean
 .DEFAULT_GOAL := help
 
 help:
@@ -15,6 +15,7 @@ help:
 	@echo "make test     run the tests"
 	@echo "make lint     ruff, formatting and import order;  make type: mypy;  make format: reformat the code"
 	@echo "make bench    measure speed against bare physics (about 10 minutes, idle machine), CSV into results/"
+	@echo "make docs     build the API documentation from the docstrings into docs/; warnings are errors"
 
 install: $(STAMP)
 
@@ -46,5 +47,8 @@ format: $(STAMP)
 bench: $(STAMP)
 	$(BIN)/python scripts/benchmark_speed.py --csv results/speed.csv
 
+docs: $(STAMP)
+	$(BIN)/python scripts/make_docs.py
+
 clean:
-	rm -rf build dist .mypy_cache .pytest_cache .ruff_cache demo
+	rm -rf build dist docs .mypy_cache .pytest_cache .ruff_cache demo
