@@ -18,9 +18,10 @@ from sb3_maesn.common.collection import Collector
 from sb3_maesn.common.distributions import DiagGaussian
 from sb3_maesn.common.env_util import as_single_task
 from sb3_maesn.common.objectives import normalise_steps, policy_kl, surrogate
+from sb3_maesn.common.parallel import StatelessModule
 from sb3_maesn.common.policies import PlainActorCriticPolicy
 from sb3_maesn.common.task_algorithm import TaskAlgorithm
-from sb3_maesn.common.type_aliases import Adapted, NamedParameters, TaskBatch, Tasks
+from sb3_maesn.common.type_aliases import Adapted, TaskBatch, Tasks
 from sb3_maesn.envs.multi_task import MultiTaskVecEnv
 
 
@@ -136,9 +137,6 @@ class REINFORCE(TaskAlgorithm):
 
     # One iteration
 
-    def _actor_function(self, theta: NamedParameters, observations: th.Tensor, latents: th.Tensor) -> Any:
-        return th.func.functional_call(self._actor, theta, (observations, latents))
-
     def collect_rollouts(
         self, env: VecEnv, callback: BaseCallback, rollout_buffer: RolloutBuffer, n_rollout_steps: int
     ) -> bool:
@@ -155,9 +153,8 @@ class REINFORCE(TaskAlgorithm):
         self.policy.set_training_mode(False)
         callback.on_rollout_start()
         values = partial(linear_values, ridge=self.baseline_ridge)
-        collector = Collector(
-            env, self.policy, self._actor_function, self.gamma, self.gae_lambda, values, self._step_hook(callback)
-        )
+        actor = StatelessModule(self._actor)
+        collector = Collector(env, self.policy, actor, self.gamma, self.gae_lambda, values, self._step_hook(callback))
         theta = {name: value.detach() for name, value in self._actor.named_parameters()}
         nothing = th.zeros(1, 0)  # the latents of a policy without any
         rollout = collector.rollout(

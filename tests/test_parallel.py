@@ -7,7 +7,7 @@ from functools import partial
 import pytest
 import torch as th
 
-from sb3_maesn.common.parallel import Workers, one_torch_thread
+from sb3_maesn.common.parallel import StatelessModule, Workers, one_torch_thread
 
 
 @pytest.fixture(params=[1, 3])
@@ -51,3 +51,28 @@ def test_an_error_reaches_the_caller_and_torch_gets_its_threads_back(n_threads: 
     with pytest.raises(ValueError, match="of the call"), Workers() as workers:
         workers([fail, fail])
     assert th.get_num_threads() == n_threads
+
+
+class Meeting(th.nn.Linear):
+    """Calls of several threads are all inside before any reads its parameters."""
+
+    everyone = threading.Barrier(3, timeout=10)
+
+    def forward(self, inputs: th.Tensor) -> th.Tensor:
+        self.everyone.wait()
+        return super().forward(inputs)
+
+
+@pytest.mark.parametrize("n_threads", [3], indirect=True)
+def test_every_thread_has_its_own_parameters(n_threads: int) -> None:
+    module = Meeting(2, 1, bias=False)
+    before, weight = module.weight, module.weight.detach().clone()
+    function, inputs = StatelessModule(module), th.tensor([[1.0, 10.0]])
+    parameters = [{"weight": th.full((1, 2), float(i), requires_grad=True)} for i in range(n_threads)]
+    with Workers() as workers:
+        outputs = workers([partial(function, theta, inputs) for theta in parameters])
+    assert [output.item() for output in outputs] == [0.0, 11.0, 22.0]
+    for output, theta in zip(outputs, parameters, strict=True):
+        assert th.equal(th.autograd.grad(output.sum(), theta["weight"])[0], inputs)
+    assert module.weight is before  # and the module itself stays as it is
+    assert th.equal(before, weight)

@@ -6,7 +6,6 @@ from functools import partial
 from typing import Any, TypeVar
 
 import numpy as np
-import torch as th
 from stable_baselines3.common.type_aliases import GymEnv
 
 from sb3_maesn.common.adaptation import AdaptationResult, adapt_to_tasks
@@ -16,8 +15,9 @@ from sb3_maesn.common.collection import Collector
 from sb3_maesn.common.critic import critic_values
 from sb3_maesn.common.curious_rewards import CuriousRewards
 from sb3_maesn.common.env_util import borrowed_env
-from sb3_maesn.common.inner_update import InnerUpdate
+from sb3_maesn.common.inner_update import ActorFunction, InnerUpdate
 from sb3_maesn.common.meta_parameters import TaskLatents, read_parameters, write_parameters
+from sb3_maesn.common.parallel import StatelessModule
 from sb3_maesn.common.policies import LatentActor, LatentActorCriticPolicy
 from sb3_maesn.common.policy_improvement import improve_policy
 from sb3_maesn.common.rollouts import StepHook
@@ -57,9 +57,9 @@ class AdaptableAlgorithm(TaskAlgorithm):
             return lambda rollout, _: critic_values(self.policy, rollout)
         return partial(linear_values, ridge=self.baseline_ridge)
 
-    def _actor_function(self, theta: NamedParameters, observations: th.Tensor, latents: th.Tensor) -> Any:
-        # no two parameters of an actor are one, and looking for such costs as much as a layer
-        return th.func.functional_call(self._actor, theta, (observations, latents), tie_weights=False)
+    @property
+    def _actor_function(self) -> ActorFunction:
+        return StatelessModule(self._actor)
 
     @property
     def _trust_region(self) -> TrustRegion:

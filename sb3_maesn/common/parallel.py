@@ -1,11 +1,14 @@
 """Work on several cores by threads of one torch thread each, faster than torch's own for networks this small."""
 
-from collections.abc import Callable, Iterator, Sequence
+import copy
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch as th
+from torch import nn
 
 Result = TypeVar("Result")
 
@@ -53,3 +56,29 @@ class Workers:
                 return call()
 
         return list(self._pool.map(run, calls))
+
+
+class StatelessModule:
+    """A module as a function of its parameters, which several threads may call at once.
+
+    ``functional_call`` puts the parameters into the module for as long as a call takes, so every thread gets a module
+    of its own: a copy that shares the tensors.
+
+    :param module: no two of whose parameters are one
+    """
+
+    def __init__(self, module: nn.Module):
+        self._module = module
+        self._of_thread = threading.local()
+
+    def __call__(self, parameters: Mapping[str, th.Tensor], *inputs: th.Tensor) -> Any:
+        """What the module returns.
+
+        :param parameters: in place of its own
+        :param inputs: of the module
+        """
+        if not hasattr(self._of_thread, "module"):
+            shared = {id(tensor): tensor for tensor in (*self._module.parameters(), *self._module.buffers())}
+            self._of_thread.module = copy.deepcopy(self._module, shared)
+        # looking for parameters that are one costs as much as a layer
+        return th.func.functional_call(self._of_thread.module, dict(parameters), inputs, tie_weights=False)
