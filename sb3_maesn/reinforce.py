@@ -121,6 +121,8 @@ class REINFORCE(TaskAlgorithm):
         self.set_random_seed(self.seed)
         if self.env is not None:
             self._take_env_facts(self.env)
+        elif not hasattr(self, "observation_space"):  # which SB3 takes from the environment, or from a file
+            raise ValueError("expected an environment, got None")
         self.policy = self.policy_class(
             self.observation_space, self.action_space, self.lr_schedule, **self.policy_kwargs
         ).to(self.device)

@@ -116,6 +116,10 @@ class RL2(TaskAlgorithm, RecurrentPPO):
     def _setup_model(self) -> None:
         if self.meta_batch_size < 1:
             raise ValueError(f"meta_batch_size must be at least 1, got {self.meta_batch_size}")
+        if self.n_epochs < 1:
+            raise ValueError(f"n_epochs must be at least 1, got {self.n_epochs}")
+        if self.batch_size is not None and self.batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, or None for all steps, got {self.batch_size}")
         if not issubclass(self.policy_class, TrialLstmPolicy):
             raise ValueError(f"expected a subclass of TrialLstmPolicy, got {self.policy_class.__name__}")
         if self.env is not None:
@@ -202,8 +206,9 @@ class RL2(TaskAlgorithm, RecurrentPPO):
         self._trials = []
         with global_seed(int(rng.integers(2**32))):
             going_on = super().collect_rollouts(env, callback, rollout_buffer, n_rollout_steps)
-        self.logger.record("time/collect_seconds", time.perf_counter() - started)
-        self._log_trials()
+        if going_on:  # else the iteration is done again, and its trials count then
+            self._note_trials()
+            self.logger.record("time/collect_seconds", time.perf_counter() - started)
         return going_on
 
     def _empty_states(self) -> RNNStates:
@@ -212,21 +217,22 @@ class RL2(TaskAlgorithm, RecurrentPPO):
         return RNNStates((zeros, zeros), (zeros, zeros))
 
     def _update_info_buffer(self, infos: list[dict[str, Any]], dones: np.ndarray | None = None) -> None:
-        """Trials' last episodes, those after adaptation, go where SB3 keeps its episode statistics."""
+        """Keep the trials that ended."""
+        self._trials += [info["trial"] for info in infos if "trial" in info]
+
+    def _note_trials(self) -> None:
+        """Trials' last episodes, those after adaptation, go where SB3 keeps its episode statistics; first episodes are
+        logged under the names that the other meta-learners give to those before adaptation.
+        """
         assert self.ep_info_buffer is not None
         assert self.ep_success_buffer is not None
         now = round(time.time() - self.start_time / 1e9, 6)
-        for trial in (info["trial"] for info in infos if "trial" in info):
-            self._trials.append(trial)
+        for trial in self._trials:
             self.ep_info_buffer.append({"r": float(trial.returns[-1]), "l": int(trial.lengths[-1]), "t": now})
             if not np.isnan(trial.success[-1]):
                 self.ep_success_buffer.append(float(trial.success[-1]))
-            self._episode_num += self.n_episodes
-
-    def _log_trials(self) -> None:
-        """First episodes under the names that the other meta-learners give to those before adaptation."""
-        if not self._trials:
-            return
+        self._episode_num += len(self._trials) * self.n_episodes
+        # an iteration is at least one whole trial of every member
         self.logger.record("rollout/trial_rew_mean", safe_mean([trial.returns.sum() for trial in self._trials]))
         self.logger.record("rollout/pre_ep_rew_mean", safe_mean([trial.returns[0] for trial in self._trials]))
         if not np.isnan(self._trials[0].success[0]):

@@ -124,6 +124,8 @@ class VIME(CheckpointMixin, TRPO):
         for name in ("dynamics_batch_size", "n_dynamics_samples", "n_dynamics_data", "pool_size", "n_medians"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if any(size < 1 for size in self.dynamics_net_arch):
+            raise ValueError(f"dynamics_net_arch must be numbers of at least 1, got {list(self.dynamics_net_arch)}")
         for name in ("eta", "n_dynamics_updates"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")

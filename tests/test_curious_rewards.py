@@ -55,6 +55,14 @@ def test_every_step_but_an_episodes_last_gains(discrete: bool) -> None:
     assert gained[:-1][known].median().item() == pytest.approx(0.5, rel=1e-4)
 
 
+def test_episodes_of_one_step_teach_nothing() -> None:
+    short = rollout()
+    short.mask[1:] = 0.0
+    curious = CuriousRewards(0.5, BOX, np.random.default_rng(0))
+    assert th.equal(curious(short).rewards, short.rewards)
+    assert curious(rollout()).rewards.isfinite().all()
+
+
 def test_the_model_learns_from_call_to_call() -> None:
     """What is seen again and again teaches ever less, so a rollout elsewhere stands out."""
     curious = CuriousRewards(1.0, BOX, np.random.default_rng(0), n_updates=200, batch_size=20)

@@ -178,3 +178,8 @@ def test_unknown_horizon_is_refused() -> None:
 def test_settings_out_of_range_are_refused(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         tiny(**settings)
+
+
+def test_no_environment_is_refused() -> None:
+    with pytest.raises(ValueError, match="expected an environment, got None"):
+        REINFORCE("MlpPolicy", None)

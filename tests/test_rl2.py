@@ -220,13 +220,16 @@ def test_a_resumed_run_is_bit_for_bit_one_that_never_stopped(tmp_path: Path) -> 
     assert_same(whole, second)
 
 
-def test_an_iteration_that_was_cut_short_is_done_again() -> None:
+@pytest.mark.parametrize("n_steps", [50, 150])  # within the first trials, and after them
+def test_an_iteration_that_was_cut_short_is_done_again(n_steps: int) -> None:
     class Stop(BaseCallback):
         def _on_step(self) -> bool:
-            return self.num_timesteps < ITERATION + 50
+            return self.num_timesteps < ITERATION + n_steps
 
     model = tiny().learn(2 * ITERATION, callback=Stop())
     assert model._n_updates == 1
+    assert model.ep_info_buffer is not None
+    assert len(model.ep_info_buffer) == 6  # trials of the whole iteration
     model.learn(ITERATION, reset_num_timesteps=False)
     assert_same(model, tiny().learn(2 * ITERATION))
 
@@ -317,6 +320,8 @@ def test_the_comparison_with_the_optimum_runs(tmp_path: Path, root: Path) -> Non
     [
         ({"n_episodes": 0}, "trials of at least 1 episode, got n_episodes=0"),
         ({"meta_batch_size": 0}, "meta_batch_size must be at least 1, got 0"),
+        ({"n_epochs": 0}, "n_epochs must be at least 1, got 0"),
+        ({"batch_size": 0}, "batch_size must be at least 1, or None for all steps, got 0"),
         ({"n_steps": 128}, "n_steps follows from .* got n_steps=128"),
     ],
 )

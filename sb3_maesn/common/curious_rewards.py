@@ -45,6 +45,8 @@ class CuriousRewards:
         :param rollout: as collected
         """
         known = rollout.mask[1:] > 0  # (T - 1, B, K): steps after which the episode goes on
+        if not known.any():
+            return rollout
         actions = action_vectors(rollout.actions[:-1][known].numpy(), self.action_space)
         observations = rollout.observations.flatten(3)  # (T, B, K, *obs_shape) -> (T, B, K, O)
         transitions = Transitions(observations[:-1][known], actions, observations[1:][known])
