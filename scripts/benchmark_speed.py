@@ -61,12 +61,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     :return: exit code
     """
     args = make_parser().parse_args(argv)
-    import torch
 
     from sb3_maesn.cli import check_env_id, one_line_errors
     from sb3_maesn.results import format_table, provenance, write_table
 
-    torch.set_num_threads(1)
     if args.peak_memory_of:
         print(peak_memory_gb(args.peak_memory_of, args.seed))
         return 0
@@ -104,13 +102,9 @@ def measure_collect(family: str, args: argparse.Namespace) -> Iterator[dict[str,
     assert env is not None
     noise = torch.randn(N_TASKS, N_EPISODES, model.policy.latent_dim)
     zeros = torch.zeros(N_TASKS, model.policy.latent_dim)
-    actor = model.policy.make_actor()
-    theta = {name: value.detach() for name, value in actor.named_parameters()}
-
-    def act(parameters: Any, observations: Any, latents: Any) -> Any:
-        return torch.func.functional_call(actor, parameters, (observations, latents))
-
-    behaviour = Behaviour(model.policy, act, theta, Adapted(DiagGaussian(zeros, zeros), None), noise, noise)
+    agent = model.agent()
+    prior = Adapted(DiagGaussian(zeros, zeros), None)
+    behaviour = Behaviour(model.policy, agent.actor, agent.theta, prior, noise, noise)
     tasks = env.task_set("train")[:N_TASKS]
     rng = np.random.default_rng(args.seed)
 
