@@ -17,6 +17,7 @@ from sb3_maesn.common.baselines import RIDGE, linear_values
 from sb3_maesn.common.collection import Collector
 from sb3_maesn.common.distributions import DiagGaussian
 from sb3_maesn.common.env_util import as_single_task
+from sb3_maesn.common.global_seed import entropy_of
 from sb3_maesn.common.objectives import normalise_steps, policy_kl, surrogate
 from sb3_maesn.common.parallel import StatelessModule
 from sb3_maesn.common.policies import PlainActorCriticPolicy
@@ -79,8 +80,7 @@ class REINFORCE(TaskAlgorithm):
         self.n_episodes = n_episodes
         self.n_gradient_steps = n_gradient_steps
         self.baseline_ridge = baseline_ridge
-        # every iteration's generator is seeded with (this, iteration)
-        self.entropy = int(np.random.SeedSequence().generate_state(1)[0]) if seed is None else seed
+        self.entropy = entropy_of(seed)
         self._batch: TaskBatch | None = None
         self._whole_timesteps = None
         super().__init__(
@@ -119,10 +119,7 @@ class REINFORCE(TaskAlgorithm):
             raise ValueError(f"expected a subclass of PlainActorCriticPolicy, got {self.policy_class.__name__}")
         self._setup_lr_schedule()
         self.set_random_seed(self.seed)
-        if self.env is not None:
-            self._take_env_facts(self.env)
-        elif not hasattr(self, "observation_space"):  # which SB3 takes from the environment, or from a file
-            raise ValueError("expected an environment, got None")
+        self._look_at_env()
         self.policy = self.policy_class(
             self.observation_space, self.action_space, self.lr_schedule, **self.policy_kwargs
         ).to(self.device)

@@ -22,7 +22,7 @@ from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_maesn.common.adaptation import AdaptationResult
 from sb3_maesn.common.env_util import as_multi_task, borrowed_env
-from sb3_maesn.common.global_seed import global_seed
+from sb3_maesn.common.global_seed import entropy_of, global_seed
 from sb3_maesn.common.task_algorithm import TaskAlgorithm
 from sb3_maesn.common.trial_adaptation import run_trials
 from sb3_maesn.common.trial_policy import Memory, TrialLstmPolicy
@@ -84,8 +84,7 @@ class RL2(TaskAlgorithm, RecurrentPPO):
             )
         self.meta_batch_size = meta_batch_size
         self.n_episodes = n_episodes
-        # every iteration's generators are seeded with (this, iteration)
-        self.entropy = int(np.random.SeedSequence().generate_state(1)[0]) if seed is None else seed
+        self.entropy = entropy_of(seed)
         self.adaptation = None
         self._whole_timesteps = None
         self._trials: list[Trial] = []  # of the current iteration
@@ -122,10 +121,7 @@ class RL2(TaskAlgorithm, RecurrentPPO):
             raise ValueError(f"batch_size must be at least 1, or None for all steps, got {self.batch_size}")
         if not issubclass(self.policy_class, TrialLstmPolicy):
             raise ValueError(f"expected a subclass of TrialLstmPolicy, got {self.policy_class.__name__}")
-        if self.env is not None:
-            self._take_env_facts(self.env)
-        elif not hasattr(self, "observation_space"):  # which SB3 takes from the environment, or from a file
-            raise ValueError("expected an environment, got None")
+        self._look_at_env()
         super()._setup_model()
 
     def _take_env_facts(self, env: MultiTaskVecEnv) -> None:

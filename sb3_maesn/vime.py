@@ -16,7 +16,7 @@ from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback
 from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_maesn.common.checkpointing import CheckpointMixin
-from sb3_maesn.common.global_seed import global_seed
+from sb3_maesn.common.global_seed import entropy_of, global_seed
 from sb3_maesn.common.information_gain import Curiosity, Transitions, action_vectors, as_vectors
 from sb3_maesn.envs.multi_task import find_horizon
 
@@ -88,8 +88,7 @@ class VIME(CheckpointMixin, TRPO):
         self.prior_std = prior_std
         self.likelihood_std = likelihood_std
         self.n_medians = n_medians
-        # every iteration's randomness is seeded with (this, iteration)
-        self.entropy = int(np.random.SeedSequence().generate_state(1)[0]) if seed is None else seed
+        self.entropy = entropy_of(seed)
         self._next_observations = NextObservations()
         super().__init__(policy, env, seed=seed, device=device, _init_setup_model=_init_setup_model, **kwargs)
 

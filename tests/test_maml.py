@@ -9,6 +9,7 @@ import pytest
 import torch as th
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.vec_env import DummyVecEnv
+from torch.nn.utils import parameters_to_vector
 
 from sb3_maesn import MAML, LatentMlpPolicy, MlpPolicy, MultiTaskVecEnv
 from sb3_maesn.callbacks import MetaEvalCallback
@@ -126,6 +127,21 @@ def test_the_inner_update_is_differentiated_in_full_unless_told_otherwise() -> N
     models = [tiny(first_order=first_order).learn(ITERATION) for first_order in (False, True)]
     assert differ(*models)
     assert models[0].num_timesteps == models[1].num_timesteps
+
+
+def test_the_meta_step_is_that_of_one_thread() -> None:
+    """Threads that shared an actor would differentiate each other's theta."""
+    n_threads = th.get_num_threads()
+    models = []
+    try:
+        for n in (1, 4, 4):
+            th.set_num_threads(n)
+            models.append(tiny(meta_batch_size=8).learn(1))
+    finally:
+        th.set_num_threads(n_threads)
+    first, second, third = (parameters_to_vector(model._actor.parameters()) for model in models)
+    assert th.allclose(first, second, atol=1e-3)  # collection rounds differently
+    assert th.equal(second, third)
 
 
 @pytest.mark.parametrize(("learn_step_sizes", "changed"), [(False, False), (True, True)])

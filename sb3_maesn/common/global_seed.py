@@ -1,10 +1,18 @@
-"""The global random generators of NumPy and torch, for code of others that draws from them."""
+"""Seeds: of a run, and of the global random generators of NumPy and torch, for code of others that draws from them."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import numpy as np
 import torch as th
+
+
+def entropy_of(seed: int | None) -> int:
+    """What the generators of all iterations are seeded with, each with this and the iteration's number.
+
+    :param seed: the user's; None for a new number
+    """
+    return int(np.random.SeedSequence().generate_state(1)[0]) if seed is None else seed
 
 
 @contextmanager

@@ -23,6 +23,7 @@ from sb3_maesn.common.collection import Schedule, collect_meta_batch
 from sb3_maesn.common.critic import fit_critic
 from sb3_maesn.common.distributions import DiagGaussian
 from sb3_maesn.common.env_util import as_multi_task
+from sb3_maesn.common.global_seed import entropy_of
 from sb3_maesn.common.inner_update import InnerUpdate
 from sb3_maesn.common.iteration_log import collection_record, step_record
 from sb3_maesn.common.meta_objective import MetaObjective
@@ -165,8 +166,7 @@ class MetaOnPolicyAlgorithm(AdaptableAlgorithm):
         self.line_search_max_iter = line_search_max_iter
         self.fisher_subsampling = fisher_subsampling
         self._check_settings()
-        # every iteration's generator is seeded with (this, iteration)
-        self.entropy = int(np.random.SeedSequence().generate_state(1)[0]) if seed is None else seed
+        self.entropy = entropy_of(seed)
         self.groups_per_batch = 1  # of tasks that share prior episodes
         self._meta_batch: MetaBatch | None = None
         self._whole_timesteps: int | None = None  # num_timesteps after the last whole iteration
@@ -222,10 +222,7 @@ class MetaOnPolicyAlgorithm(AdaptableAlgorithm):
         self._check_settings()
         self._setup_lr_schedule()
         self.set_random_seed(self.seed)
-        if self.env is not None:
-            self._take_env_facts(self.env)
-        elif not hasattr(self, "observation_space"):  # which SB3 takes from the environment, or from a file
-            raise ValueError("expected an environment, got None")
+        self._look_at_env()
         if self.meta_batch_size > self.n_train_tasks:
             raise ValueError(
                 f"meta_batch_size ({self.meta_batch_size}) must not exceed the number of training tasks"

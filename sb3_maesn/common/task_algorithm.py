@@ -60,6 +60,16 @@ class TaskAlgorithm(CheckpointMixin, OnPolicyAlgorithm):
         self.n_envs = wrapped.num_envs
         super().set_env(wrapped, force_reset)
 
+    def _look_at_env(self) -> None:
+        """Note the facts of the environment that the model is built with.
+
+        :raises ValueError: if there is none
+        """
+        if self.env is not None:
+            self._take_env_facts(self.env)
+        elif not hasattr(self, "observation_space"):  # which SB3 takes from the environment, or from a file
+            raise ValueError("expected an environment, got None")
+
     def _take_env_facts(self, env: MultiTaskVecEnv) -> None:
         """Note what has to be known where there is no environment."""
         n_tasks = len(env.task_set("train"))
