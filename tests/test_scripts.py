@@ -135,12 +135,19 @@ def test_interrupt_leaves_a_whole_checkpoint_and_says_how_to_resume(tmp_path: Pa
     ]
     command += ["-n", "100_000_000".replace("_", ""), "--save-freq", str(ITERATION), "--hyperparams", *TINY]
     folder = tmp_path / "logs" / "maesn" / "PointGoal-v0_1"
-    with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+    # a suite that runs in the background of a shell hands down that it ignores the signal
+    handler = signal.signal(signal.SIGINT, signal.default_int_handler)
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, cwd=tmp_path, stdout=pipe, stderr=pipe, text=True) as process:
+        signal.signal(signal.SIGINT, handler)
         deadline = time.monotonic() + 60
         while len(list(folder.glob("rl_model_*"))) < 3 and time.monotonic() < deadline:
             time.sleep(0.05)
         process.send_signal(signal.SIGINT)
-        output, errors = process.communicate(timeout=60)
+        try:
+            output, errors = process.communicate(timeout=60)
+        finally:
+            process.kill()
     assert process.returncode == 130, errors
     assert "Traceback" not in errors
     advised = output.split("go on with")[1].split()
