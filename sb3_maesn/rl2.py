@@ -91,7 +91,7 @@ class RL2(TaskAlgorithm, RecurrentPPO):
         super().__init__(
             policy,
             # None is how SB3 loads a model without an environment
-            None if env is None else self._with_trials(env, kwargs.get("verbose", 0)),  # type: ignore[arg-type]
+            None if env is None else self._with_trials(env, kwargs.get("verbose", 0)),  # type: ignore[arg-type]  # None is how SB3 loads a model without an environment
             learning_rate,
             batch_size=batch_size,
             stats_window_size=stats_window_size,

@@ -237,7 +237,7 @@ class VIME(CheckpointMixin, TRPO):
         """Add to the rewards (T, n_envs), and estimate returns and advantages again."""
         rollout_buffer.rewards += rewards
         with th.no_grad():
-            last, _ = self.policy.obs_to_tensor(self._last_obs)  # type: ignore[arg-type]
+            last, _ = self.policy.obs_to_tensor(self._last_obs)  # type: ignore[arg-type]  # SB3 has observed by now
             values = self.policy.predict_values(last)
         assert self._last_episode_starts is not None
         rollout_buffer.compute_returns_and_advantage(last_values=values, dones=self._last_episode_starts)

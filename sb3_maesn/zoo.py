@@ -105,7 +105,7 @@ class TaskManagerMixin:
     def _preprocess_hyperparams(self, hyperparams: dict[str, Any]) -> tuple[Any, ...]:
         """Read an entry, as the zoo's manager does, but for what has a meaning here only."""
         if self.recipe is None:
-            return super()._preprocess_hyperparams(hyperparams)  # type: ignore[misc]
+            return super()._preprocess_hyperparams(hyperparams)  # type: ignore[misc]  # of the zoo's manager, mixed in at run time
         self.entry = dict(hyperparams)
         self.zoo.n_envs = self.recipe.n_members(self.entry)
         self.zoo.n_timesteps = self.zoo.n_timesteps if self.zoo.n_timesteps > 0 else int(self.entry["n_timesteps"])
@@ -114,14 +114,14 @@ class TaskManagerMixin:
     def create_envs(self, n_envs: int, eval_env: bool = False, no_log: bool = False) -> Any:
         """Make an environment with tasks."""
         if self.recipe is None:
-            return super().create_envs(n_envs, eval_env, no_log)  # type: ignore[misc]
+            return super().create_envs(n_envs, eval_env, no_log)  # type: ignore[misc]  # of the zoo's manager, mixed in at run time
         file = None if eval_env or no_log else Path(self.zoo.save_path) / "0"
         return self.recipe.make_env(self.run, n_envs, file)
 
     def create_callbacks(self) -> None:
         """Make those that do not need the model; ``learn`` makes the others."""
         if self.recipe is None:
-            super().create_callbacks()  # type: ignore[misc]
+            super().create_callbacks()  # type: ignore[misc]  # of the zoo's manager, mixed in at run time
         elif self.zoo.show_progress:
             self.zoo.callbacks.append(ProgressBarCallback())
 
@@ -129,12 +129,12 @@ class TaskManagerMixin:
         """Train, with checkpoints between iterations and evaluation by adaptation."""
         if self.recipe is not None:
             self.zoo.callbacks += make_callbacks(self.run, model)
-        super().learn(model)  # type: ignore[misc]
+        super().learn(model)  # type: ignore[misc]  # of the zoo's manager, mixed in at run time
 
     def objective(self, trial: optuna.Trial) -> float:
         """Judge a trial by adaptation to validation tasks, not by the return of training."""
         if self.recipe is None:
-            return super().objective(trial)  # type: ignore[misc]
+            return super().objective(trial)  # type: ignore[misc]  # of the zoo's manager, mixed in at run time
         run = self.run
         test = TestPlan(n_episodes=run.eval_episodes, split="validation")
         n_evaluations = max(self.zoo.n_evaluations, 1)

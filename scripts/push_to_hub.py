@@ -80,7 +80,7 @@ def publications(args: argparse.Namespace) -> Iterator[Any]:
     if args.video:
         files[f"replay{Path(args.video).suffix}"] = video(args.video)
     repo_id, model = f"{args.organization}/{name}", agent.model
-    yield Publication(repo_id, model, agent.env_id, rounds, tested, command, files, args.license)  # type: ignore[arg-type]
+    yield Publication(repo_id, model, agent.env_id, rounds, tested, command, files, args.license)  # type: ignore[arg-type]  # an agent's model here is a meta-learner
 
 
 def results(agent: Any, args: argparse.Namespace) -> tuple[Sequence[Any], dict[str, Any]]:

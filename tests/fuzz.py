@@ -302,7 +302,7 @@ class Fuzzer:
             assert bool(value.isfinite().all()), (seed, name)
             if kind in ("damaged zip", "damaged folder", "hostile zip"):
                 assert bool((value == self.tensors[name]).all()), (seed, name)
-        action, _ = model.predict(np.zeros((2, *model.observation_space.shape)))  # type: ignore[misc]
+        action, _ = model.predict(np.zeros((2, *model.observation_space.shape)))  # type: ignore[misc]  # its spaces are Boxes
         assert np.isfinite(action).all(), (seed, kind)
 
 

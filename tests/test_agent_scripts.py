@@ -41,7 +41,7 @@ def test_enjoy_adapts_and_plays(logs: Path, capsys: pytest.CaptureFixture[str]) 
 
 
 def test_record_video_writes_both_formats(logs: Path) -> None:
-    pytest.importorskip("imageio_ffmpeg")
+    pytest.importorskip("imageio_ffmpeg")  # the extra video
     assert load("record_video").main(["--env", POINT, "-n", "6", "--task", "-0.6", "0.8", *QUICK]) == 0
     videos = logs / "maesn" / "PointGoal-v0_2" / "videos"
     assert sorted(path.suffix for path in videos.iterdir()) == [".gif", ".mp4"]

@@ -145,7 +145,7 @@ def test_sb3s_own_files_and_checkpoints_lead_to_the_same_model(tmp_path: Path) -
     MAESN.load_checkpoint(tmp_path / "ours").save(tmp_path / "again")
     assert_same(MAESN.load(tmp_path / "again"), model)
     for name in ("sb3.zip", "ours", "again"):
-        assert_same(load_trained(tmp_path / name, "maesn"), model)  # type: ignore[arg-type]
+        assert_same(load_trained(tmp_path / name, "maesn"), model)  # type: ignore[arg-type]  # it is a MAESN
 
 
 def test_the_agent_alone_is_smaller_and_acts_and_adapts_the_same(tmp_path: Path) -> None:
@@ -157,7 +157,7 @@ def test_the_agent_alone_is_smaller_and_acts_and_adapts_the_same(tmp_path: Path)
     agent = MAESN.load_checkpoint(tmp_path / "agent")
     np.testing.assert_array_equal(predictions(agent), predictions(model))
     histories = [m.adapt("PointGoalSparse-v0", task=GOAL, n_rounds=1, n_episodes=4).adaptation for m in (agent, model)]
-    np.testing.assert_array_equal(histories[0].returns, histories[1].returns)  # type: ignore[union-attr]
+    np.testing.assert_array_equal(histories[0].returns, histories[1].returns)  # type: ignore[union-attr]  # both adapted
 
 
 def test_equal_models_make_equal_files(tmp_path: Path) -> None:

@@ -176,7 +176,7 @@ def test_a_corrupt_file_is_refused(hub: Hub, published: MAESN, name: str) -> Non
 def test_half_of_another_push_is_refused(hub: Hub, published: MAESN) -> None:
     """As a client without commits of several files would leave it."""
     files = publication_files(pretrained_publication("maesn-WheeledGoal-v0", "org"))
-    hub.repos[REPO].commit({"model.safetensors": files["model.safetensors"]}, "half")  # type: ignore[dict-item]
+    hub.repos[REPO].commit({"model.safetensors": files["model.safetensors"]}, "half")  # type: ignore[dict-item]  # the file is there
     with pytest.raises(CheckpointError, match=r"model\.safetensors was changed"):
         MAESN.from_pretrained(REPO)
 
@@ -241,7 +241,7 @@ def test_a_runs_folder_brings_its_settings_curves_and_video(tmp_path: Path) -> N
 def test_what_is_pulled_can_be_loaded_without_knowing_its_algorithm(hub: Hub, published: MAESN) -> None:
     folder = download(REPO)
     assert {path.name for path in folder.iterdir()} == {"model.safetensors", "config.json"}
-    assert_same(load_checkpoint(folder), published)  # type: ignore[arg-type]
+    assert_same(load_checkpoint(folder), published)  # type: ignore[arg-type]  # it is a MAESN
 
 
 def test_results_without_their_tasks_are_refused() -> None:

@@ -156,7 +156,7 @@ def curiosity(**settings: object) -> Curiosity:
         "n_medians": 3,
         "seed": 0,
     }
-    return Curiosity(**{**arguments, **settings})  # type: ignore[arg-type]
+    return Curiosity(**{**arguments, **settings})  # type: ignore[arg-type]  # settings of several types
 
 
 def test_reward_is_the_gain_over_the_mean_of_the_last_medians() -> None:

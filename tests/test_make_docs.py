@@ -8,7 +8,7 @@ import pytest
 
 import sb3_maesn
 
-pytest.importorskip("pdoc")
+pytest.importorskip("pdoc")  # the extra docs
 
 
 @pytest.fixture

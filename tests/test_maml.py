@@ -193,7 +193,7 @@ def test_the_callback_evaluates_what_adapts(tmp_path: Path) -> None:
 
 
 def test_tensorboard_has_the_algorithms_name(tmp_path: Path) -> None:
-    pytest.importorskip("tensorboard")
+    pytest.importorskip("tensorboard")  # an optional dependency of SB3
     tiny(tensorboard_log=str(tmp_path)).learn(ITERATION)
     assert list(tmp_path.glob("MAML_1/events*"))
 

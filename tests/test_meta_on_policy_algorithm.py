@@ -259,7 +259,7 @@ def test_log_keys_and_interval() -> None:
 def test_episode_statistics_are_those_of_the_last_episodes_after_adaptation() -> None:
     returns: list[float] = []
     model = tiny(stats_window_size=12)
-    watch = Watch(lambda _: returns.append(model._meta_batch.post.rollout.returns.mean().item()))  # type: ignore[union-attr]
+    watch = Watch(lambda _: returns.append(model._meta_batch.post.rollout.returns.mean().item()))  # type: ignore[union-attr]  # collected by then
     rows = log_of(model, 3, callback=watch)
     assert [row["rollout/ep_rew_mean"] for row in rows] == pytest.approx(returns)
 
@@ -296,8 +296,8 @@ def test_a_model_saved_within_an_iteration_does_it_again(tmp_path: Path) -> None
 def test_the_progress_bar_counts_the_steps(
     monkeypatch: pytest.MonkeyPatch, callback: Any, kwargs: dict[str, Any]
 ) -> None:
-    pytest.importorskip("tqdm")
-    pytest.importorskip("rich")
+    pytest.importorskip("tqdm")  # an optional dependency of SB3
+    pytest.importorskip("rich")  # an optional dependency of SB3
     counts: list[tuple[int, int]] = []
     end = StepsProgressBar._on_training_end
 
@@ -312,7 +312,7 @@ def test_the_progress_bar_counts_the_steps(
 
 
 def test_tensorboard(tmp_path: Path) -> None:
-    pytest.importorskip("tensorboard")
+    pytest.importorskip("tensorboard")  # an optional dependency of SB3
     tiny(tensorboard_log=str(tmp_path)).learn(ITERATION)
     assert list(tmp_path.glob("MAESN_1/events*"))
 

@@ -42,7 +42,7 @@ def test_the_agent_of_a_run_is_loaded(logs: Path) -> None:
     last = load_agent(AgentChoice("maesn", POINT, str(logs)))
     best = load_agent(AgentChoice("maesn", POINT, str(logs), best=True))
     assert (last.name, best.name) == ("maesn/PointGoal-v0_1/PointGoal-v0", "maesn/PointGoal-v0_1/best_model")
-    assert_same(last.model, tiny(seed=1))  # type: ignore[arg-type]
+    assert_same(last.model, tiny(seed=1))  # type: ignore[arg-type]  # it is a MAESN
     assert (last.adapts, last.test_env_id, last.task) == (True, "PointGoalSparse-v0", ())
 
 
@@ -99,7 +99,7 @@ def test_adaptation_comes_before_playing() -> None:
     adaptation = Adaptation(["-0.6", "0.8"], n_rounds=2, n_episodes=4, rule="policy_gradient")
     model, task = playing.prepare(agent, adaptation)
     assert task == [-0.6, 0.8]
-    assert not np.allclose(model.policy.latent_mean.numpy(), tiny().policy.latent_mean.numpy())  # type: ignore[operator]
+    assert not np.allclose(model.policy.latent_mean.numpy(), tiny().policy.latent_mean.numpy())  # type: ignore[operator]  # buffers are tensors
     table = playing.describe_adaptation(model).splitlines()
     assert len(table) == 2 + 2  # a header, a rule, two rounds
     assert playing.prepare(agent, Adaptation(["3"], n_rounds=0))[0] is agent.model
@@ -141,14 +141,14 @@ def test_a_film_shows_every_panel_under_its_title(tmp_path: Path) -> None:
     np.testing.assert_array_equal(both[:, video.STRIP :, :width], frames)
     np.testing.assert_array_equal(both[-1, video.STRIP :, -width:], frames[min(1, n_frames - 1)])
     assert both[0, : video.STRIP].min() < 128 < both[0, : video.STRIP].max()  # there is text
-    pytest.importorskip("imageio_ffmpeg")
+    pytest.importorskip("imageio_ffmpeg")  # the extra video
     for name in ("a.mp4", "a.gif"):
         video.write_video(tmp_path / "new" / name, both)
         assert (tmp_path / "new" / name).stat().st_size > 1000
     from PIL import Image
 
     with Image.open(tmp_path / "new" / "a.gif") as image:
-        assert (image.size, image.n_frames) == ((both.shape[2] // 2, both.shape[1] // 2), n_frames)  # type: ignore[attr-defined]
+        assert (image.size, image.n_frames) == ((both.shape[2] // 2, both.shape[1] // 2), n_frames)  # type: ignore[attr-defined]  # of animated images
     with pytest.raises(ConfigError, match=r"\.mp4 or \.gif"):
         video.write_video(tmp_path / "a.avi", both)
 

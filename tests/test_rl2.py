@@ -236,13 +236,13 @@ def test_an_iteration_that_was_cut_short_is_done_again(n_steps: int) -> None:
 
 def test_training_leaves_the_global_generators_alone() -> None:
     model = tiny()
-    np.random.seed(3)  # noqa: NPY002
+    np.random.seed(3)  # noqa: NPY002  # the global generator is what is tested
     th.manual_seed(3)
     model.learn(1)
-    after = th.rand(1), np.random.rand()  # noqa: NPY002
-    np.random.seed(3)  # noqa: NPY002
+    after = th.rand(1), np.random.rand()  # noqa: NPY002  # the global generator is what is tested
+    np.random.seed(3)  # noqa: NPY002  # the global generator is what is tested
     th.manual_seed(3)
-    assert after == (th.rand(1), np.random.rand())  # noqa: NPY002
+    assert after == (th.rand(1), np.random.rand())  # noqa: NPY002  # the global generator is what is tested
 
 
 def test_another_number_of_members_and_the_models_own_environment() -> None:
@@ -343,7 +343,7 @@ def test_environments_and_policies_that_do_not_fit_are_refused() -> None:
     with pytest.raises(ValueError, match="expected an environment, got None"):
         RL2("MlpLstmPolicy", None)
     with pytest.raises(ValueError, match="expected a subclass of TrialLstmPolicy, got RecurrentActorCriticPolicy"):
-        RL2(RecurrentActorCriticPolicy, POINT)  # type: ignore[arg-type]
+        RL2(RecurrentActorCriticPolicy, POINT)  # type: ignore[arg-type]  # refused, as it should be
     with pytest.raises(ValueError, match="expected trials of 2 episodes, got trials of 3"):
         tiny(TrialVecEnv(walks(), 3))
     with pytest.raises(ValueError, match="expected use_sde=False"):

@@ -121,7 +121,7 @@ def test_only_silent_workers_trials_are_given_up(tmp_path: Path) -> None:
     with heartbeat(alive, every=0.05):
         time.sleep(0.2)
         beats = study.trials[alive.number].user_attrs["heartbeat"]
-        assert beats > study.trials[alive.number].datetime_start.timestamp() + 0.1  # type: ignore[union-attr]
+        assert beats > study.trials[alive.number].datetime_start.timestamp() + 0.1  # type: ignore[union-attr]  # a trial under way has started
         assert give_up(study, lambda trial: is_stale(trial, 50)) == [silent.number]
         assert give_up(study, lambda trial: is_stale(trial, 50)) == []
         assert give_up(study, lambda trial: trial.number == unborn.number and is_stale(trial, 0.0)) == [unborn.number]

@@ -45,7 +45,7 @@ class Quadratic:
 
 
 def settings(target_kl: float = 0.01, **kwargs: float) -> TrustRegion:
-    return TrustRegion(target_kl, cg_max_steps=30, cg_damping=1e-12, **kwargs)  # type: ignore[arg-type]
+    return TrustRegion(target_kl, cg_max_steps=30, cg_damping=1e-12, **kwargs)  # type: ignore[arg-type]  # settings of several types
 
 
 def test_step_is_the_known_solution() -> None:

@@ -167,7 +167,7 @@ def test_episodes_longer_than_the_steps_go_on() -> None:
     """PointGoal's 20 steps in iterations of 15: the second iteration takes up where the first stopped."""
 
     class Elapsed(BaseCallback):
-        first: list[int] = []  # noqa: RUF012
+        first: list[int] = []  # noqa: RUF012  # shared by its instances on purpose
 
         def _on_rollout_start(self) -> None:
             self.first.append(self.training_env.get_attr("elapsed_steps")[0])
@@ -189,7 +189,7 @@ def test_callbacks_are_called_and_can_stop(as_list: bool) -> None:
         return len(calls) < 5
 
     model = tiny()
-    model.learn(400, callback=[stop] if as_list else stop)  # type: ignore[list-item]
+    model.learn(400, callback=[stop] if as_list else stop)  # type: ignore[list-item]  # a callback, or a function as SB3 takes it
     assert calls == [2, 4, 6, 8, 10]
     assert model._n_updates == 0
 

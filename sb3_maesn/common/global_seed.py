@@ -26,8 +26,8 @@ def global_seed(seed: int) -> Iterator[None]:
     before = np.random.get_state()  # noqa: NPY002  # the legacy generator is the one that SB3's buffers use
     with th.random.fork_rng():
         th.manual_seed(seed)
-        np.random.seed(seed)  # noqa: NPY002
+        np.random.seed(seed)  # noqa: NPY002  # others draw from NumPy's global generator
         try:
             yield
         finally:
-            np.random.set_state(before)  # noqa: NPY002
+            np.random.set_state(before)  # noqa: NPY002  # others draw from NumPy's global generator

@@ -23,7 +23,7 @@ class SparseMountainCar(gym.Wrapper[np.ndarray, np.ndarray, np.ndarray, np.ndarr
 
     def __init__(self, power: float = 0.0015, render_mode: str | None = None) -> None:
         car = gym.make("MountainCarContinuous-v0", render_mode=render_mode, max_episode_steps=HORIZON)
-        car.unwrapped.power = power  # type: ignore[attr-defined]
+        car.unwrapped.power = power  # type: ignore[attr-defined]  # an attribute of Gymnasium's mountain car
         super().__init__(gym.wrappers.RescaleObservation(car, np.float32(-1.0), np.float32(1.0)))
 
     def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
