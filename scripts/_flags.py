@@ -1,6 +1,7 @@
-"""Flags that several scripts share; without the package, whose import would make ``--help`` slow."""
+"""What several scripts share: flags, and how they run; without the package, whose import would make ``--help`` slow."""
 
 import argparse
+from collections.abc import Callable, Sequence
 
 
 def make_parser(description: str | None) -> argparse.ArgumentParser:
@@ -15,6 +16,25 @@ def make_parser(description: str | None) -> argparse.ArgumentParser:
     )
     parser.add_argument("--verbose", type=int, default=1, help="0: silent, 1: messages, 2: messages and tracebacks")
     return parser
+
+
+def run(
+    parser: argparse.ArgumentParser, action: Callable[[argparse.Namespace], None], argv: Sequence[str] | None
+) -> int:
+    """
+    Run a script, reporting bad input on one line.
+
+    :param parser: the script's, which knows ``--verbose``
+    :param action: what the script does
+    :param argv: arguments of the command line
+    :return: exit code
+    """
+    args = parser.parse_args(argv)
+    from sb3_maesn.cli import one_line_errors
+
+    with one_line_errors(args.verbose):
+        action(args)
+    return 0
 
 
 def add_agent_flags(parser: argparse.ArgumentParser) -> None:

@@ -5,6 +5,8 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
+import _flags
+
 
 def make_parser() -> argparse.ArgumentParser:
     """Make the parser of the command line."""
@@ -40,12 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     :param argv: arguments of the command line
     :return: exit code
     """
-    args = make_parser().parse_args(argv)
-    from sb3_maesn.cli import one_line_errors
-
-    with one_line_errors(args.verbose):
-        adapt(args)
-    return 0
+    return _flags.run(make_parser(), adapt, argv)
 
 
 def adapt(args: argparse.Namespace) -> None:

@@ -5,6 +5,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import _flags
+
 
 def make_parser() -> argparse.ArgumentParser:
     """Make the parser of the command line."""
@@ -30,12 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     :param argv: arguments of the command line
     :return: exit code
     """
-    args = make_parser().parse_args(argv)
-    from sb3_maesn.cli import one_line_errors
-
-    with one_line_errors(args.verbose):
-        export(args)
-    return 0
+    return _flags.run(make_parser(), export, argv)
 
 
 def export(args: argparse.Namespace) -> None:

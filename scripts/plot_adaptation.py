@@ -30,12 +30,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     :param argv: arguments of the command line
     :return: exit code
     """
-    args = make_parser().parse_args(argv)
-    from sb3_maesn.cli import one_line_errors
-
-    with one_line_errors(args.verbose):
-        plot(args)
-    return 0
+    return _flags.run(make_parser(), plot, argv)
 
 
 def plot(args: argparse.Namespace) -> None:
