@@ -94,7 +94,7 @@ def test_the_rule_sees_its_own_episodes_and_no_others(played: list[tuple[np.ndar
         assert (returns == result.returns[r]).all()
         seen = played[r][1].first_episodes(5)
         batch = estimate_advantages(seen, model.gamma, model.gae_lambda)
-        assert np.allclose(advantages, batch.advantages[0])
+        assert np.allclose(advantages, batch.episode_advantages)
     assert (mean == 2.0).all()
     assert (log_std == -1.0).all()
 

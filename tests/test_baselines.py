@@ -76,6 +76,15 @@ def test_generalised_advantages_equal_a_plain_loop(gae_lambda: float) -> None:
             assert bool((batch.advantages[length:, task, episode] == 0).all())
 
 
+@pytest.mark.parametrize("gae_lambda", [0.0, 0.95, 1.0])
+def test_an_episode_is_judged_as_a_whole_whatever_the_lambda_of_its_steps(gae_lambda: float) -> None:
+    rollout = make_rollout()
+    got = estimate_advantages(rollout, 0.9, gae_lambda, lambda rollout, returns: 0.5 * returns)
+    for task, episode in np.ndindex(TASKS, EPISODES):
+        expected = sum(0.5 * 0.9**t * rollout.rewards[t, task, episode] for t in range(STEPS))
+        assert got.episodes.advantages[task, episode] == pytest.approx(float(expected))
+
+
 def test_linear_features() -> None:
     observations = th.tensor([[[1.0, -20.0]], [[2.0, 0.5]]])  # (T, N, O), one value beyond the clip
     features = linear_features(observations)

@@ -81,7 +81,8 @@ def linear_problem(n: int, mean: float, log_std: float) -> tuple[Any, TaskBatch]
     rollout = Rollout(
         actions, actions, distribution, distribution.log_prob(actions), rewards, ones, z, noise, np.zeros((1, n))
     )
-    return actor, TaskBatch(rollout, to_go - to_go.mean(dim=2, keepdim=True), to_go, 0.0)
+    advantages = to_go - to_go.mean(dim=2, keepdim=True)
+    return actor, TaskBatch(rollout, advantages, to_go, advantages[0], 0.0)
 
 
 @pytest.mark.parametrize("estimator", ["likelihood_ratio", "reparameterised"])

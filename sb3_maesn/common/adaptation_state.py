@@ -31,7 +31,7 @@ class AdaptationState:
     :param log_std: current latent log std (B, L)
     :param latents: (B, N, L)
     :param returns: (B, N)
-    :param advantages: the episodes' advantages at their first step, unnormalised (B, N)
+    :param advantages: of the whole episodes, unnormalised (B, N)
     :param n_rounds: rounds so far
     :raises ValueError: if shapes disagree or a value is not finite
     """
@@ -128,7 +128,7 @@ class AdaptationRule(ABC):
         :param state: what was known before
         :param latents: the round's latents (B, K, L)
         :param returns: the episodes' undiscounted returns (B, K)
-        :param advantages: the episodes' advantages at their first step, unnormalised (B, K)
+        :param advantages: of the whole episodes, unnormalised (B, K)
         :param rng: source of randomness
         :return: the new state
         :raises ValueError: if shapes disagree or a value is not finite

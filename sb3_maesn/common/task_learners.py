@@ -137,7 +137,7 @@ class LatentLearner(TaskLearner):
         return self.rule.propose(state, n_episodes, rng)
 
     def update(self, state: AdaptationState, agent: Agent, played: Round, rng: np.random.Generator) -> AdaptationState:
-        """The rule's update, on the episodes' advantages at their first step."""
+        """The rule's update, on the advantages of whole episodes."""
         advantages = agent.judge(played.rollout).episodes.advantages.double().numpy()
         advantages = worst_for_diverged(advantages, played.rollout)
         return self.rule.update(state, played.latents, played.returns, advantages, rng)

@@ -142,7 +142,7 @@ class EpisodeBatch:
 
     :param latents: z (B, K, L)
     :param noise: eps of z = mean + std * eps (B, K, L)
-    :param advantages: of each episode's first step, what the likelihood-ratio estimator credits to z (B, K)
+    :param advantages: of the whole episodes, what the likelihood-ratio estimator credits to z (B, K)
     :param mask: (B, K), 1 for a valid episode
     :param groups: the k-th episodes of tasks with the same number have one latent (B,); None where every task has its
         own
@@ -176,12 +176,15 @@ class TaskBatch:
     :param rollout: the episodes
     :param advantages: generalised advantages of each step (T, B, K), not normalised
     :param discounted_returns: discounted return from each step on (T, B, K)
+    :param episode_advantages: discounted return of each whole episode beyond its start's value, whatever the lambda of
+        the steps: a latent acts until the episode's end (B, K)
     :param explained_variance: of the value baseline, one number for the batch
     """
 
     rollout: Rollout
     advantages: th.Tensor
     discounted_returns: th.Tensor
+    episode_advantages: th.Tensor
     explained_variance: float
 
     def __post_init__(self) -> None:
@@ -193,7 +196,7 @@ class TaskBatch:
     @property
     def episodes(self) -> EpisodeBatch:
         """The rollout seen from the latents."""
-        return EpisodeBatch(self.rollout.latents, self.rollout.noise, self.advantages[0], self.rollout.mask[0])
+        return EpisodeBatch(self.rollout.latents, self.rollout.noise, self.episode_advantages, self.rollout.mask[0])
 
     def every_nth_step(self, stride: int) -> "TaskBatch":
         """Every ``stride``-th time step.
@@ -201,7 +204,8 @@ class TaskBatch:
         :param stride: at least 1
         """
         steps = (self.advantages[::stride], self.discounted_returns[::stride])
-        return TaskBatch(every_nth_step(self.rollout, stride), *steps, self.explained_variance)
+        rollout = every_nth_step(self.rollout, stride)
+        return TaskBatch(rollout, *steps, self.episode_advantages, self.explained_variance)
 
     def at_tasks(self, tasks: slice) -> "TaskBatch":
         """Some of the tasks, without copying.
@@ -209,7 +213,8 @@ class TaskBatch:
         :param tasks: which
         """
         steps = (self.advantages[:, tasks], self.discounted_returns[:, tasks])
-        return TaskBatch(self.rollout.at_tasks(tasks), *steps, self.explained_variance)
+        episode_advantages = self.episode_advantages[tasks]
+        return TaskBatch(self.rollout.at_tasks(tasks), *steps, episode_advantages, self.explained_variance)
 
 
 @dataclass(frozen=True)
