@@ -27,6 +27,7 @@ from sb3_maesn.common.posterior import (
     representative_points,
     weighted_quantile,
 )
+from sb3_maesn.common.score_prior import Points, uninformed
 
 Array = NDArray[np.float64]
 
@@ -379,28 +380,37 @@ def test_prior_points_and_representative_points_stand_for_the_prior() -> None:
 
 def test_score_model_is_gaussian_process_regression() -> None:
     rng = np.random.default_rng(0)
-    latents, scores, query = rng.standard_normal((2, 6, 2)), rng.random((2, 6)), rng.standard_normal((2, 4, 2))
-    model = fit_scores(latents, scores, np.array([0.7]), 0.1, 0.4, 0.2)
+    seen, query = (
+        Points(rng.standard_normal((2, n, 2)), rng.random((2, n)), rng.standard_normal((2, n, 3))) for n in (6, 4)
+    )
+    scores = rng.random((2, 6))
+    model = fit_scores(seen, scores, np.array([0.7]), 0.4, 0.2)
     mean, explained = model.predict(query)
     for b in range(2):
-        covariance = model.kernel(latents, latents)[b] + 0.2**2 * np.eye(6)
-        cross = model.kernel(latents, query)[b]
-        np.testing.assert_allclose(mean[b], 0.1 + cross.T @ np.linalg.solve(covariance, scores[b] - 0.1))
+        covariance = model.kernel(seen, seen)[b] + 0.2**2 * np.eye(6)
+        cross, own = model.kernel(seen, query)[b], model.kernel(query, query)[b]
+        expected = query.mean[b] + cross.T @ np.linalg.solve(covariance, scores[b] - seen.mean[b])
+        np.testing.assert_allclose(mean[b], expected)
         np.testing.assert_allclose(explained[b].T @ explained[b], cross.T @ np.linalg.solve(covariance, cross))
+        np.testing.assert_allclose(model.prior_variance(query)[b], np.diagonal(own))
+        shared = query.features[b] @ query.features[b].T
+        assert (np.abs(own - shared) <= 0.4**2 + 1e-12).all()  # what the features do not explain
 
 
 def test_length_scale_follows_the_data() -> None:
     latents = np.random.default_rng(0).uniform(-2.0, 2.0, (1, 60, 2))
     for period, expected in ((8.0, 1.6), (1.5, 0.35)):
         scores = 0.5 + 0.5 * np.sin(2.0 * np.pi * latents[..., 0] / period)
-        assert fit_scores(latents, scores, np.array([0.35, 1.6]), 0.1, 0.4, 0.1).length_scale[0] == expected
+        assert fit_scores(uninformed(latents, 0.1), scores, np.array([0.35, 1.6]), 0.4, 0.1).length_scale[0] == expected
 
 
 def test_batches_are_diverse_without_a_hit_and_gather_at_a_hit() -> None:
     rng = np.random.default_rng(0)
-    latents, candidates = representative_points(5, 2)[None], prior_points(300, rng.random(2))[None]
+    latents = representative_points(5, 2)[None]
+    candidates = uninformed(prior_points(300, rng.random(2))[None], 0.05)
     for scores, gathered in ((np.zeros((1, 5)), 0), (np.array([[0.0, 1.0, 0.0, 0.0, 0.0]]), 3)):
-        picks = choose_batch(fit_scores(latents, scores, np.array([0.6]), 0.05, 0.4, 0.2), candidates, 5, 1.5)
+        model = fit_scores(uninformed(latents, 0.05), scores, np.array([0.6]), 0.4, 0.2)
+        picks = choose_batch(model, candidates, 5, 1.5)
         apart = np.linalg.norm(picks[0][:, None] - picks[0], axis=-1) + 9.0 * np.eye(5)
         assert apart.min() > (0.02 if gathered else 0.5)
         assert np.sum(np.linalg.norm(picks[0] - latents[0, 1], axis=-1) < 0.6) >= gathered

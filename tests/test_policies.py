@@ -9,6 +9,7 @@ from gymnasium import spaces
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.preprocessing import preprocess_obs
 from stable_baselines3.common.torch_layers import NatureCNN
+from torch import nn
 
 from sb3_maesn.common.distributions import Categorical, DiagGaussian
 from sb3_maesn.common.policies import LatentActorCriticPolicy, LatentMlpPolicy
@@ -184,6 +185,21 @@ def test_values_and_log_probabilities_depend_on_the_latent() -> None:
         assert not th.allclose(first, second)
     mean = policy.latent_mean.expand(2, -1)
     assert th.allclose(policy.predict_values(obs), policy.predict_values(obs, mean))  # the mean where none is given
+
+
+def test_glorot_init_is_the_authors() -> None:
+    policy = make_policy(glorot_init=True, net_arch=[50, 50])
+    layers = [module for module in policy.make_actor().modules() if isinstance(module, nn.Linear)]
+    assert [layer.in_features for layer in layers] == [5, 50, 50]
+    for layer in layers:
+        bound = (6.0 / (layer.in_features + layer.out_features)) ** 0.5
+        assert 0.9 * bound < layer.weight.abs().max().item() <= bound
+        assert not bool(layer.bias.any())
+    obs, latents = th.zeros(200, 3), th.randn(200, 2, generator=th.Generator().manual_seed(0))
+    spread = [
+        one.get_distribution(obs, latents).mode().std().item() for one in (make_policy(glorot_init=True), make_policy())
+    ]
+    assert spread[0] > 10.0 * spread[1]  # the latent tells actions apart from the start
 
 
 def test_a_convolutional_extractor_sees_images() -> None:

@@ -1,11 +1,13 @@
 """An algorithm whose latent distribution adapts to new tasks."""
 
 import copy
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 from typing import Any, TypeVar
 
 import numpy as np
+import torch as th
 from stable_baselines3.common.type_aliases import GymEnv
 
 from sb3_maesn.common.adaptation import AdaptationResult, adapt_to_tasks
@@ -21,8 +23,10 @@ from sb3_maesn.common.parallel import StatelessModule
 from sb3_maesn.common.policies import LatentActor, LatentActorCriticPolicy
 from sb3_maesn.common.policy_improvement import improve_policy
 from sb3_maesn.common.rollouts import StepHook
+from sb3_maesn.common.score_prior import RANK, ScorePrior
 from sb3_maesn.common.task_algorithm import TaskAlgorithm
 from sb3_maesn.common.task_learners import Agent, make_learner
+from sb3_maesn.common.training_scores import score_prior_of
 from sb3_maesn.common.trust_region import TrustRegion
 from sb3_maesn.common.type_aliases import NamedParameters
 from sb3_maesn.envs.multi_task import MultiTaskVecEnv
@@ -34,8 +38,10 @@ class AdaptableAlgorithm(TaskAlgorithm):
     """A TaskAlgorithm with a latent-conditioned policy and the means to adapt it and its latent.
 
     ``adaptation`` is the history of the adaptation that made this model, None if none did; ``policy_adaptation`` the
-    mean return before each update of theta.
+    mean return before each update of theta; ``score_prior`` what :meth:`learn_score_prior` found.
     """
+
+    score_prior: ScorePrior | None = None
 
     policy: LatentActorCriticPolicy  # narrower than SB3's
     task_latents: TaskLatents
@@ -87,7 +93,59 @@ class AdaptableAlgorithm(TaskAlgorithm):
             self.gae_lambda,
             self._value_function,
             self._inner_spec,
+            self.score_prior,
         )
+
+    def learn_score_prior(
+        self, env: GymEnv | str | None = None, n_latents: int = 256, n_tasks: int = 100, seed: int = 0
+    ) -> None:
+        """Learn from the training tasks which latents are likely to solve a new task, and which solve the same tasks.
+
+        The adaptation rule ``posterior`` then starts from that and needs far fewer episodes. Call it after
+        meta-training; :meth:`save` and :meth:`save_checkpoint` keep it, further training discards it. It plays
+        ``n_latents`` episodes of each task (in a native environment, of one of each group of tasks of equal dynamics)
+        and changes nothing else.
+
+        :param env: where adaptation will take place, with its reward, such as ``"WheeledGoalSparse-v0"``; the model's
+            own environment where None
+        :param n_latents: latents to try
+        :param n_tasks: the first training tasks, at most all
+        :param seed: of everything random here
+        :raises ValueError: for a policy without a latent, an environment with less than 2 training tasks or with spaces
+            that differ from the model's, or numbers out of range
+        """
+        if self.policy.latent_dim == 0:
+            raise ValueError("expected a policy with a latent, got latent_dim=0")
+        if n_latents < 2 or n_tasks < 2:
+            raise ValueError(f"expected at least 2 latents and 2 tasks, got n_latents={n_latents}, n_tasks={n_tasks}")
+        source = self.env if env is None else env
+        if source is None:
+            raise ValueError("expected an environment: the model has none of its own")
+        with borrowed_env(source, n_latents, None) as venv:
+            self.check_spaces(venv)
+            tasks = venv.task_set("train")[:n_tasks]
+            if len(tasks) < 2:
+                raise ValueError(f"expected an environment with at least 2 training tasks, got {len(tasks)}")
+            rng = np.random.default_rng(seed)
+            self.score_prior = score_prior_of(self.agent(), venv, tasks, n_latents, rng)
+
+    def _read_findings(self) -> dict[str, th.Tensor]:
+        if self.score_prior is None:
+            return {}
+        prior = self.score_prior
+        features = np.zeros((len(prior.latents), RANK))
+        features[:, : prior.features.shape[1]] = prior.features
+        excess = np.full((len(features), 1), prior.excess)
+        columns = (prior.latents, prior.mean[:, None], excess, features)
+        return {"score_prior": th.as_tensor(np.concatenate(columns, axis=1), dtype=th.float32)}  # (N, L + 2 + RANK)
+
+    def _empty_findings(self) -> dict[str, th.Tensor]:
+        return {"score_prior": th.empty(0, self.policy.latent_dim + 2 + RANK)}
+
+    def _write_findings(self, findings: Mapping[str, th.Tensor]) -> None:
+        table, latent_dim = findings["score_prior"].double().numpy(), self.policy.latent_dim
+        latents, mean, excess, features = np.split(table, [latent_dim, latent_dim + 1, latent_dim + 2], axis=1)
+        self.score_prior = ScorePrior(latents, mean[:, 0], features, float(excess[:1].sum()))
 
     def adapt(
         self: SelfAdaptableAlgorithm,
@@ -130,6 +188,7 @@ class AdaptableAlgorithm(TaskAlgorithm):
                 agent, venv, [task], learner, n_rounds, n_episodes, rng, last_round=last_round
             )
             adapted.policy.set_latent_distribution(latents.mean[0], latents.log_std[0])
+            adapted.score_prior = None  # which is about latents of the distribution before
             if theta is not None:
                 adapted._set_theta({name: value[0] for name, value in theta.items()})
             collector = adapted._collector(venv)

@@ -11,7 +11,6 @@ from sb3_maesn.common.distributions import DiagGaussian
 from sb3_maesn.common.inner_update import likelihood_ratio_gradient, reward_weighted_target
 from sb3_maesn.common.objectives import normalise_episodes
 from sb3_maesn.common.posterior import (
-    Array,
     ScoreModel,
     choose_batch,
     fit_scores,
@@ -23,6 +22,7 @@ from sb3_maesn.common.posterior import (
     squared_distances,
     typical_scale,
 )
+from sb3_maesn.common.score_prior import Array, Points, ScorePrior, uninformed
 
 
 def step_scale(n_rounds: int) -> float:
@@ -230,7 +230,8 @@ class PosteriorRule(AdaptationRule):
     """
     Sequential Bayesian optimisation: every latent is chosen from what all earlier episodes returned.
 
-    A Gaussian process on the latent models the hit score (:mod:`sb3_maesn.common.posterior`). The first round stands
+    A Gaussian process on the latent models the hit score (:mod:`sb3_maesn.common.posterior`), whose mean and covariance
+    are those of the training tasks where they are known (:mod:`sb3_maesn.common.score_prior`). The first round stands
     for the prior as well as its number of episodes can. Later rounds maximise an upper confidence bound over points of
     the prior and neighbours of the best latents so far. In a task where a hit stands out, at most ``n_explore``
     episodes of a round are spent so; the others are drawn from the distribution that adaptation would return, around
@@ -242,9 +243,11 @@ class PosteriorRule(AdaptationRule):
     :param std: std of the returned distribution, in prior stds
     :param n_candidates: points of the prior among which to choose
     :param length_scales: length scales of the model to choose from, in prior stds for L = 2
-    :param score_mean: score expected of an untried latent
-    :param score_std: standard deviation of the score from latent to latent
+    :param score_mean: score expected of an untried latent, where nothing is known of training tasks
+    :param score_std: standard deviation of the score from latent to latent, likewise
     :param noise_std: standard deviation of the score from episode to episode
+    :param prior: what the training tasks have shown
+    :param unlike_std: with ``prior``, standard deviation of the score beyond what the training tasks have shown
     """
 
     def __init__(
@@ -252,19 +255,22 @@ class PosteriorRule(AdaptationRule):
         optimism: float = 1.5,
         caution: float = 0.5,
         n_explore: int = 10,
-        std: float = 0.05,
+        std: float = 0.02,
         n_candidates: int = 512,
         length_scales: Sequence[float] = (0.35, 0.6, 1.0, 1.6),
         score_mean: float = 0.05,
         score_std: float = 0.4,
         noise_std: float = 0.2,
+        prior: ScorePrior | None = None,
+        unlike_std: float = 0.15,
     ) -> None:
         check_range("optimism", optimism, 0.0, np.inf)
         check_range("caution", caution, 0.0, np.inf)
         check_range("n_explore", n_explore, 1, np.inf)
         check_range("std", std, 1e-3, 1.0)
         check_range("n_candidates", n_candidates, 2, np.inf)
-        for name, value in (("length_scales", min(length_scales)), ("score_std", score_std), ("noise_std", noise_std)):
+        stds = {"score_std": score_std, "noise_std": noise_std, "unlike_std": unlike_std}
+        for name, value in {"length_scales": min(length_scales), **stds}.items():
             check_range(name, value, 1e-3, np.inf)
         self.optimism = optimism
         self.caution = caution
@@ -273,8 +279,9 @@ class PosteriorRule(AdaptationRule):
         self.n_candidates = n_candidates
         self.length_scales = np.array(length_scales, dtype=np.float64)
         self.score_mean = score_mean
-        self.score_std = score_std
+        self.score_std = score_std if prior is None else unlike_std
         self.noise_std = noise_std
+        self.prior = prior
 
     def propose(self, state: AdaptationState, n_episodes: int, rng: np.random.Generator) -> Array:
         """
@@ -287,33 +294,37 @@ class PosteriorRule(AdaptationRule):
         """
         latents = super().propose(state, n_episodes, rng)
         n_tasks, latent_dim = state.mean.shape
-        if state.returns.shape[1] == 0:
+        if state.returns.shape[1] == 0 and self.prior is None:
             rotations = random_rotations(n_tasks, latent_dim, rng)
             return state.unwhiten(representative_points(n_episodes, latent_dim) @ rotations)
-        scores, evidence = hit_scores(state.whitened, state.returns)
+        scores, evidence = hit_scores(state.whitened, state.returns, self.prior)
         candidates = self._candidates(state, scores, rng)
         solid = evidence >= 0.5
         for tasks, n_picks in ((solid, min(self.n_explore, n_episodes)), (~solid, n_episodes)):
             for block in _blocks(np.flatnonzero(tasks)):
                 model = self._fit(state.whitened[block], scores[block])
-                picks = choose_batch(model, candidates[block], n_picks, self.optimism)
+                picks = choose_batch(model, self._points(candidates[block]), n_picks, self.optimism)
                 latents[block, :n_picks] = state.unwhiten(picks, block)
         return latents
 
     def _adapt(self, state: AdaptationState, n_new: int, rng: np.random.Generator) -> tuple[Array, Array]:
-        scores, _ = hit_scores(state.whitened, state.returns)
+        scores, _ = hit_scores(state.whitened, state.returns, self.prior)
         candidates = self._candidates(state, scores, rng)
         mean = np.empty_like(state.mean)
         for block in _blocks(np.arange(len(mean))):
-            expected, explained = self._fit(state.whitened[block], scores[block]).predict(candidates[block])
-            std = np.sqrt(np.maximum(self.score_std**2 - np.sum(explained**2, axis=1), 0.0))
+            model, points = self._fit(state.whitened[block], scores[block]), self._points(candidates[block])
+            expected, explained = model.predict(points)
+            std = np.sqrt(np.maximum(model.prior_variance(points) - np.sum(explained**2, axis=1), 0.0))
             best = np.argmax(expected - self.caution * std, axis=1)[:, None, None]
             mean[block] = state.unwhiten(np.take_along_axis(candidates[block], best, axis=1), block)[:, 0]
         return mean, state.prior_log_std + np.log(self.std)
 
     def _fit(self, latents: Array, scores: Array) -> ScoreModel:
         length_scales = self.length_scales * typical_scale(latents.shape[2])
-        return fit_scores(latents, scores, length_scales, self.score_mean, self.score_std, self.noise_std)
+        return fit_scores(self._points(latents), scores, length_scales, self.score_std, self.noise_std)
+
+    def _points(self, latents: Array) -> Points:
+        return uninformed(latents, self.score_mean) if self.prior is None else self.prior.at(latents)
 
     def _candidates(self, state: AdaptationState, scores: Array, rng: np.random.Generator) -> Array:
         """

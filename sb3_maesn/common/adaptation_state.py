@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from sb3_maesn.common.posterior import Array
+from sb3_maesn.common.score_prior import Array
 
 ALL_TASKS = slice(None)
 

@@ -51,7 +51,8 @@ class CheckpointMixin(Base):
     """Checkpoints that hold numbers and settings and nothing that could run.
 
     What is state is what SB3's ``save`` takes it to be: the tensors of ``_get_torch_save_params``, the constructor's
-    arguments, and the attributes of ``checkpoint_progress``; further state of an algorithm goes by ``_read_records``.
+    arguments, and the attributes of ``checkpoint_progress``; further state of an algorithm goes by ``_read_findings``
+    and, if only training needs it, by ``_read_records``.
 
     Place it before SB3's class among the bases.
     """
@@ -104,6 +105,20 @@ class CheckpointMixin(Base):
         self.ep_info_buffer = deque(episodes, maxlen=self._stats_window_size)
         self.ep_success_buffer = deque(records["episodes/success"].tolist(), maxlen=self._stats_window_size)
 
+    def _read_findings(self) -> dict[str, th.Tensor]:
+        """What else acts or adapts, of no fixed length as records are; empty where there is nothing of the kind."""
+        return {}
+
+    def _empty_findings(self) -> dict[str, th.Tensor]:
+        """What :meth:`_read_findings` may return, with length 0, for the types and the other dimensions."""
+        return {}
+
+    def _write_findings(self, findings: Mapping[str, th.Tensor]) -> None:
+        """Restore what :meth:`_read_findings` returned.
+
+        :param findings: all of them
+        """
+
     def save_checkpoint(self, path: str | Path, contents: str = "training") -> None:
         """Write a checkpoint from which :meth:`load_checkpoint` makes the model again, and goes on bit for bit.
 
@@ -127,7 +142,8 @@ class CheckpointMixin(Base):
             optimizers=groups,
             contents=contents,
         )
-        write_checkpoint(Path(path), config, tensors | (self._read_records() if contents == "training" else {}))
+        records = self._read_records() if contents == "training" else {}
+        write_checkpoint(Path(path), config, tensors | self._read_findings() | records)
 
     @classmethod
     def load_checkpoint(
@@ -159,11 +175,13 @@ class CheckpointMixin(Base):
             model = cls._unset_model(config)
             model._take_progress(config, count_elements(checkpoint.tensors))
             model._setup_model()
-            empty = model._empty_records()
-            fixed = {name: stored for name, stored in checkpoint.tensors.items() if name not in empty}
+            records, findings = model._empty_records(), model._empty_findings()
+            tensors = checkpoint.tensors
+            fixed = {name: stored for name, stored in tensors.items() if name not in records | findings}
             write_state(model, fixed, config.optimizers, model._left_out(config.contents))
-            if len(fixed) < len(checkpoint.tensors):
-                model._write_records({name: _record(name, checkpoint.tensors, like) for name, like in empty.items()})
+            for empty, write in ((records, model._write_records), (findings, model._write_findings)):
+                if any(name in tensors for name in empty):
+                    write({name: _record(name, tensors, like) for name, like in empty.items()})
         return model
 
     @classmethod

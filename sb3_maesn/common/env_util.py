@@ -70,12 +70,12 @@ def _make_members(env_id: str, n: int) -> VecEnv:
 
 
 @contextmanager
-def borrowed_env(env: GymEnv | str, n_envs: int, tasks: Sequence[Any]) -> Iterator[MultiTaskVecEnv]:
+def borrowed_env(env: GymEnv | str, n_envs: int, tasks: Sequence[Any] | None) -> Iterator[MultiTaskVecEnv]:
     """As :func:`as_multi_task`; what was built for an id is closed in the end.
 
     :param env: what the user passed
     :param n_envs: members of the environment built for an id
-    :param tasks: tasks that will be set
+    :param tasks: tasks that will be set, None for the environment's own
     """
     venv = as_multi_task(env, n_envs, tasks)
     try:

@@ -366,6 +366,7 @@ class MetaOnPolicyAlgorithm(AdaptableAlgorithm):
         )
         new = candidate(result.leaves)
         write_parameters(self._actor, self.task_latents, new)
+        self.score_prior = None  # of the policy before the step
         if self.baseline == "critic":
             self._update_learning_rate(self.policy.optimizer)
             self.logger.record("train/value_loss", fit_critic(self.policy, batch, self.n_critic_updates))

@@ -34,6 +34,7 @@ CLASSES: dict[str, Mapping[str, type]] = {
 }
 #: Policy arguments that are plain values. model_state.check_sizes bounds sizes by the weights that a file holds.
 SWITCHES = (
+    "glorot_init",
     "ortho_init",
     "full_std",
     "use_expln",

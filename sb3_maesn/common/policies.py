@@ -61,6 +61,9 @@ class LatentActorCriticPolicy(ActorCriticPolicy):
     :param latent_dim: L, dimensions of z; 0 gives an ordinary policy
     :param net_arch: as in SB3; the paper's two layers of 100 by default
     :param activation_fn: the paper's ReLU by default
+    :param glorot_init: initial weights of the actor as the paper's authors had them (Glorot and Bengio 2010, uniform),
+        in place of ``ortho_init``'s: the action depends on the latent from the start, so that tasks with different
+        latents part before the prior draws them together
     :param kwargs: further arguments of ActorCriticPolicy
     """
 
@@ -75,6 +78,7 @@ class LatentActorCriticPolicy(ActorCriticPolicy):
         latent_dim: int = 2,
         net_arch: list[int] | dict[str, list[int]] | None = None,
         activation_fn: type[nn.Module] = nn.ReLU,
+        glorot_init: bool = False,
         **kwargs: Any,
     ):
         if isinstance(observation_space, spaces.Dict):
@@ -90,13 +94,23 @@ class LatentActorCriticPolicy(ActorCriticPolicy):
             raise ValueError(f"latent_dim must not be negative, got {latent_dim}")
         check_action_space(action_space)
         self.latent_dim = latent_dim
+        self.glorot_init = glorot_init
         net_arch = {"pi": [100, 100], "vf": [100, 100]} if net_arch is None else net_arch
         super().__init__(observation_space, action_space, lr_schedule, net_arch, activation_fn, **kwargs)
         self.register_buffer("latent_mean", th.zeros(latent_dim))
         self.register_buffer("latent_log_std", th.zeros(latent_dim))
 
     def _get_constructor_parameters(self) -> dict[str, Any]:
-        return {**super()._get_constructor_parameters(), "latent_dim": self.latent_dim}
+        own = {"latent_dim": self.latent_dim, "glorot_init": self.glorot_init}
+        return {**super()._get_constructor_parameters(), **own}
+
+    def _build(self, lr_schedule: Schedule) -> None:
+        super()._build(lr_schedule)
+        if self.glorot_init:
+            for module in (*self.mlp_extractor.policy_net.modules(), self.action_net):
+                if isinstance(module, nn.Linear):
+                    nn.init.xavier_uniform_(module.weight)
+                    nn.init.zeros_(module.bias)
 
     def _build_mlp_extractor(self) -> None:
         self.mlp_extractor = MlpExtractor(

@@ -12,10 +12,11 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch as th
-from numpy.typing import NDArray
 
-Array = NDArray[np.float64]
+from sb3_maesn.common.score_prior import Array, Points, ScorePrior
 
+# Share of a task's returns below its floor, where it is known how far hits stand above that.
+LOW_RETURNS = 0.25
 # A hit is solid when the best return stands this many spreads of the floor above the floor.
 SOLID_HIT = 10.0
 # Noise of the expected outcome of a pick: little, so that the picks after it go elsewhere.
@@ -123,21 +124,28 @@ def weighted_quantile(values: Array, weights: Array, quantile: float) -> Array:
     return np.take_along_axis(np.take_along_axis(values, order, 1), index, 1)
 
 
-def hit_scores(latents: Array, returns: Array) -> tuple[Array, Array]:
+def hit_scores(latents: Array, returns: Array, prior: ScorePrior | None = None) -> tuple[Array, Array]:
     """
     How far each return stands above the floor of its task, on a scale from 0 (floor) to 1 (the best so far).
 
     The floor and its spread are the median and the median absolute deviation of the returns, every episode weighted by
     the inverse of the episodes' density, so that many episodes at one good latent do not become the floor. Until the
     best return is ``SOLID_HIT`` spreads above the floor, that distance takes the place of the best, so that
-    noise is not stretched to hits; with fewer than 5 episodes, whose spread says little, scores are lowered.
+    noise is not stretched to hits; with fewer than 5 episodes, whose spread says little, scores are lowered. Where
+    training tasks have shown how far hits stand above the floor, that is the distance.
 
     :param latents: whitened latents (B, N, L)
     :param returns: (B, N)
+    :param prior: what training tasks have shown
     :return: scores (B, N) and, per task, the evidence that a hit is among them (B,): the highest score
     """
-    n_episodes, width = returns.shape[1], 0.5 * typical_scale(latents.shape[2])
-    weights = 1.0 / np.exp(-0.5 * squared_distances(latents, latents) / width**2).sum(axis=-1)
+    if returns.shape[1] == 0:
+        return np.zeros_like(returns), np.zeros(len(returns))
+    if prior is not None:
+        scores = excess_over_floor(latents, returns)
+        scores /= np.maximum(scores.max(axis=1, keepdims=True), prior.excess)
+        return scores, scores.max(axis=1)
+    n_episodes, weights = returns.shape[1], _inverse_density(latents)
     floor = weighted_quantile(returns, weights, 0.5)
     spread = weighted_quantile(np.abs(returns - floor), weights, 0.5)
     excess = np.maximum(returns - floor, 0.0)
@@ -147,48 +155,73 @@ def hit_scores(latents: Array, returns: Array) -> tuple[Array, Array]:
     return scores, scores.max(axis=1)
 
 
+def excess_over_floor(latents: Array, returns: Array) -> Array:
+    """
+    By how much returns exceed the floor of their task, the ``LOW_RETURNS`` quantile: less than the median, so that the
+    floor of a task that many latents solve is none of its hits.
+
+    :param latents: whitened latents (B, N, L)
+    :param returns: (B, N)
+    :return: (B, N), 0 below the floor
+    """
+    floor = weighted_quantile(returns, _inverse_density(latents), LOW_RETURNS)
+    return np.maximum(returns - floor, 0.0)
+
+
+def _inverse_density(latents: Array) -> Array:
+    """Weights of the episodes by which every region of the latents counts the same (B, N)."""
+    width = 0.5 * typical_scale(latents.shape[2])
+    return np.asarray(1.0 / np.exp(-0.5 * squared_distances(latents, latents) / width**2).sum(axis=-1))
+
+
 @dataclass(frozen=True)
 class ScoreModel:
     """
     A Gaussian process per task, conditioned on that task's hit scores.
 
-    :param latents: whitened latents (B, N, L)
+    :param points: the latents of the episodes so far, N a task
     :param whitener: inverse of the lower Cholesky factor of the scores' covariance (B, N, N)
-    :param weights: that covariance's inverse times (scores - ``score_mean``), (B, N)
+    :param weights: that covariance's inverse times (scores - expected scores), (B, N)
     :param length_scale: (B,)
-    :param score_mean: prior mean of the score
-    :param score_std: prior standard deviation of the score
-    :param noise_std: standard deviation of a score around the mean score of its latent
+    :param score_std: standard deviation of what the points' features do not explain
     """
 
-    latents: Array
+    points: Points
     whitener: Array
     weights: Array
     length_scale: Array
-    score_mean: float
     score_std: float
-    noise_std: float
 
-    def kernel(self, left: Array, right: Array) -> Array:
+    def kernel(self, left: Points, right: Points) -> Array:
         """
         Prior covariance of the mean scores.
 
-        :param left: whitened latents (B, N, L)
-        :param right: whitened latents (B, M, L)
+        :param left: N points a task
+        :param right: M points a task
         :return: (B, N, M)
         """
-        return self.score_std**2 * correlation(squared_distances(left, right), self.length_scale)
+        square = squared_distances(left.latents, right.latents)
+        unexplained = self.score_std**2 * correlation(square, self.length_scale)
+        return unexplained + left.features @ np.swapaxes(right.features, 1, 2)
 
-    def predict(self, latents: Array) -> tuple[Array, Array]:
+    def prior_variance(self, points: Points) -> Array:
+        """
+        Prior variance of the mean scores.
+
+        :param points: M a task
+        :return: (B, M)
+        """
+        return self.score_std**2 + np.sum(points.features**2, axis=2)
+
+    def predict(self, points: Points) -> tuple[Array, Array]:
         """
         Posterior mean of the score, and what its covariances need.
 
-        :param latents: whitened latents (B, M, L)
+        :param points: M a task
         :return: mean (B, M) and explained (B, N, M): cov(i, j) = kernel(i, j) - sum_n explained_ni explained_nj
         """
-        cross = self.kernel(self.latents, latents)
-        mean = self.score_mean + np.einsum("bn,bnm->bm", self.weights, cross)
-        return mean, self.whitener @ cross
+        cross = self.kernel(self.points, points)
+        return points.mean + np.einsum("bn,bnm->bm", self.weights, cross), self.whitener @ cross
 
 
 def correlation(square: Array, length_scale: Array) -> Array:
@@ -203,33 +236,30 @@ def correlation(square: Array, length_scale: Array) -> Array:
     return np.asarray((1.0 + scaled * (1.0 + scaled / 3.0)) * np.exp(-scaled))
 
 
-def fit_scores(
-    latents: Array, scores: Array, length_scales: Array, score_mean: float, score_std: float, noise_std: float
-) -> ScoreModel:
+def fit_scores(points: Points, scores: Array, length_scales: Array, score_std: float, noise_std: float) -> ScoreModel:
     """
     Condition a Gaussian process on the scores, with the length scale of the highest marginal likelihood per task.
 
-    :param latents: whitened latents (B, N, L)
+    :param points: the latents of the episodes, N a task
     :param scores: (B, N)
     :param length_scales: the length scales to choose from
-    :param score_mean: prior mean of the score
-    :param score_std: prior standard deviation of the mean score of a latent
+    :param score_std: prior standard deviation of what the points' features do not explain of a latent's mean score
     :param noise_std: standard deviation of a score around that
     :return: the conditioned process
     """
-    square, residual = squared_distances(latents, latents), scores - score_mean
-    noise = noise_std**2 * np.eye(square.shape[-1])
-    best = np.full(len(latents), -np.inf)
-    factor, chosen = np.empty_like(square), np.empty(len(latents))
+    square, residual = squared_distances(points.latents, points.latents), scores - points.mean
+    known = points.features @ np.swapaxes(points.features, 1, 2) + noise_std**2 * np.eye(square.shape[-1])
+    best = np.full(len(square), -np.inf)
+    factor, chosen = np.empty_like(square), np.empty(len(square))
     for length_scale in length_scales:
-        trial = np.full(len(latents), length_scale)
-        trial_factor = np.linalg.cholesky(score_std**2 * correlation(square, trial) + noise)
+        trial = np.full(len(square), length_scale)
+        trial_factor = np.linalg.cholesky(score_std**2 * correlation(square, trial) + known)
         likelihood = log_likelihood(np.asarray(trial_factor, dtype=np.float64), residual)
         better = likelihood > best
         best[better], factor[better], chosen[better] = likelihood[better], trial_factor[better], length_scale
     inverse = solve_lower(factor, np.broadcast_to(np.eye(square.shape[-1]), square.shape))
     weights = np.einsum("bji,bj->bi", inverse, np.einsum("bij,bj->bi", inverse, residual))
-    return ScoreModel(latents, inverse, weights, chosen, score_mean, score_std, noise_std)
+    return ScoreModel(points, inverse, weights, chosen, score_std)
 
 
 def solve_lower(factor: Array, right: Array) -> Array:
@@ -257,29 +287,29 @@ def log_likelihood(factor: Array, residual: Array) -> Array:
     return np.asarray(-0.5 * np.sum(whitened**2, axis=-1) - log_det)
 
 
-def choose_batch(model: ScoreModel, candidates: Array, n_picks: int, optimism: float) -> Array:
+def choose_batch(model: ScoreModel, candidates: Points, n_picks: int, optimism: float) -> Array:
     """
     Latents to try next: each maximises an upper confidence bound of the score given all picks before it, whose
     outcomes are taken to be what the model expects (Desautels et al., "Parallelizing exploration-exploitation
     tradeoffs in Gaussian process bandit optimization", JMLR 2014).
 
     :param model: the conditioned process
-    :param candidates: whitened latents to choose from (B, M, L)
+    :param candidates: latents to choose from, M a task
     :param n_picks: how many to choose
     :param optimism: posterior standard deviations added to the mean at the prior's mean, fewer away from it
     :return: whitened latents (B, n_picks, L)
     """
     mean, explained = model.predict(candidates)
-    variance = np.maximum(model.score_std**2 - np.sum(explained**2, axis=1), 0.0)
-    bonus = optimism * np.exp(-0.1 * np.mean(candidates**2, axis=-1))
-    rows = np.arange(len(candidates))
-    picks = np.empty((len(candidates), n_picks), dtype=np.int64)
-    learned = np.zeros((len(candidates), n_picks, candidates.shape[1]))  # what the picks add to explained
+    variance = np.maximum(model.prior_variance(candidates) - np.sum(explained**2, axis=1), 0.0)
+    bonus = optimism * np.exp(-0.1 * np.mean(candidates.latents**2, axis=-1))
+    rows = np.arange(len(mean))
+    picks = np.empty((len(mean), n_picks), dtype=np.int64)
+    learned = np.zeros((len(mean), n_picks, mean.shape[1]))  # what the picks add to explained
     for k in range(n_picks):
         pick = picks[:, k] = np.argmax(mean + bonus * np.sqrt(variance), axis=1)
-        covariance = model.kernel(candidates[rows, pick][:, None], candidates)[:, 0]
+        covariance = model.kernel(candidates.take(pick[:, None]), candidates)[:, 0]
         covariance -= (explained[rows, :, pick][:, None] @ explained)[:, 0]
         covariance -= (learned[rows, :k, pick][:, None] @ learned[:, :k])[:, 0]
         learned[:, k] = covariance / np.sqrt(variance[rows, pick] + PICK_NOISE_STD**2)[:, None]
         variance = np.maximum(variance - learned[:, k] ** 2, 0.0)
-    return np.asarray(candidates[rows[:, None], picks])
+    return candidates.take(picks).latents

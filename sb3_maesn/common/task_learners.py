@@ -8,12 +8,13 @@ import numpy as np
 import torch as th
 from numpy.typing import NDArray
 
-from sb3_maesn.common.adaptation_rules import RULES, PolicyGradientRule, step_scale
+from sb3_maesn.common.adaptation_rules import RULES, PolicyGradientRule, PosteriorRule, step_scale
 from sb3_maesn.common.adaptation_state import AdaptationRule, AdaptationState
 from sb3_maesn.common.baselines import ValueFunction, estimate_advantages, linear_values
 from sb3_maesn.common.distributions import DiagGaussian
 from sb3_maesn.common.inner_update import ActorFunction, InnerUpdate, inner_update
 from sb3_maesn.common.policies import LatentActorCriticPolicy
+from sb3_maesn.common.score_prior import ScorePrior
 from sb3_maesn.common.type_aliases import (
     Adapted,
     NamedParameters,
@@ -43,6 +44,7 @@ class Agent(NamedTuple):
     :param gae_lambda: of the advantages
     :param value_function: the baseline of the advantages
     :param spec: the inner update of meta-training
+    :param score_prior: what the training tasks have shown of the latents
     """
 
     policy: LatentActorCriticPolicy
@@ -53,6 +55,7 @@ class Agent(NamedTuple):
     gae_lambda: float
     value_function: ValueFunction = linear_values
     spec: InnerUpdate = InnerUpdate()
+    score_prior: ScorePrior | None = None
 
     def judge(self, rollout: Rollout) -> TaskBatch:
         """The rollout with its advantages, as in meta-training.
@@ -190,11 +193,14 @@ class InnerLearner(TaskLearner):
         return InnerState(detached(join_tasks(parts)), n_rounds)
 
 
-def make_rule(rule: str | AdaptationRule | None, step_sizes: StepSizes) -> AdaptationRule:
+def make_rule(
+    rule: str | AdaptationRule | None, step_sizes: StepSizes, score_prior: ScorePrior | None = None
+) -> AdaptationRule:
     """The rule for a name.
 
     :param rule: a name of ``RULES``, a rule, or None for the default
     :param step_sizes: learned in meta-training, for the gradient rules
+    :param score_prior: what the training tasks have shown, for ``posterior``
     :raises ValueError: for an unknown name
     """
     if isinstance(rule, AdaptationRule):
@@ -205,7 +211,7 @@ def make_rule(rule: str | AdaptationRule | None, step_sizes: StepSizes) -> Adapt
     kind = RULES[name]
     if issubclass(kind, PolicyGradientRule):
         return kind(step_sizes.mean.double().numpy(), step_sizes.log_std.double().numpy())
-    return kind()
+    return kind(prior=score_prior) if issubclass(kind, PosteriorRule) else kind()
 
 
 def make_learner(rule: str | AdaptationRule | None, agent: Agent) -> TaskLearner:
@@ -219,7 +225,7 @@ def make_learner(rule: str | AdaptationRule | None, agent: Agent) -> TaskLearner
     default = OWN_RULE if agent.policy.latent_dim == 0 else DEFAULT_RULE
     if agent.spec.adapt_policy and (default if rule is None else rule) == OWN_RULE:
         return InnerLearner()
-    return LatentLearner(make_rule(rule, agent.step_sizes))
+    return LatentLearner(make_rule(rule, agent.step_sizes, agent.score_prior))
 
 
 def worst_for_diverged(values: Array, rollout: Rollout) -> Array:

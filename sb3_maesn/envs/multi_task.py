@@ -148,6 +148,11 @@ class MultiTaskVecEnv(VecEnvWrapper):
         return venv
 
     @property
+    def is_native(self) -> bool:
+        """Whether the members are a batched environment of this package, without wrappers that change what it gives."""
+        return isinstance(self._members, BatchedTaskVecEnv)
+
+    @property
     def family(self) -> TaskFamily:
         """The task family of a native environment whose observations and rewards reach the learner as they are.
 

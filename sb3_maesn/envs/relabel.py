@@ -8,6 +8,14 @@ from sb3_maesn.envs.task_family import TaskFamily
 Array = NDArray[np.float64]
 
 
+def can_relabel(family: TaskFamily) -> bool:
+    """Whether the observations of a family tell its reward.
+
+    :param family: the family
+    """
+    return type(family).state_of is not TaskFamily.state_of
+
+
 def relabelled_returns(
     family: TaskFamily, observations: Array, actions: Array, mask: Array, tasks: Array, gamma: float
 ) -> Array:

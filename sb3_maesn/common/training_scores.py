@@ -1,0 +1,67 @@
+"""How latents score in the training tasks, for the prior of the adaptation rule ``posterior``."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from sb3_maesn.common.adaptation import play
+from sb3_maesn.common.posterior import excess_over_floor, prior_points
+from sb3_maesn.common.score_prior import Array, ScorePrior, learn_score_prior
+from sb3_maesn.common.shared_episodes import can_share, dynamics_groups
+from sb3_maesn.common.task_learners import Agent, worst_for_diverged
+from sb3_maesn.common.type_aliases import Rollout, Tasks
+from sb3_maesn.envs.multi_task import MultiTaskVecEnv
+from sb3_maesn.envs.relabel import relabelled_returns
+
+EPISODES_AT_ONCE = 5000
+
+
+def score_prior_of(
+    agent: Agent, env: MultiTaskVecEnv, tasks: Sequence[Any], n_latents: int, rng: np.random.Generator
+) -> ScorePrior:
+    """Play the same latents in all tasks, and keep the mean and the covariance of their scores.
+
+    Tasks of equal dynamics share their episodes in a native environment.
+
+    :param agent: who plays, with latents from N(0, I)
+    :param env: with the reward of adaptation
+    :param tasks: J tasks
+    :param n_latents: N
+    :param rng: source of all randomness
+    """
+    latents = prior_points(n_latents, rng.random(agent.policy.latent_dim))  # (N, L)
+    returns = _returns(agent, env, tasks, latents, rng)  # (J, N)
+    # one task at a time keeps the memory small
+    excess = np.stack([excess_over_floor(latents[None], row[None])[0] for row in returns])  # (J, N)
+    best = excess.max(axis=1, keepdims=True)
+    typical = max(float(np.median(best)), 1e-12)
+    return learn_score_prior(latents, excess / np.maximum(best, typical), typical)
+
+
+def _returns(
+    agent: Agent, env: MultiTaskVecEnv, tasks: Sequence[Any], latents: Array, rng: np.random.Generator
+) -> Array:
+    """Undiscounted returns (J, N)."""
+    returns = np.empty((len(tasks), len(latents)))
+    groups = np.arange(len(tasks))
+    if can_share(env):
+        groups, _ = dynamics_groups(env, Tasks(groups, list(tasks)))
+    size = max(1, EPISODES_AT_ONCE // len(latents))  # groups of a block
+    for start in range(0, int(groups.max()) + 1, size):
+        block = np.arange(start, min(start + size, int(groups.max()) + 1))
+        played = [tasks[int(np.flatnonzero(groups == group)[0])] for group in block]
+        rollout = play(agent, env, played, np.repeat(latents[None], len(played), axis=0), rng)
+        for i, group in enumerate(block):
+            own = groups == group
+            returns[own] = _as_each_task(env, rollout, i, [tasks[int(j)] for j in np.flatnonzero(own)])
+    return returns
+
+
+def _as_each_task(env: MultiTaskVecEnv, rollout: Rollout, i: int, tasks: Sequence[Any]) -> Array:
+    """What the episodes of the rollout's i-th task return in each of the tasks of its group (n, N)."""
+    if len(tasks) == 1:
+        return worst_for_diverged(rollout.returns.double().numpy(), rollout)[i]
+    steps = (rollout.observations, rollout.actions, rollout.mask)
+    observations, actions, mask = (part[:, i].double().numpy() for part in steps)
+    return relabelled_returns(env.family, observations, actions, mask, np.stack(tasks), gamma=1.0)
