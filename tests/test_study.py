@@ -1,5 +1,6 @@
 """Studies of tiny trials: what they judge by, that they go on, and that a killed worker costs one trial."""
 
+import json
 import os
 import signal
 import subprocess
@@ -130,6 +131,9 @@ def test_a_study_goes_on_where_it_stopped_and_reports(tmp_path: Path) -> None:
     constructor_arguments({k: v for k, v in entry.items() if k not in ("n_timesteps", "n_envs")}, MAESN)
     names = {path.name for path in (tmp_path / "report").iterdir()}
     assert {"best.yml", "trials.csv", "trials.json", "history.png", "slices.png", "report.html"} <= names
+    about = json.loads((tmp_path / "report" / "trials.json").read_text())
+    assert about["summary"] == lines
+    assert about["plan"]["n_timesteps"] == 2000
     page = (tmp_path / "report" / "report.html").read_text()
     assert page.count("data:image/png;base64,") >= 2
     assert page.count("<tr>") == 4
