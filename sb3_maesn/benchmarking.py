@@ -23,6 +23,7 @@ class TestPlan:
     :param rule: adaptation rule, None for the default
     :param split: set of tasks
     :param seed: seed
+    :param env_id: environment of agents that adapt, empty for the sparse variant of the one they were trained on
     """
 
     n_tasks: int = 20
@@ -31,6 +32,7 @@ class TestPlan:
     rule: str | None = None
     split: str = "test"
     seed: int = 0
+    env_id: str = ""
 
     __test__ = False  # not a test case of pytest's
 
@@ -82,8 +84,8 @@ def measure_adaptation(agent: TrainedAgent, plan: TestPlan) -> AdaptationResult:
     :return: returns and success of every round
     """
     model: Any = agent.model
-    tasks = tasks_of(agent.test_env_id, plan.split, plan.n_tasks)
-    env_id = agent.test_env_id
+    env_id = plan.env_id or agent.test_env_id
+    tasks = tasks_of(env_id, plan.split, plan.n_tasks)
     return evaluate_adaptation(model, env_id, tasks, plan.n_rounds, plan.n_episodes, plan.rule, plan.seed)
 
 

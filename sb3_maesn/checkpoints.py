@@ -2,22 +2,31 @@
 
 import csv
 import json
-import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from stable_baselines3.common.type_aliases import GymEnv
 
+from sb3_maesn.cli import find_model_file
 from sb3_maesn.common.checkpoint_file import read_checkpoint
 from sb3_maesn.common.checkpointing import CheckpointMixin
+from sb3_maesn.common.meta_on_policy_algorithm import MetaOnPolicyAlgorithm
 from sb3_maesn.common.plain_json import dump_json
 from sb3_maesn.common.pretrained import FOLDER, RESULTS
-from sb3_maesn.common.safe_archive import CONFIG, CheckpointError, find_archive, shown
+from sb3_maesn.common.safe_archive import CheckpointError, find_archive, is_checkpoint, shown
 from sb3_maesn.config import ConfigError
 from sb3_maesn.training import ALGOS, find_recipe
 
-__all__ = ["ALGORITHMS", "CheckpointError", "export_pretrained", "load_checkpoint", "load_trained", "read_rounds"]
+__all__ = [
+    "ALGORITHMS",
+    "CheckpointError",
+    "export_pretrained",
+    "load_checkpoint",
+    "load_model",
+    "load_trained",
+    "read_rounds",
+]
 
 #: What the name in a checkpoint may mean; an algorithm of the training script is here by itself.
 ALGORITHMS: dict[str, type[CheckpointMixin]] = {
@@ -47,6 +56,25 @@ def load_checkpoint(path: str | Path, env: GymEnv | str | None = None) -> Checkp
     return model
 
 
+def load_model(name: str | Path) -> MetaOnPolicyAlgorithm:
+    """
+    Load a model that adapts by its updates, to look at how it does.
+
+    :param name: a checkpoint, one's own file of SB3's ``save``, whose code is run, or the name of a pretrained model
+    :return: the model, on the CPU; one of a file acts and adapts as the meta-learner that it was saved from
+    :raises ValueError: if there is none, or it is of another kind
+    """
+    path = find_model_file(name)
+    if not is_checkpoint(path):
+        return MetaOnPolicyAlgorithm.load(path, device="cpu")
+    model = load_checkpoint(path)
+    if not isinstance(model, MetaOnPolicyAlgorithm):
+        raise ConfigError(
+            f"expected a model of MAESN, MAML or LatentSpace, got one of {type(model).__name__} in {name}"
+        )
+    return model
+
+
 def load_trained(path: str | Path, algo: str) -> CheckpointMixin:
     """
     Load a checkpoint, or one's own file of SB3's ``save``, whose code is run.
@@ -57,24 +85,11 @@ def load_trained(path: str | Path, algo: str) -> CheckpointMixin:
     :raises ValueError: if there is no such file or algorithm
     """
     found = find_archive(path)
-    if found.is_dir() or is_checkpoint(found):
+    if found.is_dir() or is_checkpoint(found):  # a folder is nothing else
         return load_checkpoint(found)
     algorithm: Any = find_recipe(algo).algorithm
     model: CheckpointMixin = algorithm.load(found, device="cpu")
     return model
-
-
-def is_checkpoint(path: Path) -> bool:
-    """
-    Tell a checkpoint's zip file from others by the names in it.
-
-    :param path: file
-    """
-    try:
-        with zipfile.ZipFile(path) as archive:
-            return CONFIG in archive.namelist()
-    except (zipfile.BadZipFile, OSError):
-        return False
 
 
 def export_pretrained(

@@ -9,11 +9,11 @@ from typing import Any
 import gymnasium as gym
 
 from sb3_maesn.common.env_util import as_multi_task
-from sb3_maesn.common.meta_on_policy_algorithm import MetaOnPolicyAlgorithm
+from sb3_maesn.common.pretrained import pretrained_folders
+from sb3_maesn.common.safe_archive import is_checkpoint
 from sb3_maesn.config import ConfigError, did_you_mean
 from sb3_maesn.envs import FAMILIES
 from sb3_maesn.envs.multi_task import MultiTaskVecEnv
-from sb3_maesn.maesn import MAESN
 
 #: What bad input raises; anything else is a bug and keeps its traceback.
 USER_ERRORS = (ValueError, OSError, ImportError, IndexError, gym.error.Error)
@@ -78,18 +78,21 @@ def parse_task(words: Sequence[str], env: MultiTaskVecEnv, split: str = "train")
         raise ConfigError(f"--task takes an index or a task's values, got {' '.join(words)!r}") from error
 
 
-def check_file(path: str | Path) -> Path:
+def find_model_file(name: str | Path) -> Path:
     """
-    Find a model file, with or without its ``.zip``.
+    Find a model: a file of SB3's ``save`` or a checkpoint, or one that comes with the package.
 
-    :param path: path as given
-    :return: the file
-    :raises ConfigError: if there is none
+    :param name: path, with or without ``.zip``, or name of a pretrained model
+    :return: a file, or the folder of a checkpoint
+    :raises ConfigError: if there is none, naming the nearest pretrained model
     """
-    for candidate in (Path(path), Path(f"{path}.zip")):
-        if candidate.is_file():
+    for candidate in (Path(name), Path(f"{name}.zip")):
+        if candidate.is_file() or is_checkpoint(candidate):
             return candidate
-    raise ConfigError(f"there is no model file {path}")
+    shipped = pretrained_folders()
+    if str(name) in shipped:
+        return shipped[str(name)]
+    raise ConfigError(f"there is no model file {name}, nor a pretrained model{did_you_mean(str(name), shipped)}")
 
 
 def guess_test_env(model: str | Path) -> str:
@@ -105,21 +108,6 @@ def guess_test_env(model: str | Path) -> str:
         if named:
             return sparse_variant(max(named, key=len))
     raise ConfigError(f"{model} does not tell its environment: say it with --env")
-
-
-def load_model(name: str | Path) -> MetaOnPolicyAlgorithm:
-    """
-    Load a model file or a pretrained model.
-
-    :param name: path, with or without ``.zip``, or name of a pretrained model
-    :return: the model, on the CPU; one of a file acts and adapts as the meta-learner that it was saved from
-    :raises ValueError: if there is neither
-    """
-    if Path(name).is_file() or Path(f"{name}.zip").is_file():
-        return MetaOnPolicyAlgorithm.load(check_file(name), device="cpu")
-    if Path(name).suffix == ".zip" or len(Path(name).parts) > 1:
-        raise ConfigError(f"there is no model file {name}")
-    return MAESN.from_pretrained(str(name))
 
 
 def find_task(words: Sequence[str], env_id: str, split: str) -> Any:

@@ -116,6 +116,14 @@ class Recipe(ABC):
         :param model: the model
         """
 
+    def test_env_id(self, env_id: str) -> str:
+        """
+        Find the environment that agents are judged on while they train.
+
+        :param env_id: environment id they train on
+        """
+        return env_id
+
     def timesteps_per_iteration(self, model: Any) -> int:
         """
         Count the environment steps of one iteration.
@@ -164,10 +172,14 @@ class MetaLearning(Recipe):
 
     def make_evaluation(self, run: TrainingRun, model: Any) -> BaseCallback:
         """Adaptation to the first validation tasks, from sparse reward."""
-        return self._adaptation(run, model, sparse_variant(run.env_id), rule=run.config.get("eval_rule"))
+        return self._adaptation(run, model, rule=run.config.get("eval_rule"))
 
-    def _adaptation(self, run: TrainingRun, model: Any, env_id: str, **settings: Any) -> MetaEvalCallback:
-        eval_env = make_tasks_env(env_id, run.eval_tasks * run.eval_episodes)
+    def test_env_id(self, env_id: str) -> str:
+        """The family's sparse variant."""
+        return sparse_variant(env_id)
+
+    def _adaptation(self, run: TrainingRun, model: Any, **settings: Any) -> MetaEvalCallback:
+        eval_env = make_tasks_env(self.test_env_id(run.env_id), run.eval_tasks * run.eval_episodes)
         every = max(run.eval_freq // self.timesteps_per_iteration(model), 1)
         return MetaEvalCallback(
             eval_env,
@@ -194,7 +206,11 @@ class TrialLearning(MetaLearning):
 
     def make_evaluation(self, run: TrainingRun, model: Any) -> BaseCallback:
         """Trials of the first validation tasks, with the reward of training."""
-        return self._adaptation(run, model, run.env_id, n_rounds=model.n_episodes - 1)
+        return self._adaptation(run, model, n_rounds=model.n_episodes - 1)
+
+    def test_env_id(self, env_id: str) -> str:
+        """The same, whose reward is an input of the policy."""
+        return env_id
 
 
 class SingleTask(Recipe):

@@ -4,7 +4,8 @@ import base64
 import html
 import math
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ def write_report(study: optuna.Study, plan: TuningPlan, folder: str | Path) -> l
 
     :param study: the study
     :param plan: what its trials did
-    :param folder: folder for ``best.yml``, ``trials.csv``, ``*.png`` and ``report.html``
+    :param folder: folder for ``best.yml``, ``trials.csv`` and ``trials.json``, ``*.png`` and ``report.html``
     :return: lines that sum it up
     :raises ConfigError: if no trial came to an end
     """
@@ -36,10 +37,10 @@ def write_report(study: optuna.Study, plan: TuningPlan, folder: str | Path) -> l
     if not done:
         raise ConfigError(f"no trial of the study {study.study_name} has come to an end")
     folder.mkdir(parents=True, exist_ok=True)
-    write_table(folder / "trials.csv", trial_rows(study), provenance(None, study=study.study_name))
-    lines = summary(study)
+    lines, weights = summary(study), importances(study)
+    write_table(folder / "trials.csv", trial_rows(study), describe(study, plan, lines, weights))
     write_best(study, plan, folder / "best.yml", lines)
-    draw(study, folder)
+    draw(study, folder, weights)
     page = make_page(study, folder, lines)
     write_atomically(folder / "report.html", lambda file: file.write(page.encode()))
     return lines
@@ -61,6 +62,28 @@ def summary(study: optuna.Study) -> list[str]:
         *(f"start (trial {trial.number}): {trial.value:.4g}" for trial in starts),
         f"best (trial {best.number}): {best.value:.4g}, seeds {_short(best.user_attrs.get('scores', []))}",
     ]
+
+
+def describe(
+    study: optuna.Study, plan: TuningPlan, lines: Sequence[str], weights: Mapping[str, float]
+) -> dict[str, Any]:
+    """
+    Say how a study was made, and what came of it.
+
+    :param study: the study
+    :param plan: what its trials did
+    :param lines: what sums it up
+    :param weights: from ``importances``
+    :return: plain values
+    """
+    return provenance(
+        None,
+        study=study.study_name,
+        plan=asdict(plan),
+        summary=list(lines),
+        importances={name: round(share, 4) for name, share in weights.items()},
+        optuna=optuna.__version__,
+    )
 
 
 def trial_rows(study: optuna.Study) -> list[dict[str, Any]]:
@@ -101,19 +124,19 @@ def write_best(study: optuna.Study, plan: TuningPlan, path: Path, about: list[st
     write_atomically(path, lambda file: file.write(text.encode()))
 
 
-def draw(study: optuna.Study, folder: Path) -> None:
+def draw(study: optuna.Study, folder: Path, weights: Mapping[str, float]) -> None:
     """
     Draw history, importance and slices.
 
     :param study: the study
     :param folder: folder to write to
+    :param weights: from ``importances``
     """
     done = [trial for trial in study.get_trials(deepcopy=False) if trial.value is not None]
     ended = [trial for trial in done if trial.state == TrialState.COMPLETE]
     history = [(trial.number, _value(trial), trial.state == TrialState.COMPLETE) for trial in done]
     study_plots.plot_study_history(history, folder / "history.png")
     study_plots.plot_slices(slices(ended), folder / "slices.png")
-    weights = importances(study)
     if weights:
         study_plots.plot_importances(weights, folder / "importance.png")
 

@@ -1,5 +1,6 @@
 """A training run as rl-zoo lays it out: environment, model, callbacks and files from a configuration."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,10 @@ from stable_baselines3.common.logger import KVWriter, Logger, TensorBoardOutputF
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.utils import get_device
 
-from sb3_maesn.cli import check_file
+from sb3_maesn.cli import find_model_file
+from sb3_maesn.common.checkpoint_file import read_checkpoint
+from sb3_maesn.common.checkpointing import CheckpointMixin
+from sb3_maesn.common.safe_archive import is_checkpoint
 from sb3_maesn.config import SCRIPT_KEYS, ConfigError, constructor_arguments, did_you_mean
 from sb3_maesn.latent_space import LatentSpace
 from sb3_maesn.maesn import MAESN
@@ -73,11 +77,35 @@ def build_model(run: TrainingRun) -> OnPolicyAlgorithm:
             model = algorithm(policy, env, seed=run.seed, device=device, verbose=min(run.verbose, 1), **arguments)
     else:
         changes = {key: value for key, value in arguments.items() if key in run.overrides}
-        model = algorithm.load(check_file(run.trained_agent), device=device, **changes)
+        model = load_to_resume(run, find_model_file(run.trained_agent), device, changes)
         env = recipe.make_env(run, recipe.n_members_resumed(model, run), run.folder / "0")
         with closed_on_error(env):
             model.set_env(env)
     model.set_logger(make_logger(run))
+    return model
+
+
+def load_to_resume(run: TrainingRun, path: Path, device: th.device, changes: Mapping[str, Any]) -> OnPolicyAlgorithm:
+    """
+    Load a model to go on training; say what a checkpoint lacks of it.
+
+    :param run: what to train
+    :param path: checkpoint, or file of SB3's ``save``
+    :param device: torch device
+    :param changes: constructor arguments
+    :return: the model, without an environment
+    :raises ConfigError: for a checkpoint of an algorithm that has none
+    """
+    algorithm = find_recipe(run.algo).algorithm
+    if not is_checkpoint(path):
+        return algorithm.load(path, device=device, **changes)
+    if not issubclass(algorithm, CheckpointMixin):
+        raise ConfigError(f"{algorithm.__name__} has no checkpoints, as {path} is: go on with a file of its save")
+    checkpoint = read_checkpoint(path)
+    model = algorithm.from_checkpoint(checkpoint, device, **changes)
+    lacking = model.lacking_to_train(checkpoint.config.contents)
+    if lacking and run.verbose:
+        print(f"{path} holds what acts, not all that training has learned: it begins anew {' and '.join(lacking)}")
     return model
 
 

@@ -1,7 +1,8 @@
 """Tuning: what a trial trains, and what it is judged by."""
 
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 
 from sb3_maesn.benchmarking import Outcome, TestPlan, measure
 from sb3_maesn.cli import check_env_id
+from sb3_maesn.common.adaptation_rules import RULES
 from sb3_maesn.config import SCRIPT_KEYS, ConfigError, check_keys, constructor_arguments
 from sb3_maesn.recipes import TrainingRun
 from sb3_maesn.search_spaces import SEARCH_SPACES, Entry, merge
@@ -32,8 +34,8 @@ class TuningPlan:
     :param env_id: environment id
     :param config: entry of a configuration file, over which a trial's values are put
     :param n_timesteps: environment steps that each seed trains
-    :param n_evaluations: evaluations on the way, the last of them at the end
-    :param n_seeds: agents of a trial, whose median counts
+    :param n_evaluations: evaluations of the first seed on the way, the last of them at the end
+    :param n_seeds: agents of a trial that is not pruned, whose median counts
     :param metric: ``success`` (the mean return where the environment does not report it) or ``return``
     :param test: tasks and rounds of an evaluation
     :param task: of an algorithm that learns one task, the words of ``--task``
@@ -48,6 +50,15 @@ class TuningPlan:
     metric: str = "success"
     test: TestPlan = field(default_factory=lambda: TestPlan(n_episodes=10, split="validation"))
     task: Sequence[str] = ()
+
+    def stages(self, seed: int) -> list[int]:
+        """
+        List the environment steps after which an agent is evaluated.
+
+        :param seed: its seed; only the first is evaluated on the way
+        """
+        n = self.n_evaluations if seed == 0 else 1
+        return [self.n_timesteps * i // n for i in range(1, n + 1)]
 
     def entry(self, trial: optuna.trial.BaseTrial) -> Entry:
         """
@@ -64,13 +75,16 @@ def check_plan(plan: TuningPlan) -> None:
     Refuse what no trial could do.
 
     :param plan: what every trial does
-    :raises ConfigError: for an unknown algorithm, environment or metric, a key that the constructor does not know, an
-        environment that the algorithm cannot train on, or numbers below 1
+    :raises ConfigError: for an unknown algorithm, environment, metric or rule, a key that the constructor does not
+        know, an environment that the algorithm cannot train on, or numbers below 1
     """
     algorithm = find_recipe(plan.algo).algorithm
-    check_env_id(plan.env_id)
+    for env_id in (plan.env_id, plan.test.env_id or plan.env_id):
+        check_env_id(env_id)
     if plan.metric not in METRICS:
         raise ConfigError(f"the metric must be one of {', '.join(METRICS)}, got {plan.metric!r}")
+    if plan.test.rule is not None and plan.test.rule not in RULES:
+        raise ConfigError(f"the adaptation rule must be one of {', '.join(RULES)}, got {plan.test.rule!r}")
     for name in ("n_timesteps", "n_evaluations", "n_seeds"):
         if getattr(plan, name) < 1:
             raise ConfigError(f"{name} must be at least 1, got {getattr(plan, name)}")
@@ -107,7 +121,9 @@ def parameter_names(algo: str) -> list[str]:
 
 def objective(plan: TuningPlan, trial: optuna.Trial) -> float:
     """
-    Train a trial's agents, all seeds in step, so that what is pruned by is their median too.
+    Train a trial's agents one after the other, so that what is not worth going on costs no further seeds.
+
+    What a trial is pruned by is the median of the seeds so far, at the steps that they have trained in all.
 
     :param plan: what to do
     :param trial: whose values
@@ -116,28 +132,31 @@ def objective(plan: TuningPlan, trial: optuna.Trial) -> float:
     """
     config = plan.entry(trial)
     scores: list[float] = []
-    with tempfile.TemporaryDirectory() as folder:
-        agents = [_make_agent(plan, config, Path(folder) / str(seed), seed) for seed in range(plan.n_seeds)]
-        try:
-            for i in range(1, plan.n_evaluations + 1):
-                steps = plan.n_timesteps * i // plan.n_evaluations
-                for agent in agents:
-                    _train_to(agent.model, steps)
-                scores = [_score(measure(agent, plan.test), plan.metric) for agent in agents]
-                trial.report(float(np.median(scores)), steps)
-                if not np.isfinite(scores).all() or (i < plan.n_evaluations and trial.should_prune()):
-                    raise optuna.TrialPruned(f"after {steps} steps")
-        finally:
-            for agent in agents:
-                close(agent.model)
+    for seed in range(plan.n_seeds):
+        with _agent(plan, config, seed) as agent:
+            for steps in plan.stages(seed):
+                _train_to(agent.model, steps)
+                score = _score(measure(agent, plan.test), plan.metric)
+                trained = seed * plan.n_timesteps + steps
+                trial.report(float(np.median([*scores, score])), trained)
+                is_last = trained == plan.n_seeds * plan.n_timesteps
+                if not np.isfinite(score) or (not is_last and trial.should_prune()):
+                    raise optuna.TrialPruned(f"after {trained} steps")
+        scores.append(score)
     trial.set_user_attr("scores", scores)
     return float(np.median(scores))
 
 
-def _make_agent(plan: TuningPlan, config: Entry, folder: Path, seed: int) -> TrainedAgent:
-    folder.mkdir()
-    run = TrainingRun(plan.algo, plan.env_id, config, folder, task=plan.task, seed=seed, verbose=0)
-    return TrainedAgent(plan.algo, plan.env_id, f"seed {seed}", build_model(run), task=tuple(plan.task))
+@contextmanager
+def _agent(plan: TuningPlan, config: Entry, seed: int) -> Iterator[TrainedAgent]:
+    """A new agent, whose environment and files are gone in the end."""
+    with tempfile.TemporaryDirectory() as folder:
+        run = TrainingRun(plan.algo, plan.env_id, config, Path(folder), task=plan.task, seed=seed, verbose=0)
+        agent = TrainedAgent(plan.algo, plan.env_id, f"seed {seed}", build_model(run), task=tuple(plan.task))
+        try:
+            yield agent
+        finally:
+            close(agent.model)
 
 
 def _train_to(model: OnPolicyAlgorithm, steps: int) -> None:

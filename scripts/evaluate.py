@@ -201,7 +201,7 @@ def load_models(args: argparse.Namespace) -> list[tuple[str, Any]]:
     :param args: parsed arguments
     :return: names and models
     """
-    from sb3_maesn.cli import load_model
+    from sb3_maesn.checkpoints import load_model
 
     return [(short_name(name), load_model(name)) for name in args.models]
 

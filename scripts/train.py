@@ -49,7 +49,7 @@ def make_parser() -> argparse.ArgumentParser:
         help="threads of torch and of the meta step, -1 for one per core",
     )
     add("-P", "--progress", action="store_true", help="show a progress bar")
-    add("-i", "--trained-agent", default="", help="model file to go on with, exactly where it stopped")
+    add("-i", "--trained-agent", default="", help="model to go on with, where it stopped: file, or name")
     add("-params", "--hyperparams", nargs="+", default=[], metavar="KEY:VALUE", help="overrides; the values are YAML")
     add("-conf", "--conf-file", default="", help="file of hyperparameters (zoo_configs/<algo>.yml if empty)")
     add("--verbose", type=int, default=1, help="0: silent, 1: logs, 2: logs and tracebacks")
@@ -82,12 +82,12 @@ def run(args: argparse.Namespace, command: Sequence[str]) -> int:
 
     from sb3_maesn import config as files
     from sb3_maesn import recipes, run_folder, training
-    from sb3_maesn.cli import check_env_id, check_file
+    from sb3_maesn.cli import check_env_id, find_model_file
 
     algorithm = training.find_recipe(args.algo).algorithm
     check_env_id(args.env)
     if args.trained_agent:
-        check_file(args.trained_agent)
+        find_model_file(args.trained_agent)
     overrides = files.parse_overrides(args.hyperparams)
     config = {**files.load_entry(args.conf_file or CONFIGS / f"{args.algo}.yml", args.env), **overrides}
     files.constructor_arguments({k: v for k, v in config.items() if k not in files.SCRIPT_KEYS}, algorithm)

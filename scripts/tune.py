@@ -28,10 +28,12 @@ def make_parser() -> argparse.ArgumentParser:
     add("--sampler", default="tpe", help="tpe or random")
     add("--pruner", default="median", help="median, halving or none")
     add("-n", "--n-timesteps", type=int, default=2_000_000, help="environment steps that each seed of a trial trains")
-    add("--n-evaluations", type=int, default=3, help="evaluations of a trial, after any of which it may be pruned")
-    add("--n-seeds", type=int, default=1, help="seeds of a trial, whose median counts")
+    add("--n-evaluations", type=int, default=3, help="evaluations of a trial's first seed; any may prune the trial")
+    add("--n-seeds", type=int, default=1, help="seeds, one after the other, of a trial not pruned; their median counts")
     add("--metric", default="success", help="success or return, after the last adaptation round")
     add("--eval-tasks", type=int, default=20, help="validation tasks of an evaluation")
+    add("--eval-env", default="", help="environment of the evaluations (as for train.py if empty)")
+    add("--eval-rule", default=None, help="adaptation rule of the evaluations (as for train.py if not given)")
     add("--eval-rounds", type=int, default=3, help="adaptation rounds of an evaluation")
     add("--eval-episodes", type=int, default=10, help="episodes of an adaptation round")
     add("--start", nargs="+", default=[], metavar="NAME:VALUE", help="parameters of the search space to begin with")
@@ -91,7 +93,7 @@ def make_request(args: argparse.Namespace) -> Any:
     from sb3_maesn.training import find_recipe
     from sb3_maesn.tuning import TuningPlan, check_plan, check_start
 
-    find_recipe(args.algo)  # before its file is looked for
+    recipe = find_recipe(args.algo)  # before its file is looked for
     config = files.load_entry(args.conf_file or CONFIGS / f"{args.algo}.yml", args.env)
     plan = TuningPlan(
         algo=args.algo,
@@ -101,7 +103,14 @@ def make_request(args: argparse.Namespace) -> Any:
         n_evaluations=args.n_evaluations,
         n_seeds=args.n_seeds,
         metric=args.metric,
-        test=TestPlan(args.eval_tasks, args.eval_rounds, args.eval_episodes, split="validation"),
+        test=TestPlan(
+            args.eval_tasks,
+            args.eval_rounds,
+            args.eval_episodes,
+            rule=args.eval_rule or config.get("eval_rule"),
+            split="validation",
+            env_id=args.eval_env or recipe.test_env_id(args.env),
+        ),
         task=args.task,
     )
     check_plan(plan)

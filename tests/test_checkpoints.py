@@ -13,15 +13,24 @@ from sb3_contrib import TRPO
 from stable_baselines3.common.utils import LinearSchedule
 
 from sb3_maesn import MAESN
-from sb3_maesn.checkpoints import ALGORITHMS, export_pretrained, load_checkpoint, load_trained, read_rounds
+from sb3_maesn.checkpoints import (
+    ALGORITHMS,
+    export_pretrained,
+    load_checkpoint,
+    load_model,
+    load_trained,
+    read_rounds,
+)
 from sb3_maesn.common import files
 from sb3_maesn.common.checkpoint_file import read_config
 from sb3_maesn.common.checkpointing import CheckpointMixin
 from sb3_maesn.common.model_state import read_state
 from sb3_maesn.common.safe_archive import CheckpointError
+from sb3_maesn.config import ConfigError
 from sb3_maesn.envs import make_vec
 from sb3_maesn.envs.multi_task import MultiTaskVecEnv
-from sb3_maesn.training import ALGOS
+from sb3_maesn.recipes import TrainingRun
+from sb3_maesn.training import ALGOS, load_to_resume
 from tests.tiny import POINT, assert_same, tiny
 from tests.toy import Walk
 
@@ -91,6 +100,61 @@ def test_a_model_comes_back_and_goes_on_bit_for_bit(tmp_path: Path, name: str, s
         one.set_env(make_env())
         one.learn(1, reset_num_timesteps=False)
     assert same_state(loaded, model)
+
+
+def test_arguments_change_as_in_load(tmp_path: Path) -> None:
+    model, _ = small("MAESN")
+    model.save_checkpoint(tmp_path / "model")
+    changed = MAESN.load_checkpoint(tmp_path / "model", target_kl=0.5, n_episodes=2)
+    assert (changed.target_kl, changed.n_episodes, changed.meta_batch_size) == (0.5, 2, 3)
+    np.testing.assert_array_equal(predictions(changed), predictions(model))
+    with pytest.raises(ValueError, match="cannot change policy_kwargs"):
+        MAESN.load_checkpoint(tmp_path / "model", policy_kwargs={"net_arch": [9]})
+
+
+@pytest.mark.parametrize(
+    ("name", "lacking"),
+    [("MAESN", []), ("RL2", ["policy.optimizer"]), ("VIME", ["curiosity", "curiosity.optimizer", "policy.optimizer"])],
+)
+def test_going_on_from_an_agent_says_what_it_lacks(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, lacking: list[str]
+) -> None:
+    model, make_env = small(name)
+    model.save_checkpoint(tmp_path / "agent", contents="agent")
+    resumed = load_to_resume(resumed_run(name.lower(), tmp_path), tmp_path / "agent", th.device("cpu"), {})
+    printed = capsys.readouterr().out
+    assert ("begins anew " + " and ".join(lacking) in printed) if lacking else (printed == "")
+    resumed.set_env(make_env())
+    resumed.learn(1, reset_num_timesteps=False)
+    model.save_checkpoint(tmp_path / "whole")
+    load_to_resume(resumed_run(name.lower(), tmp_path), tmp_path / "whole", th.device("cpu"), {})
+    assert capsys.readouterr().out == ""
+
+
+def resumed_run(algo: str, folder: Path) -> TrainingRun:
+    return TrainingRun(algo, POINT, {}, folder, trained_agent="agent")
+
+
+def test_an_algorithm_of_others_has_no_checkpoints(tmp_path: Path) -> None:
+    small("MAESN")[0].save_checkpoint(tmp_path / "agent")
+    with pytest.raises(ConfigError, match="TRPO has no checkpoints"):
+        load_to_resume(resumed_run("trpo", tmp_path), tmp_path / "agent", th.device("cpu"), {})
+
+
+def test_load_model_takes_whatever_holds_a_meta_learner(tmp_path: Path) -> None:
+    model, _ = small("MAML")
+    model.save(tmp_path / "sb3")
+    model.save_checkpoint(tmp_path / "folder")
+    model.save_checkpoint(tmp_path / "packed.zip")
+    for name in ("sb3", "sb3.zip", "folder", "packed", "packed.zip"):
+        np.testing.assert_array_equal(predictions(load_model(tmp_path / name)), predictions(model))
+    assert load_model("maesn-AntGoal-v0").env_id == "AntGoal-v0"
+    small("RL2")[0].save_checkpoint(tmp_path / "rl2")
+    with pytest.raises(ConfigError, match="MAESN, MAML or LatentSpace, got one of RL2"):
+        load_model(tmp_path / "rl2")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ConfigError, match="no model file"):
+        load_model(tmp_path / "empty")
 
 
 @pytest.mark.parametrize(

@@ -159,6 +159,29 @@ def test_interrupt_leaves_a_whole_checkpoint_and_says_how_to_resume(tmp_path: Pa
     assert not [path for path in folder.iterdir() if path.name.startswith(".")]
 
 
+@pytest.mark.parametrize("name", ["checkpoint", "checkpoint.zip"])
+def test_training_goes_on_from_a_checkpoint_as_from_a_saved_model(
+    train: Callable[..., Path], model_file: str, name: str
+) -> None:
+    MAESN.load(model_file).save_checkpoint(name, contents="agent")
+    ends = [train("-n", str(ITERATION), "-i", path) / "PointGoal-v0.zip" for path in (model_file, name)]
+    expected, got = parameters(ends[0]), parameters(ends[1])
+    start = parameters(Path(model_file))
+    assert not torch.equal(start["policy.log_std"], got["policy.log_std"])
+    assert all(torch.equal(value, got[key]) for key, value in expected.items())
+    assert MAESN.load(ends[1]).num_timesteps == 2 * ITERATION
+
+
+def test_training_goes_on_from_what_comes_with_the_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    name, shipped = "maesn-WheeledGoal-v0", MAESN.from_pretrained("maesn-WheeledGoal-v0")
+    flags = ["--env", "WheeledGoal-v0", "-n", "1", "--eval-freq", "-1", "--save-freq", "-1", "--verbose", "0"]
+    assert load("train").main([*flags, "-i", name, "--hyperparams", *TINY]) == 0
+    longer = MAESN.load("logs/maesn/WheeledGoal-v0_1/WheeledGoal-v0.zip")
+    assert longer.num_timesteps == shipped.num_timesteps + 3 * 4 * 2 * 200
+    assert (longer.meta_batch_size, longer.gamma) == (3, shipped.gamma)
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
@@ -170,6 +193,9 @@ def test_interrupt_leaves_a_whole_checkpoint_and_says_how_to_resume(tmp_path: Pa
         (["--hyperparams", "inner_update:magic"], "inner_update"),
         (["--hyperparams", "learning_rate:lin_fast"], "lin_<number>"),
         (["-i", "nowhere.zip"], "nowhere.zip"),
+        (["-i", "maesn-WheelGoal-v0"], "did you mean maesn-WheeledGoal-v0"),
+        (["--algo", "maml", "-i", "maesn-WheeledGoal-v0"], "expected a model of MAML"),
+        (["-i", "maesn-WheeledGoal-v0"], "spaces"),
         (["--conf-file", "nowhere.yml"], "nowhere.yml"),
         (["--env", "CartPole-v1"], "tasks"),
         (["--device", "abacus"], "abacus"),

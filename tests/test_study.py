@@ -1,5 +1,6 @@
 """Studies of tiny trials: what they judge by, that they go on, and that a killed worker costs one trial."""
 
+import json
 import os
 import signal
 import subprocess
@@ -7,6 +8,7 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -15,8 +17,8 @@ import pytest
 import yaml
 from optuna.trial import TrialState
 
+from sb3_maesn import benchmarking, tuning
 from sb3_maesn import study as studies
-from sb3_maesn import tuning
 from sb3_maesn.benchmarking import Outcome, TestPlan
 from sb3_maesn.config import ConfigError, constructor_arguments
 from sb3_maesn.maesn import MAESN
@@ -67,12 +69,39 @@ def scripted(monkeypatch: pytest.MonkeyPatch) -> dict[int, list[float]]:
 
 
 def test_value_is_the_median_of_the_seeds_at_the_end(tmp_path: Path, scripted: dict[int, list[float]]) -> None:
-    scripted.update({0: [0.1, 0.2], 1: [0.9, 0.8], 2: [0.3, 0.6]})
+    scripted.update({0: [0.1, 0.2], 1: [0.8], 2: [0.6]})
     study = run_study(request(tmp_path, plan=replace(PLAN, n_seeds=3), n_trials=1))
     (trial,) = study.trials
     assert trial.value == 0.6
     assert trial.user_attrs["scores"] == [0.2, 0.8, 0.6]
-    assert trial.intermediate_values == {1000: 0.3, 2000: 0.6}
+    assert trial.intermediate_values == {1000: 0.1, 2000: 0.2, 4000: 0.5, 6000: 0.6}
+
+
+def test_further_seeds_are_only_for_trials_that_are_worth_it(tmp_path: Path, scripted: dict[int, list[float]]) -> None:
+    scripted.update({0: [0.3, 0.6] * 5 + [0.3, 0.1, 0.3, 0.6], 1: [0.6] * 5 + [0.2]})
+    study = run_study(request(tmp_path, plan=replace(PLAN, n_seeds=2), n_trials=7))
+    assert [trial.state for trial in study.trials] == [TrialState.COMPLETE] * 5 + [
+        TrialState.PRUNED,
+        TrialState.COMPLETE,
+    ]
+    assert study.trials[5].last_step == 2000
+    assert study.trials[6].user_attrs["scores"] == [0.6, 0.2]  # which the first seed alone would not have told
+
+
+def test_agents_are_judged_on_the_environment_and_by_the_rule_of_the_plan(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[Any, ...]] = []
+
+    def evaluate(model: Any, env_id: str, tasks: Any, *settings: Any) -> Any:
+        asked.append((env_id, settings))
+        return SimpleNamespace(returns=np.zeros((2, 2, 2)), lengths=np.ones((2, 2, 2)), success=np.zeros((2, 2, 2)))
+
+    monkeypatch.setattr(benchmarking, "evaluate_adaptation", evaluate)
+    test = replace(PLAN.test, env_id="PointGoal-v0", rule="kernel")
+    run_study(request(tmp_path, plan=replace(PLAN, test=test, n_evaluations=1), n_trials=1))
+    run_study(request(tmp_path, plan=replace(PLAN, n_evaluations=1), n_trials=2))
+    assert asked == [("PointGoal-v0", (1, 2, "kernel", 0)), ("PointGoalSparse-v0", (1, 2, None, 0))]
 
 
 def test_a_trial_below_the_median_is_pruned(tmp_path: Path, scripted: dict[int, list[float]]) -> None:
@@ -102,6 +131,9 @@ def test_a_study_goes_on_where_it_stopped_and_reports(tmp_path: Path) -> None:
     constructor_arguments({k: v for k, v in entry.items() if k not in ("n_timesteps", "n_envs")}, MAESN)
     names = {path.name for path in (tmp_path / "report").iterdir()}
     assert {"best.yml", "trials.csv", "trials.json", "history.png", "slices.png", "report.html"} <= names
+    about = json.loads((tmp_path / "report" / "trials.json").read_text())
+    assert about["summary"] == lines
+    assert about["plan"]["n_timesteps"] == 2000
     page = (tmp_path / "report" / "report.html").read_text()
     assert page.count("data:image/png;base64,") >= 2
     assert page.count("<tr>") == 4
@@ -204,6 +236,8 @@ def _wait_for(condition: Any) -> None:
         ({"algo": "trpo", "config": {}}, "choose with --task"),
         ({"config": {"metabatch_size": 3}}, "did you mean meta_batch_size"),
         ({"metric": "fun"}, "success, return"),
+        ({"test": TestPlan(rule="kernal")}, "kernel, .*got 'kernal'"),
+        ({"test": TestPlan(env_id="PointGaolSparse-v0")}, "did you mean PointGoalSparse-v0"),
         ({"n_seeds": 0}, "n_seeds must be at least 1, got 0"),
     ],
 )

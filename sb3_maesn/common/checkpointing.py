@@ -147,32 +147,45 @@ class CheckpointMixin(Base):
 
     @classmethod
     def load_checkpoint(
-        cls: type[SelfCheckpoints], path: str | Path, env: GymEnv | str | None = None
+        cls: type[SelfCheckpoints],
+        path: str | Path,
+        env: GymEnv | str | None = None,
+        device: th.device | str = "cpu",
+        **kwargs: Any,
     ) -> SelfCheckpoints:
         """Load a checkpoint. Nothing in it is run, and no name in it is imported.
 
         :param path: folder or zip file of :meth:`save_checkpoint`, with or without ``.zip``
         :param env: environment to go on training with; none is needed to predict or to adapt elsewhere
+        :param device: torch device
+        :param kwargs: arguments to change, as in SB3's ``load``
         :raises CheckpointError: a ValueError that says what is wrong with the file
         :raises ValueError: if the environment does not fit
         """
-        model = cls.from_checkpoint(read_checkpoint(path))
+        model = cls.from_checkpoint(read_checkpoint(path), device, **kwargs)
         if env is not None:
             model.set_env(cast(GymEnv, env))
         return model
 
     @classmethod
-    def from_checkpoint(cls: type[SelfCheckpoints], checkpoint: Checkpoint) -> SelfCheckpoints:
+    def from_checkpoint(
+        cls: type[SelfCheckpoints], checkpoint: Checkpoint, device: th.device | str = "cpu", **kwargs: Any
+    ) -> SelfCheckpoints:
         """Make the model that a checkpoint describes.
 
         :param checkpoint: as read; nothing in it is trusted
+        :param device: torch device
+        :param kwargs: arguments to change
         :raises CheckpointError: if anything in it is not what :meth:`save_checkpoint` writes
+        :raises ValueError: for an argument that cannot be changed
         """
-        config = checkpoint.config
+        config, fixed_arguments = checkpoint.config, set(kwargs) & {"policy", "env", *NOT_KEPT}
+        if fixed_arguments:
+            raise ValueError(f"cannot change {', '.join(sorted(fixed_arguments))} of a checkpoint")
         if config.algorithm != cls.__name__:
             raise CheckpointError(f"expected a model of {cls.__name__}, got one of {shown(config.algorithm)}")
         with _refused():
-            model = cls._unset_model(config)
+            model = cls._unset_model(config, device, kwargs)
             model._take_progress(config, count_elements(checkpoint.tensors))
             model._setup_model()
             records, findings = model._empty_records(), model._empty_findings()
@@ -249,8 +262,17 @@ class CheckpointMixin(Base):
         state_dicts, _ = self._get_torch_save_params()
         return self._needless_tensors() | {name for name in state_dicts if name.endswith("optimizer")}
 
+    def lacking_to_train(self, contents: str) -> list[str]:
+        """What a checkpoint lacks of what training uses, so that it has to begin anew: optimisers, further models.
+
+        :param contents: of the checkpoint
+        """
+        return sorted(name for name in self._left_out(contents) if "/" not in name)  # whole holders
+
     @classmethod
-    def _unset_model(cls: type[SelfCheckpoints], config: CheckpointConfig) -> SelfCheckpoints:
+    def _unset_model(
+        cls: type[SelfCheckpoints], config: CheckpointConfig, device: th.device | str, changes: Mapping[str, Any]
+    ) -> SelfCheckpoints:
         """The model without networks, of settings that have been checked."""
         defaults = _constructor_defaults(cls)
         unknown = set(config.hyperparameters) - set(defaults)
@@ -268,8 +290,9 @@ class CheckpointMixin(Base):
             env=None,
             policy_kwargs=decode_policy_kwargs(config.policy_kwargs),
             seed=seed,
+            device=device,
             _init_setup_model=False,
-            **settings,
+            **{**settings, **changes},
         )
         return model
 

@@ -254,6 +254,13 @@ class MetaOnPolicyAlgorithm(AdaptableAlgorithm):
     def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
         return ["policy", "policy.optimizer", "task_latents"], []
 
+    def lacking_to_train(self, contents: str) -> list[str]:
+        """Nothing but the critic's optimiser, if there is a critic: the meta step has none.
+
+        :param contents: of the checkpoint
+        """
+        return super().lacking_to_train(contents) if self.baseline == "critic" else []
+
     def _take_env_facts(self, env: MultiTaskVecEnv) -> None:
         super()._take_env_facts(env)
         if self.n_prior_episodes is not None:

@@ -44,7 +44,12 @@ class PretrainedModel:
 
 def list_pretrained() -> dict[str, PretrainedModel]:
     """The models that come with the package, by name, with their scores on the test tasks."""
-    return {path.parent.name: _describe(path.parent) for path in sorted(FOLDER.glob(f"*/{CONFIG}"))}
+    return {name: _describe(folder) for name, folder in pretrained_folders().items()}
+
+
+def pretrained_folders() -> dict[str, Path]:
+    """The checkpoints that come with the package, by name."""
+    return {path.parent.name: path.parent for path in sorted(FOLDER.glob(f"*/{CONFIG}"))}
 
 
 def read_results(folder: Path) -> dict[str, Any]:
@@ -95,9 +100,9 @@ def find_pretrained(
     :raises ValueError: naming the nearest
     :raises HubError: if the Hub cannot be reached or refuses
     """
-    known = sorted(path.parent.name for path in FOLDER.glob(f"*/{CONFIG}"))
+    known = pretrained_folders()
     if str(name) in known:
-        return FOLDER / str(name)
+        return known[str(name)]
     if Path(name).exists() or Path(f"{name}.zip").exists():
         return Path(name)
     if isinstance(name, str) and name.count("/") == 1 and not name.startswith((".", "/")) and not name.endswith(".zip"):

@@ -45,6 +45,20 @@ def find_archive(path: str | Path) -> Path:
     raise CheckpointError(f"there is no checkpoint {path}: expected a folder or a .zip file")
 
 
+def is_checkpoint(path: Path) -> bool:
+    """Whether a folder or a zip file claims to be a checkpoint, by the names in it.
+
+    :param path: file or folder, which need not exist
+    """
+    if path.is_dir():
+        return (path / CONFIG).is_file()
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return CONFIG in archive.namelist()
+    except (zipfile.BadZipFile, OSError):
+        return False
+
+
 def read_archive(path: Path) -> dict[str, bytes]:
     """The files of a checkpoint by name.
 
