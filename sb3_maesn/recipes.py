@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -15,6 +15,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecMonitor
 
 from sb3_maesn.callbacks import MetaEvalCallback
 from sb3_maesn.cli import check_env_id, parse_task, sparse_variant
+from sb3_maesn.common.adaptable_algorithm import AdaptableAlgorithm
 from sb3_maesn.common.env_util import MAX_SINGLE_MEMBERS
 from sb3_maesn.common.task_algorithm import TaskAlgorithm
 from sb3_maesn.config import ConfigError
@@ -22,6 +23,7 @@ from sb3_maesn.envs import FAMILIES, make_vec
 from sb3_maesn.envs.multi_task import MultiTaskVecEnv, has_tasks
 
 ITERATIONS_BETWEEN_EVALUATIONS = 10
+N_LATENTS = 256  # tried in the training tasks in the end
 
 
 @dataclass(frozen=True)
@@ -124,6 +126,14 @@ class Recipe(ABC):
         """
         return env_id
 
+    def finish(self, run: TrainingRun, model: Any) -> None:  # noqa: B027  # most recipes leave nothing to do
+        """
+        Do what is left to do after training.
+
+        :param run: what was trained
+        :param model: the model
+        """
+
     def timesteps_per_iteration(self, model: Any) -> int:
         """
         Count the environment steps of one iteration.
@@ -177,6 +187,14 @@ class MetaLearning(Recipe):
     def test_env_id(self, env_id: str) -> str:
         """The family's sparse variant."""
         return sparse_variant(env_id)
+
+    def finish(self, run: TrainingRun, model: Any) -> None:
+        """Learn what the training tasks tell about new ones, where that takes seconds: tasks share their episodes."""
+        if not isinstance(model, AdaptableAlgorithm) or model.policy.latent_dim == 0:
+            return
+        with closing(make_tasks_env(self.test_env_id(run.env_id), N_LATENTS)) as env:
+            if env.shares_episodes:
+                model.learn_score_prior(env, N_LATENTS)
 
     def _adaptation(self, run: TrainingRun, model: Any, **settings: Any) -> MetaEvalCallback:
         eval_env = make_tasks_env(self.test_env_id(run.env_id), run.eval_tasks * run.eval_episodes)

@@ -140,6 +140,7 @@ def train(run: TrainingRun, model: OnPolicyAlgorithm, n_timesteps: int | None) -
         reset_num_timesteps=run.trained_agent is None,
         progress_bar=run.progress_bar,
     )
+    find_recipe(run.algo).finish(run, model)
     path = run.folder / f"{file_name(run.env_id)}.zip"
     model.save(path)
     return path

@@ -10,7 +10,7 @@ import torch as th
 
 from sb3_maesn.common.type_aliases import EpisodeBatch, Rollout, Tasks
 from sb3_maesn.envs.multi_task import MultiTaskVecEnv
-from sb3_maesn.envs.relabel import can_relabel, relabelled_returns
+from sb3_maesn.envs.relabel import relabelled_returns
 
 
 def dynamics_groups(env: MultiTaskVecEnv, tasks: Tasks) -> tuple[np.ndarray, Tasks]:
@@ -23,14 +23,6 @@ def dynamics_groups(env: MultiTaskVecEnv, tasks: Tasks) -> tuple[np.ndarray, Tas
     groups = env.family.dynamics_groups(np.stack(tasks.values))
     first = np.unique(groups, return_index=True)[1]
     return groups, Tasks(tasks.ids[first], [tasks.values[i] for i in first])
-
-
-def can_share(env: MultiTaskVecEnv) -> bool:
-    """Whether an episode of one task can tell what it would have returned in another.
-
-    :param env: any
-    """
-    return env.is_native and can_relabel(env.family)
 
 
 def share_episodes(env: MultiTaskVecEnv, tasks: Tasks, groups: np.ndarray, bank: Rollout, gamma: float) -> EpisodeBatch:

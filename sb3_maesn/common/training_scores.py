@@ -8,7 +8,7 @@ import numpy as np
 from sb3_maesn.common.adaptation import play
 from sb3_maesn.common.posterior import excess_over_floor, prior_points
 from sb3_maesn.common.score_prior import Array, ScorePrior, learn_score_prior
-from sb3_maesn.common.shared_episodes import can_share, dynamics_groups
+from sb3_maesn.common.shared_episodes import dynamics_groups
 from sb3_maesn.common.task_learners import Agent, worst_for_diverged
 from sb3_maesn.common.type_aliases import Rollout, Tasks
 from sb3_maesn.envs.multi_task import MultiTaskVecEnv
@@ -45,7 +45,7 @@ def _returns(
     """Undiscounted returns (J, N)."""
     returns = np.empty((len(tasks), len(latents)))
     groups = np.arange(len(tasks))
-    if can_share(env):
+    if env.shares_episodes:
         groups, _ = dynamics_groups(env, Tasks(groups, list(tasks)))
     size = max(1, EPISODES_AT_ONCE // len(latents))  # groups of a block
     for start in range(0, int(groups.max()) + 1, size):

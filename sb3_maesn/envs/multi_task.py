@@ -9,6 +9,7 @@ from stable_baselines3.common.vec_env.base_vec_env import VecEnvObs, VecEnvStepR
 
 from sb3_maesn.envs.batched import BatchedTaskVecEnv
 from sb3_maesn.envs.mujoco_physics import MujocoPhysics
+from sb3_maesn.envs.relabel import can_relabel
 from sb3_maesn.envs.task_family import SPLITS, TaskFamily
 
 TaskAdapter: TypeAlias = Callable[[VecEnv, int, Any], None]
@@ -148,9 +149,11 @@ class MultiTaskVecEnv(VecEnvWrapper):
         return venv
 
     @property
-    def is_native(self) -> bool:
-        """Whether the members are a batched environment of this package, without wrappers that change what it gives."""
-        return isinstance(self._members, BatchedTaskVecEnv)
+    def shares_episodes(self) -> bool:
+        """Whether an episode of one task tells what it would have returned in others of equal dynamics: so in a native
+        environment (see ``family``) whose observations tell its reward.
+        """
+        return isinstance(self._members, BatchedTaskVecEnv) and can_relabel(self._members.family)
 
     @property
     def family(self) -> TaskFamily:
