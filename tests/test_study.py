@@ -246,6 +246,13 @@ def test_impossible_plans_are_refused_before_any_trial(changes: dict[str, Any], 
         check_plan(replace(PLAN, **changes))
 
 
+@pytest.mark.parametrize(("name", "value"), [("n_tasks", 0), ("n_rounds", -1), ("n_episodes", 0)])
+def test_a_test_of_nothing_is_refused(name: str, value: int) -> None:
+    numbers: dict[str, Any] = {name: value}
+    with pytest.raises(ConfigError, match=f"{name} must be at least {value + 1}, got {value}"):
+        TestPlan(**numbers)
+
+
 def test_unknown_names_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="did you mean target_kl"):
         check_start("maesn", {"target_lk": 0.1})
