@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from sb3_maesn.cli import tasks_of
+from sb3_maesn.config import ConfigError
 from sb3_maesn.evaluation import AdaptationResult, evaluate_adaptation
 from sb3_maesn.playing import Adaptation, make_stage, play, prepare
 from sb3_maesn.trained import TrainedAgent
@@ -35,6 +36,11 @@ class TestPlan:
     env_id: str = ""
 
     __test__ = False  # not a test case of pytest's
+
+    def __post_init__(self) -> None:
+        for name, least in (("n_tasks", 1), ("n_rounds", 0), ("n_episodes", 1)):
+            if getattr(self, name) < least:
+                raise ConfigError(f"{name} must be at least {least}, got {getattr(self, name)}")
 
     @classmethod
     def from_args(cls, args: argparse.Namespace) -> "TestPlan":

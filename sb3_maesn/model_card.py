@@ -7,6 +7,7 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from huggingface_hub.repocard_data import eval_results_to_model_index
 
+from sb3_maesn.envs import FAMILIES
 from sb3_maesn.results import Row
 
 IMAGES, VIDEOS = (".png", ".gif"), (".mp4",)
@@ -126,12 +127,21 @@ def _introduction(facts: CardFacts) -> str:
 
 
 def _usage(facts: CardFacts) -> str:
+    imports, choice = "", "# env, task: an environment with tasks, and one of them\n"
+    if facts.test_env_id in FAMILIES:
+        imports = "from sb3_maesn.envs import make_vec\n"
+        choice = (
+            f'env = make_vec("{facts.test_env_id}", n_envs=50)\n'
+            'task = env.env_method("task_set", "test", indices=[0])[0][3]  # or values of your own, such as a goal\n'
+        )
     return (
         "## Use\n\n```python\n"
-        f"from sb3_maesn import {facts.algorithm}\n\n"
+        f"from sb3_maesn import {facts.algorithm}\n{imports}\n"
         f'model = {facts.algorithm}.from_pretrained("{facts.repo_id}")\n'
-        f'adapted = model.adapt("{facts.test_env_id}", task=task)  # a task of the family, such as the goal\n'
-        "action, state = adapted.predict(observation, state, episode_start)\n```\n\n"
+        f"{choice}"
+        "adapted = model.adapt(env, task=task)\n"
+        "print(adapted.adaptation.success_rate)  # by round; the first is the policy before adaptation\n```\n\n"
+        "`adapted.predict(observation, state, episode_start)` acts, as that of every recurrent policy of SB3 does.\n"
         "This reads `model.safetensors` and `config.json`, which hold numbers and settings and nothing that could run."
         f" The file\n`*.zip` is for `{facts.algorithm}.load`, which runs whatever code a file holds: use it only if you"
         " trust this repository's owner."

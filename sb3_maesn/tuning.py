@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import optuna
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 
 from sb3_maesn.benchmarking import Outcome, TestPlan, measure
@@ -21,6 +22,7 @@ from sb3_maesn.trained import TrainedAgent
 from sb3_maesn.training import build_model, close, find_recipe
 
 METRICS = ("success", "return")
+Numbers = IntDistribution | FloatDistribution
 #: More trials than it takes to see every parameter of a space with branches.
 TRIALS_TO_SEE_ALL = 100
 
@@ -95,28 +97,44 @@ def check_plan(plan: TuningPlan) -> None:
 
 def check_start(algo: str, params: Mapping[str, Any]) -> None:
     """
-    Refuse parameters that a search space does not have.
+    Refuse parameters, and values, that a search space does not have.
 
     :param algo: name of the algorithm
     :param params: names and values
-    :raises ConfigError: naming the nearest
+    :raises ConfigError: naming the nearest name, or the values that there are
     """
-    if params:
-        check_keys(params, parameter_names(algo), f"the search space of {algo}")
+    if not params:
+        return
+    space = search_space(algo)
+    check_keys(params, sorted(space), f"the search space of {algo}")
+    for name, value in params.items():
+        allowed = space[name]
+        if isinstance(allowed, CategoricalDistribution):
+            if value not in allowed.choices:
+                raise ConfigError(f"{name} must be one of {', '.join(map(str, allowed.choices))}, got {value!r}")
+        elif isinstance(allowed, Numbers) and not _is_within(value, allowed):
+            kind = "a whole number" if isinstance(allowed, IntDistribution) else "a number"
+            raise ConfigError(f"{name} must be {kind} from {allowed.low} to {allowed.high}, got {value!r}")
 
 
-def parameter_names(algo: str) -> list[str]:
+def _is_within(value: Any, allowed: Numbers) -> bool:
+    kinds = int if isinstance(allowed, IntDistribution) else int | float
+    return isinstance(value, kinds) and not isinstance(value, bool) and allowed.low <= value <= allowed.high
+
+
+def search_space(algo: str) -> dict[str, BaseDistribution]:
     """
     List the parameters of a search space, of all its branches.
 
     :param algo: name of the algorithm
+    :return: name -> its values
     """
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
     trials = [study.ask() for _ in range(TRIALS_TO_SEE_ALL)]
     for trial in trials:
         SEARCH_SPACES[algo](trial)
-    return sorted({name for trial in trials for name in trial.params})
+    return {name: values for trial in trials for name, values in trial.distributions.items()}
 
 
 def objective(plan: TuningPlan, trial: optuna.Trial) -> float:

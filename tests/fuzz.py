@@ -1,6 +1,7 @@
 """Damaged and hostile checkpoints by the thousand: ``python tests/fuzz.py --cases 100000`` counts their fates."""
 
 import argparse
+import copy
 import io
 import json
 import math
@@ -158,7 +159,7 @@ def change_config(content: dict[str, Any], rng: Rng) -> dict[str, Any]:
             if not isinstance(inner, dict | list) or not inner or rng.random() < 0.1:
                 break
             holder = inner
-        value, action = NASTY[rng.integers(len(NASTY))], rng.random()
+        value, action = copy.deepcopy(NASTY[rng.integers(len(NASTY))]), rng.random()  # later changes may go into it
         if isinstance(holder, list):
             holder.append(value) if action < 0.3 or not holder else holder.__setitem__(key, value)
         elif action < 0.1 and keys:

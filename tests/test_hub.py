@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import os
+import re
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -95,6 +96,10 @@ def test_the_card_is_one_that_the_hub_takes(hub: Hub, with_results: MAESN) -> No
         assert said in card.text
     assert "| 2 | 20 | -18.0 ± 0.5 | 50.0 % ± 10.0 | 60 % |" in card.text
     assert "![Return and success by adaptation round](adaptation.png)" in card.text
+    _, snippet, _ = re.split("```(?:python)?\n", card.text, maxsplit=2)
+    names: dict[str, Any] = {}
+    exec(snippet, names)
+    assert len(names["adapted"].adaptation.success_rate) > 1
 
 
 def test_a_second_push_is_a_second_commit_and_the_first_stays_in_reach(hub: Hub, published: MAESN) -> None:

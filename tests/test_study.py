@@ -246,10 +246,23 @@ def test_impossible_plans_are_refused_before_any_trial(changes: dict[str, Any], 
         check_plan(replace(PLAN, **changes))
 
 
+@pytest.mark.parametrize(("name", "value"), [("n_tasks", 0), ("n_rounds", -1), ("n_episodes", 0)])
+def test_a_test_of_nothing_is_refused(name: str, value: int) -> None:
+    numbers: dict[str, Any] = {name: value}
+    with pytest.raises(ConfigError, match=f"{name} must be at least {value + 1}, got {value}"):
+        TestPlan(**numbers)
+
+
 def test_unknown_names_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="did you mean target_kl"):
         check_start("maesn", {"target_lk": 0.1})
     check_start("maesn", {"n_prior_episodes": 100})  # of one branch only
+    with pytest.raises(ConfigError, match="net_arch must be one of small, medium, large, got 'huge'"):
+        check_start("maesn", {"net_arch": "huge"})
+    with pytest.raises(ConfigError, match=r"target_kl must be a number from 0.003 to 0.1, got 0.5"):
+        check_start("maesn", {"target_kl": 0.5})
+    with pytest.raises(ConfigError, match=r"latent_dim must be a whole number from 2 to 4, got 2.5"):
+        check_start("maesn", {"latent_dim": 2.5})
     with pytest.raises(ConfigError, match="unknown pruner 'medain'; did you mean median"):
         open_study(request(tmp_path, pruner="medain"))
     with pytest.raises(ConfigError, match="unknown sampler"):

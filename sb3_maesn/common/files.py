@@ -1,7 +1,8 @@
 """Files that are whole or absent."""
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
@@ -15,7 +16,7 @@ def write_atomically(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = _beside(path)
     try:
-        with open(partial, "wb") as file:
+        with _naming(path), open(partial, "wb") as file:
             write(file)
         os.replace(partial, path)
     finally:
@@ -32,13 +33,23 @@ def write_together(folder: Path, contents: Mapping[str, bytes]) -> None:
     partial = {name: _beside(folder / name) for name in contents}
     try:
         for name, content in contents.items():
-            with open(partial[name], "wb") as file:
+            with _naming(folder / name), open(partial[name], "wb") as file:
                 file.write(content)
         for name, path in partial.items():
             os.replace(path, folder / name)
     finally:
         for path in partial.values():
             path.unlink(missing_ok=True)
+
+
+@contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Let an error say which file was to be written, which that of a full disk does not."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = str(path)
+        raise
 
 
 def _beside(path: Path) -> Path:
