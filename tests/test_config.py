@@ -7,7 +7,7 @@ import pytest
 from stable_baselines3.common.utils import LinearSchedule
 from torch import nn
 
-from sb3_maesn import MAESN
+from sb3_maesn import MAESN, MAML
 from sb3_maesn.common.settings import constructor_parameters
 from sb3_maesn.config import (
     SCRIPT_KEYS,
@@ -95,10 +95,13 @@ def test_nothing_near_is_not_suggested() -> None:
     assert did_you_mean("zzz", ["gamma"]) == ""
 
 
-@pytest.mark.parametrize("name", ["maesn.yml", "maesn-paper.yml"])
+@pytest.mark.parametrize(
+    ("algorithm", "name"),
+    [(MAESN, "maesn.yml"), (MAESN, "maesn-paper.yml"), (MAML, "maml.yml"), (MAML, "maml-promp.yml")],
+)
 @pytest.mark.parametrize("env_id", [env_id for env_id in FAMILIES if "Sparse" not in env_id])
-def test_shipped_entries_build_a_model(root: Path, name: str, env_id: str) -> None:
+def test_shipped_entries_build_a_model(root: Path, algorithm: Any, name: str, env_id: str) -> None:
     entry = load_entry(root / "zoo_configs" / name, env_id)
-    arguments = constructor_arguments({k: v for k, v in entry.items() if k not in SCRIPT_KEYS}, MAESN)
-    MAESN(entry["policy"], env_id, **arguments)
+    arguments = constructor_arguments({k: v for k, v in entry.items() if k not in SCRIPT_KEYS}, algorithm)
+    algorithm(entry["policy"], env_id, **arguments)
     assert entry["n_timesteps"] > 0

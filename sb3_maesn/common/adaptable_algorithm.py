@@ -1,6 +1,5 @@
 """An algorithm whose latent distribution adapts to new tasks."""
 
-import copy
 from dataclasses import replace
 from functools import partial
 from typing import Any, TypeVar
@@ -45,6 +44,7 @@ class AdaptableAlgorithm(TaskAlgorithm):
     adaptation: AdaptationResult | None
     policy_adaptation: list[float]
     _actor: LatentActor
+    _modules_of_its_own = ("policy", "task_latents")
 
     def _collector(self, env: MultiTaskVecEnv, on_step: StepHook | None = None) -> Collector:
         return Collector(
@@ -141,9 +141,7 @@ class AdaptableAlgorithm(TaskAlgorithm):
         return adapted
 
     def _copy(self: SelfAdaptableAlgorithm) -> SelfAdaptableAlgorithm:
-        """A model with networks of its own that shares this one's environment and logger."""
         other = super()._copy()
-        other.task_latents = copy.deepcopy(self.task_latents)
         other._actor = other.policy.make_actor()
         return other
 

@@ -31,8 +31,8 @@ from sb3_maesn.common.meta_parameters import TaskLatents, read_parameters, write
 from sb3_maesn.common.policies import LatentActorCriticPolicy
 from sb3_maesn.common.settings import check_fixed, check_settings
 from sb3_maesn.common.shared_episodes import sample_by_group
-from sb3_maesn.common.trust_region import TrustRegion, trust_region_step
-from sb3_maesn.common.type_aliases import MetaBatch, MetaParameters, ObjectiveValue, Tasks
+from sb3_maesn.common.trust_region import Evaluate, TrustRegion, trust_region_step
+from sb3_maesn.common.type_aliases import MetaBatch, MetaParameters, ObjectiveValue, StepResult, Tasks
 from sb3_maesn.envs.multi_task import MultiTaskVecEnv
 
 SelfMetaOnPolicyAlgorithm = TypeVar("SelfMetaOnPolicyAlgorithm", bound="MetaOnPolicyAlgorithm")
@@ -334,37 +334,50 @@ class MetaOnPolicyAlgorithm(AdaptableAlgorithm):
         for name, value in collection_record(batch).items():
             self.logger.record(name, value)
 
-    def train(self) -> None:
-        """One trust-region step on theta, the latents and the step sizes, then the critic's update."""
-        assert self._meta_batch is not None
-        started = time.perf_counter()
-        self.policy.set_training_mode(True)
-        batch, self._meta_batch = self._meta_batch, None
-        params = self._parameters()
-        objective = MetaObjective(self._inner_spec, self._actor_function, batch, self.kl_coef, self.latent_kl_coef)
+    def _objective(self, batch: MetaBatch) -> MetaObjective:
+        """What the meta step maximises."""
+        return MetaObjective(self._inner_spec, self._actor_function, batch, self.kl_coef, self.latent_kl_coef)
 
-        def candidate(leaves: Sequence[th.Tensor]) -> MetaParameters:
-            new = params.with_leaves(leaves)
-            if self.step_size_max is not None:
-                new = replace(new, step_sizes=new.step_sizes.at_most(self.step_size_max))
-            if self.n_prior_episodes is not None:  # shared episodes are the prior's: all tasks start from it
-                new = replace(new, latents=params.latents)
-            return new if self.learn_step_sizes else replace(new, step_sizes=params.step_sizes)
+    def _candidate(self, params: MetaParameters, leaves: Sequence[th.Tensor]) -> MetaParameters:
+        """The meta-parameters that other leaves make, inside their bounds and with what is not learned as it is."""
+        new = params.with_leaves(leaves)
+        if self.step_size_max is not None:
+            new = replace(new, step_sizes=new.step_sizes.at_most(self.step_size_max))
+        if self.n_prior_episodes is not None:  # shared episodes are the prior's: all tasks start from it
+            new = replace(new, latents=params.latents)
+        return new if self.learn_step_sizes else replace(new, step_sizes=params.step_sizes)
+
+    def _evaluations(self, objective: MetaObjective, params: MetaParameters) -> list[Evaluate[ObjectiveValue]]:
+        """The objective as functions of the leaves whose values add up."""
 
         def evaluate(tasks: slice, leaves: Sequence[th.Tensor]) -> ObjectiveValue:
-            return objective(candidate(leaves), tasks)
+            return objective(self._candidate(params, leaves), tasks)
+
+        return [partial(evaluate, tasks) for tasks in objective.parts()]
+
+    def _meta_step(self, objective: MetaObjective, params: MetaParameters) -> StepResult:
+        """One trust-region step on theta, the latents and the step sizes."""
 
         def fisher_kl(tasks: slice, leaves: Sequence[th.Tensor]) -> th.Tensor:
-            return objective.fisher_kl(candidate(leaves), self.fisher_subsampling, tasks)
+            return objective.fisher_kl(self._candidate(params, leaves), self.fisher_subsampling, tasks)
 
-        result = trust_region_step(
-            [partial(evaluate, tasks) for tasks in objective.parts()],
+        return trust_region_step(
+            self._evaluations(objective, params),
             [partial(fisher_kl, tasks) for tasks in objective.parts(self.fisher_subsampling)],
             params.leaves(),
             self._trust_region,
             seed=int(self._rng().integers(2**62)),
         )
-        new = candidate(result.leaves)
+
+    def train(self) -> None:
+        """One meta step, then the critic's update."""
+        assert self._meta_batch is not None
+        started = time.perf_counter()
+        self.policy.set_training_mode(True)
+        batch, self._meta_batch = self._meta_batch, None
+        params = self._parameters()
+        result = self._meta_step(self._objective(batch), params)
+        new = self._candidate(params, result.leaves)
         write_parameters(self._actor, self.task_latents, new)
         if self.baseline == "critic":
             self._update_learning_rate(self.policy.optimizer)

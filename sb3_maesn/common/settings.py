@@ -44,15 +44,25 @@ def check_fixed(settings: Mapping[str, Any], fixed: Mapping[str, Any], owner: st
             raise ValueError(f"{owner} is the algorithm with {name}={value!r}, got {settings[name]!r}")
 
 
+def check_at_least(settings: Mapping[str, Any], at_least: Mapping[str, float]) -> None:
+    """Refuse settings below their least value.
+
+    :param settings: by the names of the constructor's arguments; those missing are not checked
+    :param at_least: the least values
+    :raises ValueError: naming what was expected and what came
+    """
+    for name, least in at_least.items():
+        if name in settings and not settings[name] >= least:
+            raise ValueError(f"{name} must be at least {least}, got {settings[name]}")
+
+
 def check_settings(settings: Mapping[str, Any]) -> None:
     """Refuse settings that cannot work.
 
     :param settings: by the names of the constructor's arguments; those missing are not checked
     :raises ValueError: naming what was expected and what came
     """
-    for name, least in AT_LEAST.items():
-        if name in settings and not settings[name] >= least:
-            raise ValueError(f"{name} must be at least {least}, got {settings[name]}")
+    check_at_least(settings, AT_LEAST)
     for name in POSITIVE:
         if settings.get(name) is not None and not settings[name] > 0:
             raise ValueError(f"{name} must be positive, got {settings[name]}")
