@@ -67,7 +67,7 @@ def build_model(run: TrainingRun) -> OnPolicyAlgorithm:
     device = check_device(run.device)
     model: OnPolicyAlgorithm
     if run.trained_agent is None:
-        env = recipe.make_env(run, recipe.n_members(run.config), run.folder / "0")
+        env = recipe.make_env(run, recipe.n_members({**run.config, **arguments}), run.folder / "0")
         with closed_on_error(env):
             policy = run.config.get("policy", recipe.policy)
             model = algorithm(policy, env, seed=run.seed, device=device, verbose=min(run.verbose, 1), **arguments)

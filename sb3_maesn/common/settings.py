@@ -1,6 +1,5 @@
 """The settings of meta-training, checked where a model is made or loaded."""
 
-import inspect
 from collections.abc import Mapping
 from typing import Any
 
@@ -90,20 +89,3 @@ def _check_prior_episodes(settings: Mapping[str, Any]) -> None:
             "balance_episodes goes with n_prior_episodes and inner_update='reward_weighted',"
             f" got n_prior_episodes={n}, inner_update={estimator!r}"
         )
-
-
-def constructor_parameters(algorithm: type) -> list[str]:
-    """What a constructor takes by name, following ``**kwargs`` up the base classes.
-
-    :param algorithm: class
-    :return: parameter names, without ``policy`` and ``env``
-    """
-    names: list[str] = []
-    for cls in algorithm.__mro__:
-        if "__init__" not in vars(cls):
-            continue
-        parameters = list(inspect.signature(vars(cls)["__init__"]).parameters.values())[1:]
-        names += [p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
-        if not any(p.kind == p.VAR_KEYWORD for p in parameters):
-            break
-    return [name for name in dict.fromkeys(names) if name not in ("policy", "env")]
