@@ -8,11 +8,13 @@ from typing import Any
 import yaml
 from stable_baselines3.common.utils import LinearSchedule
 
-from sb3_maesn.common.plain_settings import ACTIVATIONS
-from sb3_maesn.common.settings import constructor_parameters
+from sb3_maesn.common.constructors import constructor_annotations, constructor_parameters, described, fits
+from sb3_maesn.common.plain_settings import CLASSES
 
-#: Keys of an entry that are the training script's, not the constructor's.
-SCRIPT_KEYS = ("policy", "n_timesteps", "n_envs", "eval_rule")
+#: Keys of an entry that are the training script's, not the constructor's, and the types of their values.
+SCRIPT_KEYS: dict[str, Any] = {"policy": str, "n_timesteps": int | None, "n_envs": int, "eval_rule": str | None}
+#: Arguments of every constructor that are the script's flags.
+FLAGS = ("seed", "device", "verbose")
 
 
 class ConfigError(ValueError):
@@ -79,37 +81,88 @@ def parse_overrides(pairs: Iterable[str]) -> dict[str, Any]:
 
 def constructor_arguments(entry: Mapping[str, Any], algorithm: type) -> dict[str, Any]:
     """
-    Turn an entry into keyword arguments of an algorithm: schedules and activation functions by name become objects.
+    Turn an entry into keyword arguments of an algorithm: schedules and classes by name become objects.
 
     :param entry: keys and plain values, without the script's own keys
     :param algorithm: class whose constructor takes them
     :return: keyword arguments
-    :raises ConfigError: if the constructor knows no such key, or a schedule or an activation is malformed
+    :raises ConfigError: if the constructor knows no such key, or a value is not of its type
     """
+    for key in entry:
+        if key in FLAGS:
+            raise ConfigError(f"{key} is no hyperparameter: it has a flag of its own, --{key}")
     check_keys(entry, constructor_parameters(algorithm), f"{algorithm.__name__}'s constructor")
-    arguments = {key: to_value(value) for key, value in entry.items()}
+    types = constructor_annotations(algorithm)
+    arguments = {key: typed_value(key, value, types[key]) for key, value in entry.items()}
     if arguments.get("policy_kwargs") is not None:
-        arguments["policy_kwargs"] = policy_arguments(arguments["policy_kwargs"])
+        arguments["policy_kwargs"] = policy_arguments(arguments["policy_kwargs"], algorithm)
     return arguments
 
 
-def policy_arguments(policy_kwargs: Any) -> dict[str, Any]:
+def policy_arguments(policy_kwargs: Mapping[str, Any], algorithm: Any) -> dict[str, Any]:
     """
-    Replace the name of an activation function by its class.
+    Check the keyword arguments of a policy; names of activation functions and optimisers become classes.
 
-    :param policy_kwargs: mapping of plain values
-    :return: keyword arguments of a policy
-    :raises ConfigError: if it is no mapping, or the activation is unknown
+    :param policy_kwargs: keys and plain values
+    :param algorithm: class that takes the policy, by one of its names
+    :return: keyword arguments
+    :raises ConfigError: if none of its policies knows a key, or a value is not of its type
     """
-    if not isinstance(policy_kwargs, Mapping):
-        raise ConfigError(f"policy_kwargs must be a mapping, got {policy_kwargs!r}")
-    arguments = dict(policy_kwargs)
-    name = arguments.get("activation_fn")
-    if isinstance(name, str):
-        if name.lower() not in ACTIVATIONS:
-            raise ConfigError(f"activation_fn must be one of {', '.join(ACTIVATIONS)}, got {name!r}")
-        arguments["activation_fn"] = ACTIVATIONS[name.lower()]
-    return arguments
+    types: dict[str, Any] = {}
+    for policy in algorithm.policy_aliases.values():
+        types = {**constructor_annotations(policy), **types}
+    known = [name for name in types if name not in ("observation_space", "action_space", "lr_schedule")]
+    check_keys(policy_kwargs, known, f"{algorithm.__name__}'s policy")
+    named = {key: class_of(key, value) for key, value in policy_kwargs.items()}
+    return {key: typed_value(f"{key} of policy_kwargs", value, types[key]) for key, value in named.items()}
+
+
+def class_of(key: str, value: Any) -> Any:
+    """
+    Look up the class that a name stands for.
+
+    :param key: key of a policy's arguments
+    :param value: its value
+    :return: the class, or the value as it is where it is no name or the key takes no class
+    :raises ConfigError: if the name is unknown
+    """
+    if not isinstance(value, str) or key not in CLASSES:
+        return value
+    if value.lower() not in CLASSES[key]:
+        raise ConfigError(f"{key} must be one of {', '.join(CLASSES[key])}, got {value!r}")
+    return CLASSES[key][value.lower()]
+
+
+def script_values(config: Mapping[str, Any]) -> dict[str, Any]:
+    """
+    Check the values of the script's own keys.
+
+    :param config: keys and plain values, the constructor's among them
+    :return: the same with whole numbers where the script takes them
+    :raises ConfigError: if a value is not of its type
+    """
+    own = {key: typed_value(key, config[key], kind) for key, kind in SCRIPT_KEYS.items() if key in config}
+    return {**config, **own}
+
+
+def typed_value(key: str, value: Any, kind: Any) -> Any:
+    """
+    Make a plain value one of a type, if it can stand for one: ``"lin_x"`` for a schedule, ``"1e6"`` for a number.
+
+    :param key: for the message
+    :param value: plain value
+    :param kind: type that it shall have
+    :return: the value
+    :raises ConfigError: naming the key, the type and the value
+    """
+    if fits(value, kind):
+        return value
+    made = to_value(value)
+    if isinstance(made, float) and made.is_integer() and not fits(made, kind):
+        made = int(made)
+    if not fits(made, kind):
+        raise ConfigError(f"{key} must be {described(kind)}, got {value!r}")
+    return made
 
 
 def to_value(value: Any) -> Any:

@@ -1,13 +1,25 @@
-"""MAML: model-agnostic meta-learning (Finn et al. 2017, arXiv:1703.03400), for RL (section 5.3)."""
+"""MAML: model-agnostic meta-learning (Finn et al. 2017, arXiv:1703.03400), for RL (section 5.3), and the variants that
+credit what is sampled before the inner update: E-MAML (Stadie et al. 2018, arXiv:1803.01118) and ProMP (Rothfuss et al.
+2019, arXiv:1810.06784).
+"""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, ClassVar
 
 from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv, Schedule
 
+from sb3_maesn.common.gradient_steps import gradient_steps
+from sb3_maesn.common.inner_update import InnerUpdate
+from sb3_maesn.common.meta_objective import MetaObjective
 from sb3_maesn.common.meta_on_policy_algorithm import MetaOnPolicyAlgorithm
+from sb3_maesn.common.meta_parameters import holders
 from sb3_maesn.common.policies import LatentActorCriticPolicy, PlainActorCriticPolicy
+from sb3_maesn.common.settings import check_at_least
+from sb3_maesn.common.type_aliases import MetaBatch, MetaParameters, StepResult
+
+META_STEPS = ("trpo", "ppo")
 
 
 class MAML(MetaOnPolicyAlgorithm):
@@ -17,12 +29,25 @@ class MAML(MetaOnPolicyAlgorithm):
     step on theta differentiates through it (in full, or with ``first_order`` taking the inner gradient for a constant).
     ``adapt`` makes the same update on the episodes of a new task.
 
+    MAML does not see that the policy before the inner update also decides which episodes the update learns from. Two
+    variants do, and can be combined: E-MAML is ``exploration_coef=1``; ProMP is ``low_variance_curvature=True``,
+    ``meta_step="ppo"`` and ``inner_kl_coef=5e-4``, whose penalty is fixed here, as in its authors' experiments.
+
     :param policy: ``"MlpPolicy"`` or a subclass of PlainActorCriticPolicy
     :param env: an id of this package, a Gymnasium environment with tasks, or a VecEnv of such
-    :param learning_rate: of the critic (used with ``baseline="critic"``)
+    :param learning_rate: of Adam, in the meta step ``ppo`` and for the critic (``baseline="critic"``)
     :param policy_step_size_init: step size of the inner update, the paper's alpha
     :param learn_step_sizes: learn a step size for each parameter, beginning with that one (Meta-SGD: Li et al. 2017,
         arXiv:1707.09835)
+    :param low_variance_curvature: estimate the inner update's derivative by ProMP's LVC estimator, which credits the
+        actions before the update with what they make of it
+    :param exploration_coef: weight of E-MAML's term, which credits the actions before the update with the task's
+        (standardised) reward after it; in ProMP's authors' form
+    :param meta_step: ``trpo``, or ``ppo`` for Adam steps on ratios clipped after the update
+    :param n_epochs: Adam steps of ``ppo``, each on the whole batch
+    :param clip_range: of ``ppo``
+    :param inner_kl_coef: weight of the KL from the policies that acted before the inner updates, a penalty that keeps
+        the ratios of ``low_variance_curvature`` near 1
     :param kwargs: further arguments of :class:`MetaOnPolicyAlgorithm`, but for those about latents
     :raises ValueError: as there
     """
@@ -45,7 +70,56 @@ class MAML(MetaOnPolicyAlgorithm):
         learning_rate: float | Schedule = 1e-3,
         policy_step_size_init: float = 0.1,
         learn_step_sizes: bool = False,
+        low_variance_curvature: bool = False,
+        exploration_coef: float = 0.0,
+        meta_step: str = "trpo",
+        n_epochs: int = 5,
+        clip_range: float = 0.3,
+        inner_kl_coef: float = 0.0,
         **kwargs: Any,
     ):
+        self.low_variance_curvature = low_variance_curvature
+        self.exploration_coef = exploration_coef
+        self.meta_step = meta_step
+        self.n_epochs = n_epochs
+        self.clip_range = clip_range
+        self.inner_kl_coef = inner_kl_coef
         own = {"policy_step_size_init": policy_step_size_init, "learn_step_sizes": learn_step_sizes}
         super().__init__(policy, env, learning_rate, **{**self.fixed_settings, **own, **kwargs})
+
+    def _check_settings(self) -> None:
+        super()._check_settings()
+        check_at_least(vars(self), {"exploration_coef": 0, "n_epochs": 1, "inner_kl_coef": 0})
+        if not 0 < self.clip_range < 1:
+            raise ValueError(f"clip_range must be between 0 and 1, got {self.clip_range}")
+        if self.n_inner_steps == 0 and (self.low_variance_curvature or self.exploration_coef or self.inner_kl_coef):
+            raise ValueError(
+                "low_variance_curvature, exploration_coef and inner_kl_coef go with an inner update,"
+                " got n_inner_steps=0"
+            )
+        if self.meta_step not in META_STEPS:
+            raise ValueError(f"meta_step must be one of {', '.join(META_STEPS)}, got {self.meta_step!r}")
+
+    def _setup_model(self) -> None:
+        super()._setup_model()
+        if self.meta_step == "ppo" and self.learn_step_sizes:
+            self.policy.optimizer.add_param_group({"params": list(self.task_latents.policy_steps)})
+
+    @property
+    def _inner_spec(self) -> InnerUpdate:
+        return replace(super()._inner_spec, low_variance_curvature=self.low_variance_curvature)
+
+    def _objective(self, batch: MetaBatch) -> MetaObjective:
+        return replace(
+            super()._objective(batch),
+            clip_range=self.clip_range if self.meta_step == "ppo" else None,
+            exploration_coef=self.exploration_coef,
+            inner_kl_coef=self.inner_kl_coef,
+        )
+
+    def _meta_step(self, objective: MetaObjective, params: MetaParameters) -> StepResult:
+        if self.meta_step == "trpo":
+            return super()._meta_step(objective, params)
+        self._update_learning_rate(self.policy.optimizer)
+        parameters = holders(self._actor, self.task_latents)
+        return gradient_steps(self._evaluations(objective, params), parameters, self.policy.optimizer, self.n_epochs)

@@ -307,10 +307,15 @@ def make_tasks_env(env_id: str, n_envs: int, monitor_file: Path | None = None) -
     :param n_envs: number of members, fewer for single environments
     :param monitor_file: where the returns of all episodes go, without ``.monitor.csv``
     :return: the environment
-    :raises ValueError: if it has no tasks
+    :raises ConfigError: if it has no tasks
     """
     venv = make_members(env_id, n_envs if env_id in FAMILIES else min(n_envs, MAX_SINGLE_MEMBERS), monitor_file)
     with closed_on_error(venv):
+        if not has_tasks(venv):
+            raise ConfigError(
+                f"{env_id} has no tasks, of which a meta-learner needs many: give it `sample_tasks(n)` and"
+                " `set_task(task)`, or take reinforce, trpo or vime"
+            )
         return MultiTaskVecEnv(venv)
 
 

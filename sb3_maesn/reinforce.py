@@ -1,32 +1,27 @@
 """REINFORCE: the plain policy gradient of one task (Williams 1992, doi:10.1007/BF00992696)."""
 
-import time
-from functools import partial
 from typing import Any, ClassVar
 
 import numpy as np
 import torch as th
 from stable_baselines3.common.base_class import BaseAlgorithm
-from stable_baselines3.common.buffers import RolloutBuffer
-from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv, Schedule
 from stable_baselines3.common.vec_env import VecEnv
 
-from sb3_maesn.common.baselines import RIDGE, linear_values
+from sb3_maesn.common.baselines import RIDGE
 from sb3_maesn.common.collection import Collector
 from sb3_maesn.common.distributions import DiagGaussian
 from sb3_maesn.common.env_util import as_single_task
-from sb3_maesn.common.global_seed import entropy_of
+from sb3_maesn.common.episodic_algorithm import EpisodicAlgorithm
 from sb3_maesn.common.objectives import normalise_steps, policy_kl, surrogate
-from sb3_maesn.common.parallel import StatelessModule
-from sb3_maesn.common.policies import PlainActorCriticPolicy
-from sb3_maesn.common.task_algorithm import TaskAlgorithm
+from sb3_maesn.common.policies import LatentActorCriticPolicy, PlainActorCriticPolicy
+from sb3_maesn.common.settings import check_at_least
 from sb3_maesn.common.type_aliases import Adapted, TaskBatch, Tasks
 from sb3_maesn.envs.multi_task import MultiTaskVecEnv
 
 
-class REINFORCE(TaskAlgorithm):
+class REINFORCE(EpisodicAlgorithm):
     """The likelihood-ratio policy gradient on whole episodes of one task, with a linear baseline.
 
     An iteration collects ``n_episodes`` episodes, fits a linear function of observation and time to their returns,
@@ -54,10 +49,7 @@ class REINFORCE(TaskAlgorithm):
     """
 
     policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {"MlpPolicy": PlainActorCriticPolicy}
-
-    checkpoint_progress = (*TaskAlgorithm.checkpoint_progress, "entropy")
-
-    policy: PlainActorCriticPolicy  # narrower than SB3's
+    policy_base: ClassVar[type[LatentActorCriticPolicy]] = PlainActorCriticPolicy
 
     def __init__(
         self,
@@ -80,28 +72,20 @@ class REINFORCE(TaskAlgorithm):
         self.n_episodes = n_episodes
         self.n_gradient_steps = n_gradient_steps
         self.baseline_ridge = baseline_ridge
-        self.entropy = entropy_of(seed)
         self._batch: TaskBatch | None = None
-        self._whole_timesteps = None
         super().__init__(
             policy,
-            as_single_task(env, n_episodes) if isinstance(env, str) else env,  # type: ignore[arg-type]  # None to load
+            as_single_task(env, n_episodes) if isinstance(env, str) else env,
             learning_rate,
-            n_steps=1,
-            gamma=gamma,
-            gae_lambda=gae_lambda,
-            ent_coef=0.0,
-            vf_coef=0.0,
-            max_grad_norm=0.0,
-            use_sde=False,
-            sde_sample_freq=-1,
-            stats_window_size=stats_window_size,
-            tensorboard_log=tensorboard_log,
-            policy_kwargs=policy_kwargs,
-            verbose=verbose,
-            seed=seed,
-            device=device,
-            _init_setup_model=_init_setup_model,
+            gamma,
+            gae_lambda,
+            stats_window_size,
+            tensorboard_log,
+            policy_kwargs,
+            verbose,
+            seed,
+            device,
+            _init_setup_model,
         )
 
     # Set-up
@@ -112,22 +96,11 @@ class REINFORCE(TaskAlgorithm):
         return as_single_task(wrapped, 1)
 
     def _setup_model(self) -> None:
-        for name, least in (("n_episodes", 2), ("n_gradient_steps", 1)):
-            if getattr(self, name) < least:
-                raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
-        if not issubclass(self.policy_class, PlainActorCriticPolicy):
-            raise ValueError(f"expected a subclass of PlainActorCriticPolicy, got {self.policy_class.__name__}")
-        self._setup_lr_schedule()
-        self.set_random_seed(self.seed)
-        self._look_at_env()
-        self.policy = self.policy_class(
-            self.observation_space, self.action_space, self.lr_schedule, **self.policy_kwargs
-        ).to(self.device)
-        self.rollout_buffer = None  # type: ignore[assignment]  # a TaskBatch takes its place: episodes must stay whole
-        self._actor = self.policy.make_actor()
+        check_at_least(vars(self), {"n_episodes": 2, "n_gradient_steps": 1})
+        super()._setup_model()
 
     def _excluded_save_params(self) -> list[str]:
-        return [*super()._excluded_save_params(), "_actor", "_batch"]
+        return [*super()._excluded_save_params(), "_batch"]
 
     @property
     def timesteps_per_iteration(self) -> int:
@@ -136,24 +109,8 @@ class REINFORCE(TaskAlgorithm):
 
     # One iteration
 
-    def collect_rollouts(
-        self, env: VecEnv, callback: BaseCallback, rollout_buffer: RolloutBuffer, n_rollout_steps: int
-    ) -> bool:
-        """Collect the episodes of one iteration.
-
-        :param env: the MultiTaskVecEnv
-        :param callback: called at every environment step
-        :param rollout_buffer: not used
-        :param n_rollout_steps: not used; the environment's horizon decides
-        :return: False if the callback ended the training
-        """
-        assert isinstance(env, MultiTaskVecEnv)
-        started = time.perf_counter()
-        self.policy.set_training_mode(False)
-        callback.on_rollout_start()
-        values = partial(linear_values, ridge=self.baseline_ridge)
-        actor = StatelessModule(self._actor)
-        collector = Collector(env, self.policy, actor, self.gamma, self.gae_lambda, values, self._step_hook(callback))
+    def _collect(self, collector: Collector, env: MultiTaskVecEnv) -> bool:
+        """Of the one task."""
         theta = {name: value.detach() for name, value in self._actor.named_parameters()}
         nothing = th.zeros(1, 0)  # the latents of a policy without any
         rollout = collector.rollout(
@@ -161,15 +118,13 @@ class REINFORCE(TaskAlgorithm):
             theta,
             Adapted(DiagGaussian(nothing, nothing), None),
             self.n_episodes,
-            np.random.default_rng([self.entropy, self._n_updates]),
+            self._rng(),
         )
         if rollout is None:
             return False
         self._batch = collector.judge(rollout)
         self._note_episodes(rollout.summary())
         self.logger.record("rollout/n_diverged", float(rollout.n_diverged))
-        self.logger.record("time/collect_seconds", time.perf_counter() - started)
-        callback.on_rollout_end()
         return True
 
     def train(self) -> None:

@@ -23,6 +23,7 @@ from stable_baselines3.common.vec_env import VecEnv
 from sb3_maesn.common.adaptation import AdaptationResult
 from sb3_maesn.common.env_util import as_multi_task, borrowed_env
 from sb3_maesn.common.global_seed import entropy_of, global_seed
+from sb3_maesn.common.settings import check_at_least
 from sb3_maesn.common.task_algorithm import TaskAlgorithm
 from sb3_maesn.common.trial_adaptation import run_trials
 from sb3_maesn.common.trial_policy import Memory, TrialLstmPolicy
@@ -113,10 +114,7 @@ class RL2(TaskAlgorithm, RecurrentPPO):
         return TrialVecEnv(multi, self.n_episodes)
 
     def _setup_model(self) -> None:
-        if self.meta_batch_size < 1:
-            raise ValueError(f"meta_batch_size must be at least 1, got {self.meta_batch_size}")
-        if self.n_epochs < 1:
-            raise ValueError(f"n_epochs must be at least 1, got {self.n_epochs}")
+        check_at_least(vars(self), {"meta_batch_size": 1, "n_epochs": 1})
         if self.batch_size is not None and self.batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, or None for all steps, got {self.batch_size}")
         if not issubclass(self.policy_class, TrialLstmPolicy):

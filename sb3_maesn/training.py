@@ -63,17 +63,16 @@ def build_model(run: TrainingRun) -> OnPolicyAlgorithm:
 
     :param run: what to train
     :return: the model
-    :raises ConfigError: for a key that the constructor does not know, or a missing file
+    :raises ConfigError: for a key that the constructor does not know, a value of a wrong type, or a missing file
     """
     recipe = find_recipe(run.algo)
     algorithm: Any = recipe.algorithm
     arguments = constructor_arguments({k: v for k, v in run.config.items() if k not in SCRIPT_KEYS}, algorithm)
-    device = check_device(run.device)
+    policy, device = check_policy(run.config.get("policy", recipe.policy), algorithm), check_device(run.device)
     model: OnPolicyAlgorithm
     if run.trained_agent is None:
-        env = recipe.make_env(run, recipe.n_members(run.config), run.folder / "0")
+        env = recipe.make_env(run, recipe.n_members({**run.config, **arguments}), run.folder / "0")
         with closed_on_error(env):
-            policy = run.config.get("policy", recipe.policy)
             model = algorithm(policy, env, seed=run.seed, device=device, verbose=min(run.verbose, 1), **arguments)
     else:
         changes = {key: value for key, value in arguments.items() if key in run.overrides}
@@ -107,6 +106,21 @@ def load_to_resume(run: TrainingRun, path: Path, device: th.device, changes: Map
     if lacking and run.verbose:
         print(f"{path} holds what acts, not all that training has learned: it begins anew {' and '.join(lacking)}")
     return model
+
+
+def check_policy(policy: str, algorithm: Any) -> str:
+    """
+    Look a policy's name up.
+
+    :param policy: its name
+    :param algorithm: class that takes it
+    :return: the name
+    :raises ConfigError: if the algorithm has no such policy
+    """
+    if policy not in algorithm.policy_aliases:
+        known = ", ".join(algorithm.policy_aliases)
+        raise ConfigError(f"{algorithm.__name__} has no policy {policy!r}; there are: {known}")
+    return policy
 
 
 def check_device(device: str) -> th.device:

@@ -18,6 +18,7 @@ from stable_baselines3.common.vec_env import VecEnv
 from sb3_maesn.common.checkpointing import CheckpointMixin
 from sb3_maesn.common.global_seed import entropy_of, global_seed
 from sb3_maesn.common.information_gain import Curiosity, Transitions, action_vectors, as_vectors
+from sb3_maesn.common.settings import check_at_least
 from sb3_maesn.envs.multi_task import find_horizon
 
 SelfVIME = TypeVar("SelfVIME", bound="VIME")
@@ -120,14 +121,11 @@ class VIME(CheckpointMixin, TRPO):
         for name in ("dynamics_learning_rate", "prior_std", "likelihood_std"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
-        for name in ("dynamics_batch_size", "n_dynamics_samples", "n_dynamics_data", "pool_size", "n_medians"):
-            if getattr(self, name) is not None and getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        check_at_least(vars(self), {"eta": 0, "n_dynamics_updates": 0})
+        numbers = ("dynamics_batch_size", "n_dynamics_samples", "n_dynamics_data", "pool_size", "n_medians")
+        check_at_least(vars(self), {name: 1 for name in numbers if getattr(self, name) is not None})
         if any(size < 1 for size in self.dynamics_net_arch):
             raise ValueError(f"dynamics_net_arch must be numbers of at least 1, got {list(self.dynamics_net_arch)}")
-        for name in ("eta", "n_dynamics_updates"):
-            if not getattr(self, name) >= 0:
-                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
 
     def _excluded_save_params(self) -> list[str]:
         # an exact continuation starts from a reset, so no observation has to be kept

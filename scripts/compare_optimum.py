@@ -1,5 +1,5 @@
 """
-Train RL2 by its tuned settings and compare it, on test tasks and while it learns, with the best there could be.
+Train RL2 by its tuned settings and compare it, on held-out tasks and while it learns, with the best there could be.
 
 Bandit: the Bayes-optimal player. PointGoal: a player that knows the goal, in every episode of the trial. The floor is
 what a player without any idea gets: the return of either arm, or of standing still.
@@ -18,45 +18,44 @@ class Reference(NamedTuple):
     """
     What to compare with.
 
-    :param n_tasks: test tasks
+    :param n_tasks: how many tasks
     :param n_trials: trials of each
     :param floor: return of an episode without any idea of the task
-    :param best: makes the best return of an episode
+    :param best: makes the best return of an episode from the tasks
     """
 
     n_tasks: int
     n_trials: int
     floor: float
-    best: Callable[[int], float]
+    best: Callable[[Any], float]
 
 
-def bandit_optimum(n_tasks: int) -> float:
+def bandit_optimum(tasks: Any) -> float:
     """
     Return of the Bayes-optimal player.
 
-    :param n_tasks: not used: it is the mean over all tasks
+    :param tasks: not used: it is the mean over all tasks there are
     """
     from sb3_maesn.envs.bandit import N_PULLS, bayes_optimal_return
 
     return bayes_optimal_return(N_PULLS)
 
 
-def point_optimum(n_tasks: int) -> float:
+def point_optimum(tasks: Any) -> float:
     """
     Mean return of the player that knows the goal.
 
-    :param n_tasks: test tasks, an episode each
+    :param tasks: goals (n, 2), an episode each
     """
     from sb3_maesn.envs import make_vec
     from sb3_maesn.envs.point import best_controls
 
-    env = make_vec("PointGoal-v0", n_tasks)
-    goals = env.family.task_set("test", n_tasks)
-    env.set_tasks(goals)
+    env = make_vec("PointGoal-v0", len(tasks))
+    env.set_tasks(tasks)
     env.seed(0)
     observations, total = env.reset(), 0.0
     for _ in range(env.horizon):
-        observations, rewards, _, _ = env.step(best_controls(observations, goals))
+        observations, rewards, _, _ = env.step(best_controls(observations, tasks))
         total += float(rewards.mean())
     return total
 
@@ -74,7 +73,14 @@ def make_parser() -> argparse.ArgumentParser:
     add("env", choices=list(REFERENCES), help="environment id")
     add("-n", "--n-timesteps", type=int, default=-1, help="environment steps, -1: as configured")
     add("--evaluations", type=int, default=10, help="evaluations during the training")
-    add("--tasks", type=int, default=-1, help="test tasks, -1: enough for the comparison")
+    add(
+        "--split",
+        choices=("validation", "test"),
+        default="test",
+        help="set of tasks to compare on; settings are chosen on validation",
+    )
+    add("--tasks", type=int, default=-1, help="how many, -1: enough for the comparison")
+    add("--first-task", type=int, default=0, help="index of the first; a set goes on beyond what has been looked at")
     add("--seed", type=int, default=0, help="seed")
     add("--csv", default="", help="table to write (results/rl2-<env>.csv if empty)")
     add("--verbose", type=int, default=1, help="2: tracebacks")
@@ -98,7 +104,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     with one_line_errors(args.verbose):
         rows = compare(args)
         print(format_table(rows))
-        settings = {"env": args.env, "config": "zoo_configs/rl2.yml", "split": "test"}
+        settings = {
+            "env": args.env,
+            "config": "zoo_configs/rl2.yml",
+            "split": args.split,
+            "first_task": args.first_task,
+        }
         write_table(args.csv or f"results/rl2-{args.env}.csv", rows, provenance(args.seed, **settings))
     return 0
 
@@ -121,11 +132,12 @@ def compare(args: argparse.Namespace) -> list[dict[str, Any]]:
     settings = constructor_arguments({k: v for k, v in entry.items() if k not in SCRIPT_KEYS}, RL2)
     env = MultiTaskVecEnv(make_vec(args.env, entry["n_envs"]))
     model = RL2(entry["policy"], env, seed=args.seed, **settings)
-    tasks, best = list(make_family(args.env).task_set("test", n_tasks)), reference.best(n_tasks)
+    tasks = make_family(args.env).task_set(args.split, args.first_task + n_tasks)[args.first_task :]
+    best = reference.best(tasks)
     rows: list[dict[str, Any]] = []
 
     def evaluate() -> None:
-        result = model.evaluate_trials(args.env, tasks, n_trials=reference.n_trials)
+        result = model.evaluate_trials(args.env, list(tasks), n_trials=reference.n_trials)
         rows.extend(make_rows(model.num_timesteps, result.returns, reference.floor, best))
         print(", ".join(f"{key} {value}" for key, value in rows[-1].items()), flush=True)
 

@@ -89,7 +89,8 @@ def run(args: argparse.Namespace, command: Sequence[str]) -> int:
     if args.trained_agent:
         find_model_file(args.trained_agent)
     overrides = files.parse_overrides(args.hyperparams)
-    config = {**files.load_entry(args.conf_file or CONFIGS / f"{args.algo}.yml", args.env), **overrides}
+    entry = files.load_entry(args.conf_file or CONFIGS / f"{args.algo}.yml", args.env)
+    config = files.script_values({**entry, **overrides})
     files.constructor_arguments({k: v for k, v in config.items() if k not in files.SCRIPT_KEYS}, algorithm)
     if args.num_threads > 0:
         torch.set_num_threads(args.num_threads)

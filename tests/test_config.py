@@ -1,5 +1,6 @@
 """Hyperparameter files: plain YAML only, and mistakes are named."""
 
+import inspect
 from pathlib import Path
 from typing import Any
 
@@ -7,8 +8,8 @@ import pytest
 from stable_baselines3.common.utils import LinearSchedule
 from torch import nn
 
-from sb3_maesn import MAESN
-from sb3_maesn.common.settings import constructor_parameters
+from sb3_maesn import MAESN, MAML
+from sb3_maesn.common.constructors import constructor_annotations, constructor_parameters, fits
 from sb3_maesn.config import (
     SCRIPT_KEYS,
     ConfigError,
@@ -16,8 +17,10 @@ from sb3_maesn.config import (
     did_you_mean,
     load_entry,
     parse_overrides,
+    script_values,
 )
 from sb3_maesn.envs import FAMILIES
+from sb3_maesn.training import ALGOS
 
 
 def write(tmp_path: Path, text: str) -> Path:
@@ -79,7 +82,6 @@ def test_names_become_objects() -> None:
         ({"metabatch_size": 3}, "did you mean meta_batch_size"),
         ({"learning_rate": "lin_fast"}, "lin_<number>"),
         ({"policy_kwargs": {"activation_fn": "print"}}, "activation_fn must be one of"),
-        ({"policy_kwargs": 3}, "must be a mapping"),
     ],
 )
 def test_bad_entries_are_refused(entry: dict[str, Any], message: str) -> None:
@@ -95,10 +97,78 @@ def test_nothing_near_is_not_suggested() -> None:
     assert did_you_mean("zzz", ["gamma"]) == ""
 
 
-@pytest.mark.parametrize("name", ["maesn.yml", "maesn-paper.yml"])
+@pytest.mark.parametrize(
+    ("algorithm", "name"),
+    [(MAESN, "maesn.yml"), (MAESN, "maesn-paper.yml"), (MAML, "maml.yml"), (MAML, "maml-promp.yml")],
+)
 @pytest.mark.parametrize("env_id", [env_id for env_id in FAMILIES if "Sparse" not in env_id])
-def test_shipped_entries_build_a_model(root: Path, name: str, env_id: str) -> None:
+def test_shipped_entries_build_a_model(root: Path, algorithm: Any, name: str, env_id: str) -> None:
     entry = load_entry(root / "zoo_configs" / name, env_id)
-    arguments = constructor_arguments({k: v for k, v in entry.items() if k not in SCRIPT_KEYS}, MAESN)
-    MAESN(entry["policy"], env_id, **arguments)
+    arguments = constructor_arguments({k: v for k, v in entry.items() if k not in SCRIPT_KEYS}, algorithm)
+    algorithm(entry["policy"], env_id, **arguments)
     assert entry["n_timesteps"] > 0
+
+
+@pytest.mark.parametrize(
+    ("entry", "message"),
+    [
+        ({"meta_batch_size": "many"}, "meta_batch_size must be a whole number, got 'many'"),
+        ({"meta_batch_size": 4.5}, r"meta_batch_size must be a whole number, got 4\.5"),
+        ({"meta_batch_size": True}, "meta_batch_size must be a whole number, got True"),
+        ({"n_prior_episodes": "all"}, "n_prior_episodes must be a whole number or null, got 'all'"),
+        ({"gamma": None}, "gamma must be a number, got None"),
+        ({"target_kl": [0.1]}, r"target_kl must be a number, got \[0\.1\]"),
+        ({"first_order": 1}, "first_order must be true or false, got 1"),
+        ({"inner_update": 3}, "inner_update must be text, got 3"),
+        ({"learning_rate": "fast"}, "learning_rate must be a number or a schedule, got 'fast'"),
+        ({"policy_kwargs": [3]}, r"policy_kwargs must be a mapping or null, got \[3\]"),
+        ({"policy_kwargs": {"netarch": [8]}}, "MAESN's policy knows no 'netarch'; did you mean net_arch"),
+        ({"policy_kwargs": {"lr_schedule": 0.1}}, "MAESN's policy knows no 'lr_schedule'"),
+        ({"policy_kwargs": {"latent_dim": "two"}}, "latent_dim of policy_kwargs must be a whole number, got 'two'"),
+        ({"policy_kwargs": {"net_arch": [8, "a"]}}, "net_arch of policy_kwargs must be a list .* or a mapping or null"),
+        ({"policy_kwargs": {"optimizer_class": "lbfgs"}}, "optimizer_class must be one of adam"),
+        ({"policy_kwargs": {"activation_fn": 3}}, "activation_fn of policy_kwargs must be a class, got 3"),
+        ({"seed": 3}, "seed is no hyperparameter: it has a flag of its own, --seed"),
+    ],
+)
+def test_values_of_a_wrong_type_are_refused(entry: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        constructor_arguments(entry, MAESN)
+
+
+def test_numbers_stand_for_what_they_mean() -> None:
+    entry = {"meta_batch_size": "2e1", "n_episodes": 4.0, "gamma": 1, "n_prior_episodes": None, "baseline": "critic"}
+    arguments = constructor_arguments(entry, MAESN)
+    assert arguments == {
+        "meta_batch_size": 20,
+        "n_episodes": 4,
+        "gamma": 1,
+        "n_prior_episodes": None,
+        "baseline": "critic",
+    }
+    assert type(arguments["meta_batch_size"]) is type(arguments["n_episodes"]) is int
+
+
+def test_values_of_the_scripts_own_keys_are_checked() -> None:
+    assert script_values({"n_timesteps": "1e6", "gamma": "x"}) == {"n_timesteps": 1_000_000, "gamma": "x"}
+    for config, message in (
+        ({"n_timesteps": "long"}, "n_timesteps must be a whole number or null, got 'long'"),
+        ({"n_envs": [1]}, r"n_envs must be a whole number, got \[1\]"),
+        ({"policy": 3}, "policy must be text, got 3"),
+        ({"eval_rule": 3}, "eval_rule must be text or null, got 3"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            script_values(config)
+
+
+@pytest.mark.parametrize("name", ALGOS)
+def test_defaults_of_every_constructor_fit_its_types(name: str) -> None:
+    """No value that a user may take over from a signature is refused."""
+    algorithm: Any = ALGOS[name].algorithm
+    for cls in (algorithm, *algorithm.policy_aliases.values()):
+        types = constructor_annotations(cls)
+        assert len(types) > 10
+        for owner in cls.__mro__:
+            for parameter in inspect.signature(vars(owner).get("__init__", len)).parameters.values():
+                if parameter.name in types and parameter.default is not parameter.empty:
+                    assert fits(parameter.default, types[parameter.name]), parameter

@@ -22,6 +22,16 @@ GOAL = np.array([-0.8, 0.6])
 SETTINGS: dict[str, dict[str, Any]] = {
     "first order": {"first_order": True, "baseline": "critic"},
     "two inner steps": {"n_inner_steps": 2, "learn_step_sizes": True},
+    "E-MAML": {"exploration_coef": 1.0},
+    "ProMP": {"low_variance_curvature": True, "meta_step": "ppo", "inner_kl_coef": 5e-4},
+    "ProMP with a critic and learned step sizes": {
+        "low_variance_curvature": True,
+        "meta_step": "ppo",
+        "inner_kl_coef": 5e-4,
+        "n_inner_steps": 2,
+        "learn_step_sizes": True,
+        "baseline": "critic",
+    },
 }
 
 
@@ -30,12 +40,17 @@ def tiny(env: Any = None, **kwargs: Any) -> MAML:
     return MAML("MlpPolicy", MultiTaskVecEnv(make_vec(POINT, 12)) if env is None else env, **{**defaults, **kwargs})
 
 
-@pytest.fixture(scope="module")
-def trained() -> MAML:
+def learned(**variant: Any) -> MAML:
     """Twelve meta-iterations, with discounts for episodes of 20 steps and larger steps for a short training."""
     sizes = {"meta_batch_size": 10, "n_episodes": 10, "policy_kwargs": {"net_arch": [32]}}
-    model = MAML("MlpPolicy", POINT, gamma=0.9, gae_lambda=0.95, target_kl=0.03, seed=0, **sizes)  # type: ignore[arg-type]  # of many types
+    short = {"gamma": 0.9, "gae_lambda": 0.95, "target_kl": 0.03, "learning_rate": 1e-2}
+    model = MAML("MlpPolicy", POINT, seed=0, **{**sizes, **short, **variant})
     return model.learn(12 * model.timesteps_per_iteration)
+
+
+@pytest.fixture(scope="module")
+def trained() -> MAML:
+    return learned()
 
 
 def theta(model: MAML) -> dict[str, th.Tensor]:
@@ -54,6 +69,15 @@ def test_a_step_on_dense_reward_beats_the_policy_it_starts_from(trained: MAML) -
     # the fresh episodes are those of the adapted policies, too
     assert result.eval_returns[1].mean() == pytest.approx(result.mean_return[1], abs=1.0)
     assert result.latents.shape == (2, 30, 20, 0)
+
+
+@pytest.mark.parametrize("name", ["E-MAML", "ProMP"])
+def test_a_step_of_the_variants_beats_the_policy_they_start_from(name: str) -> None:
+    model = learned(**SETTINGS[name])
+    assert model.env is not None
+    tasks = model.env.task_set("validation")[:30]
+    result = evaluate_adaptation(model, POINT, tasks, n_rounds=1, n_episodes=20, seed=0)
+    assert result.mean_return[1] > result.mean_return[0] + 3.0
 
 
 def test_evaluating_many_tasks_is_adapting_to_each(trained: MAML) -> None:
@@ -152,6 +176,45 @@ def test_step_sizes_are_learned_if_asked_for(learn_step_sizes: bool, changed: bo
     assert len(model.task_latents.policy_steps) == len(theta(model))
 
 
+@pytest.mark.parametrize(
+    "variant",
+    [
+        {"low_variance_curvature": True},
+        {"exploration_coef": 1.0},
+        {"meta_step": "ppo"},
+        {"meta_step": "ppo", "n_epochs": 1},
+        {"meta_step": "ppo", "clip_range": 0.001},
+        {"meta_step": "ppo", "inner_kl_coef": 10.0},
+        {"meta_step": "ppo", "learning_rate": 1e-2},
+    ],
+)
+def test_every_option_of_the_variants_takes_effect(variant: dict[str, Any]) -> None:
+    plain = {key: value for key, value in variant.items() if key == "meta_step" and len(variant) > 1}
+    assert differ(tiny(**variant).learn(ITERATION), tiny(**plain).learn(ITERATION))
+
+
+def test_ppo_leaves_the_critic_alone_but_for_its_own_regression() -> None:
+    model = tiny(meta_step="ppo")
+    before = [value.detach().clone() for value in model.policy.critic_parameters()]
+    model.learn(ITERATION)
+    assert all(th.equal(*pair) for pair in zip(before, model.policy.critic_parameters(), strict=True))
+
+
+def test_an_adapted_model_goes_on_with_step_sizes_of_its_own() -> None:
+    model = tiny(meta_step="ppo", learn_step_sizes=True).learn(ITERATION)
+    steps = [value.detach().clone() for value in model.task_latents.policy_steps]
+    adapted = model.adapt(task=GOAL, n_rounds=1, n_episodes=4).learn(ITERATION, reset_num_timesteps=False)
+    assert all(th.equal(*pair) for pair in zip(steps, model.task_latents.policy_steps, strict=True))
+    assert not any(th.equal(*pair) for pair in zip(steps, adapted.task_latents.policy_steps, strict=True))
+
+
+def test_log_of_ppo_speaks_of_no_line_search() -> None:
+    rows = log_of(tiny(meta_step="ppo"), 2)
+    assert "train/n_backtracks" not in rows[-1]
+    assert rows[-1]["train/kl_divergence"] > 0
+    assert rows[-1]["train/learning_rate"] == 1e-3
+
+
 def test_log() -> None:
     rows = log_of(tiny(), 2)  # the first step is logged with the second rollout
     assert 0 < rows[-1]["train/kl_divergence"] <= 0.01
@@ -162,13 +225,20 @@ def test_log() -> None:
 # SB3's surface
 
 
+@pytest.mark.parametrize("safe", [False, True])
 @pytest.mark.parametrize("name", SETTINGS)
-def test_a_run_resumed_is_the_run_that_was_never_stopped(tmp_path: Path, name: str) -> None:
+def test_a_run_resumed_is_the_run_that_was_never_stopped(tmp_path: Path, name: str, safe: bool) -> None:
     whole, half = tiny(**SETTINGS[name]), tiny(**SETTINGS[name])
-    steps = whole.timesteps_per_iteration
+    steps, env = whole.timesteps_per_iteration, MultiTaskVecEnv(make_vec(POINT, 12))
     whole.learn(2 * steps)
-    half.learn(steps).save(tmp_path / "half")
-    resumed = MAML.load(tmp_path / "half", env=MultiTaskVecEnv(make_vec(POINT, 12)))
+    half.learn(steps)
+    if safe:
+        half.save_checkpoint(tmp_path / "half")
+        resumed = MAML.load_checkpoint(tmp_path / "half", env=env)
+    else:
+        half.save(tmp_path / "half")
+        resumed = MAML.load(tmp_path / "half", env=env)
+    assert vars(resumed).items() >= {key: vars(half)[key] for key in SETTINGS[name]}.items()
     assert_same(resumed, half)
     resumed.learn(steps, reset_num_timesteps=False)
     assert_same(resumed, whole)
@@ -209,6 +279,12 @@ def test_tensorboard_has_the_algorithms_name(tmp_path: Path) -> None:
         (partial(tiny, inner_update="reward_weighted"), "inner_update='likelihood_ratio', got 'reward_weighted'"),
         (partial(tiny, n_prior_episodes=5), "n_prior_episodes=None, got 5"),
         (partial(tiny, policy_step_size_init=0.0), r"policy_step_size_init must be positive, got 0\.0"),
+        (partial(tiny, meta_step="sgd"), "meta_step must be one of trpo, ppo, got 'sgd'"),
+        (partial(tiny, exploration_coef=-1.0), r"exploration_coef must be at least 0, got -1\.0"),
+        (partial(tiny, inner_kl_coef=float("nan")), "inner_kl_coef must be at least 0, got nan"),
+        (partial(tiny, n_epochs=0), "n_epochs must be at least 1, got 0"),
+        (partial(tiny, clip_range=1.0), r"clip_range must be between 0 and 1, got 1\.0"),
+        (partial(tiny, exploration_coef=1.0, n_inner_steps=0), "go with an inner update, got n_inner_steps=0"),
     ],
 )
 def test_what_is_not_maml_is_refused(make: Any, message: str) -> None:

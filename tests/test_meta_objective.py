@@ -56,7 +56,110 @@ def test_gradient_equals_central_differences(
     estimator: str, adapt_policy: bool, latent_dim: int, n_inner_steps: int, discrete: bool
 ) -> None:
     problem = MetaProblem(discrete, n_inner_steps, adapt_policy, latent_dim)
-    objective, params = objective_of(problem, estimator, adapt_policy), problem.displaced()
+    check_gradient(objective_of(problem, estimator, adapt_policy), problem.displaced())
+
+
+#: What E-MAML and ProMP add to MAML's objective; the clip range is so small that some ratios are clipped.
+VARIANTS: dict[str, tuple[bool, dict[str, float]]] = {
+    "LVC": (True, {}),
+    "E-MAML": (False, {"exploration_coef": 0.7}),
+    "ProMP": (True, {"clip_range": 0.05, "inner_kl_coef": 0.2}),
+    "all": (True, {"clip_range": 0.05, "inner_kl_coef": 0.2, "exploration_coef": 0.7}),
+}
+
+
+def variant_of(problem: MetaProblem, name: str) -> MetaObjective:
+    curvature, terms = VARIANTS[name]
+    objective = objective_of(problem, "likelihood_ratio", adapt_policy=True, low_variance_curvature=curvature)
+    return replace(objective, **terms)  # type: ignore[arg-type]  # all are numbers
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+@pytest.mark.parametrize("discrete", [False, True])
+@pytest.mark.parametrize("n_inner_steps", [1, 2])
+@pytest.mark.parametrize("latent_dim", [0, 2])
+def test_gradient_of_the_variants_equals_central_differences(
+    latent_dim: int, n_inner_steps: int, discrete: bool, name: str
+) -> None:
+    problem = MetaProblem(discrete, n_inner_steps, adapt_policy=True, latent_dim=latent_dim)
+    check_gradient(variant_of(problem, name), problem.displaced())
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_what_tasks_contribute_to_the_variants_adds_up(name: str) -> None:
+    problem = MetaProblem(n_inner_steps=2, adapt_policy=True, latent_dim=0)
+    objective, params = variant_of(problem, name), problem.displaced()
+    plain = objective_of(problem, "likelihood_ratio", adapt_policy=True)(params).objective.item()
+    whole = objective(params).objective.item()
+    assert sum(objective(params, part).objective.item() for part in (slice(0, 1), slice(1, 3))) == pytest.approx(whole)
+    assert whole != pytest.approx(plain, rel=1e-4)
+
+
+def scores(problem: MetaProblem, batch: TaskBatch) -> tuple[th.Tensor, th.Tensor]:
+    """The gradient of each valid step's log probability in theta (n, P), and the tasks that the steps belong to."""
+    rollout, theta = batch.rollout, list(problem.module.parameters())
+    for parameter, value in zip(theta, problem.params.policy.values(), strict=True):
+        parameter.data.copy_(value)
+    at = (rollout.mask > 0).nonzero()  # (n, 3)
+    steps = [tuple(i) for i in at.tolist()]
+    latents = th.zeros(0, dtype=th.float64)
+    log_probs = [problem.module(rollout.observations[i], latents).log_prob(rollout.actions[i]) for i in steps]
+    return th.stack([flatten(th.autograd.grad(log_prob, theta)) for log_prob in log_probs]), at[:, 1]
+
+
+@pytest.mark.parametrize("discrete", [False, True])
+def test_low_variance_curvature_adds_the_scores_outer_products(discrete: bool) -> None:
+    """Where the policy acted, ratios give the update of log probabilities, and its Jacobian has one term more."""
+    problem = MetaProblem(discrete, adapt_policy=True, latent_dim=0)
+    (batch,) = problem.batch_of.pre
+    assert isinstance(batch, TaskBatch)
+    adapted, jacobians = {}, {}
+    for curvature in (False, True):
+        objective = objective_of(problem, "likelihood_ratio", True, low_variance_curvature=curvature)
+
+        def after(*theta: th.Tensor, objective: MetaObjective = objective) -> th.Tensor:
+            params = replace(problem.params, policy=dict(zip(problem.params.policy, theta, strict=True)))
+            theta_after = objective.adapt(params)[1].policy
+            assert theta_after is not None
+            return th.cat([value.flatten(1) for value in theta_after.values()], dim=1)  # (B, P)
+
+        theta = tuple(problem.params.policy.values())
+        adapted[curvature] = after(*theta)
+        jacobians[curvature] = th.cat([part.flatten(2) for part in jacobian(after, theta)], dim=2)  # (B, P, P)
+    assert th.allclose(adapted[True], adapted[False], rtol=1e-12)
+    steps = flatten(list(problem.params.step_sizes.policy.values()))
+    score, task = scores(problem, batch)
+    advantages = normalise_steps(batch.advantages, batch.rollout.mask)[batch.rollout.mask > 0]
+    for i in range(3):
+        own = task == i
+        outer = score[own].T @ (score[own] * advantages[own, None]) / own.sum()
+        difference = jacobians[True][i] - jacobians[False][i]
+        assert relative_error(difference, steps[:, None] * outer) < 1e-6
+        assert relative_error(jacobians[False][i], jacobians[True][i]) > 1e-3
+
+
+@pytest.mark.parametrize("discrete", [False, True])
+def test_e_maml_credits_actions_before_the_update_with_rewards_after_it(discrete: bool) -> None:
+    """Where the policy acted, the gradient that it adds is the task's mean reward times the mean score."""
+    problem = MetaProblem(discrete, adapt_policy=True, latent_dim=0)
+    (batch,) = problem.batch_of.pre
+    assert isinstance(batch, TaskBatch)
+    plain = objective_of(problem, "likelihood_ratio", adapt_policy=True)
+    gradients = []
+    for objective in (plain, replace(plain, exploration_coef=0.7)):
+        leaves = leaves_of(problem.params)
+        value = objective(problem.params.with_leaves(leaves)).objective
+        gradients.append(flatten(th.autograd.grad(value, leaves[: len(problem.params.policy)])))
+    post = problem.batch_of.post.rollout
+    rewards = post.rewards[post.mask > 0]
+    standardised = (post.rewards - rewards.mean()) / rewards.std(correction=0)
+    score, task = scores(problem, batch)
+    credits = [standardised[:, i][post.mask[:, i] > 0].mean() for i in range(3)]
+    expected = 0.7 * th.stack([credits[i] * score[task == i].mean(dim=0) for i in range(3)]).mean(dim=0)
+    assert relative_error(gradients[1] - gradients[0], expected) < 1e-6
+
+
+def check_gradient(objective: MetaObjective, params: MetaParameters) -> None:
     leaves = leaves_of(params)
     value = objective(params.with_leaves(leaves)).objective
     gradients = th.autograd.grad(value, leaves, allow_unused=True, materialize_grads=True)
@@ -96,13 +199,17 @@ def test_fisher_product_equals_differences_of_the_gradient(estimator: str, n_inn
 
 @pytest.mark.parametrize("discrete", [False, True])
 @pytest.mark.parametrize("n_inner_steps", [1, 2])
-@pytest.mark.parametrize(("estimator", "latent_dim"), [("likelihood_ratio", 0), *((e, 2) for e in INNER_UPDATES)])
+@pytest.mark.parametrize(
+    ("estimator", "latent_dim", "curvature"),
+    [("likelihood_ratio", 0, False), ("likelihood_ratio", 0, True), *((e, 2, False) for e in INNER_UPDATES)],
+)
 def test_fisher_product_through_theta_equals_differences_of_the_gradient_where_it_is_taken(
-    estimator: str, latent_dim: int, n_inner_steps: int, discrete: bool
+    estimator: str, latent_dim: int, n_inner_steps: int, discrete: bool, curvature: bool
 ) -> None:
     """At the parameters that acted, the KL is at its minimum, and the curvature of theta's updates plays no part."""
     problem = MetaProblem(discrete, n_inner_steps, adapt_policy=True, latent_dim=latent_dim)
-    objective = as_collected(objective_of(problem, estimator, adapt_policy=True), problem.params)
+    objective = objective_of(problem, estimator, adapt_policy=True, low_variance_curvature=curvature)
+    objective = as_collected(objective, problem.params)
     check_fisher_product(problem, objective, problem.params, stride=1)
 
 

@@ -11,6 +11,7 @@ from sb3_maesn.common.objectives import (
     normalise_steps,
     policy_kl,
     prior_kl,
+    standardised_task_rewards,
     surrogate,
     task_mean,
 )
@@ -70,6 +71,25 @@ def test_surrogate_weighs_advantages_by_the_ratio(mask: th.Tensor) -> None:
         [((new - old).exp() * advantages)[:, task][mask[:, task] > 0].mean().item() for task in (0, 1)] + [0.0]
     )
     assert surrogate(new, old, advantages, mask).item() == pytest.approx(expected)
+
+
+def test_clipped_surrogate_gains_nothing_outside_the_range() -> None:
+    """The four cases of PPO's figure 1, in one step of one episode each."""
+    ratios = th.tensor([1.5, 1.5, 0.5, 0.5], dtype=th.float64).view(1, 4, 1).log().requires_grad_()
+    advantages = th.tensor([2.0, -2.0, 2.0, -2.0], dtype=th.float64).view(1, 4, 1)
+    value = surrogate(ratios, th.zeros_like(ratios), advantages, th.ones_like(ratios), clip_range=0.2)
+    assert value.item() == pytest.approx((1.2 * 2.0 - 1.5 * 2.0 + 0.5 * 2.0 - 0.8 * 2.0) / 4)
+    (gradient,) = th.autograd.grad(value, ratios)
+    assert gradient.flatten().tolist() == pytest.approx([0.0, -1.5 * 2.0 / 4, 0.5 * 2.0 / 4, 0.0])
+
+
+def test_task_rewards_are_standardised_over_all_steps(mask: th.Tensor) -> None:
+    x = 3.0 * values() + 7.0
+    valid = x[mask > 0]
+    expected = [((x[:, i][mask[:, i] > 0] - valid.mean()) / valid.std(correction=0)).mean().item() for i in (0, 1)]
+    x[mask == 0] = 100.0
+    assert standardised_task_rewards(x, mask).tolist() == pytest.approx([*expected, 0.0])
+    assert standardised_task_rewards(th.ones_like(mask), mask).abs().max() < 1e-6  # equal rewards
 
 
 def test_policy_kl_is_the_kl_from_old_to_new(mask: th.Tensor) -> None:

@@ -118,6 +118,18 @@ def test_table_of_results_is_what_was_measured(root: Path) -> None:
             assert text.split() == [f"{float(row[column]):.2f}".removeprefix("0") for row in first], (family, column)
 
 
+def test_table_of_baselines_has_what_rl2_reached(root: Path) -> None:
+    (baselines,) = tables("baseline")
+    for algorithm, measured, result in (row[:3] for row in baselines if row[0] == "RL2"):
+        family, digits = measured.split(",")[0], 2 if "Bandit" in measured else 1
+        with (root / "results" / f"{algorithm.lower()}-{family}-v0-fresh.csv").open(newline="") as file:
+            rows = list(csv.DictReader(file))
+        last = [row for row in rows if row["timesteps"] == rows[-1]["timesteps"]]
+        numbers = [*(row["mean_return"] for row in last), last[0]["best_return"], last[0]["floor"]]
+        written = [float(number) for number in re.findall(r"-?\d+\.?\d*", result)]
+        assert written == [round(float(number), digits) for number in numbers]
+
+
 def test_results_are_explained(root: Path) -> None:
     patterns = re.findall(r"`([^`\s/]+\.(?:csv|gif))`", RESULTS)
     for name in (path.name for path in (root / "results").iterdir() if path.suffix in (".csv", ".gif")):

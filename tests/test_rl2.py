@@ -18,7 +18,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecMonitor
 
 from sb3_maesn import RL2, MultiTaskVecEnv, TrialLstmPolicy, TrialVecEnv
 from sb3_maesn.config import SCRIPT_KEYS, constructor_arguments, load_entry
-from sb3_maesn.envs import FAMILIES, Bandit, make_vec
+from sb3_maesn.envs import FAMILIES, Bandit, make_family, make_vec
 from sb3_maesn.envs.bandit import bayes_optimal_return
 from sb3_maesn.evaluation import evaluate_adaptation
 from tests.tiny import POINT, log_of
@@ -310,6 +310,24 @@ def test_the_comparison_with_the_optimum_runs(tmp_path: Path, root: Path) -> Non
     assert [row["timesteps"] for row in rows] == ["0", "0", "8000", "8000", "16000", "16000"]
     assert all(float(row["mean_return"]) < float(row["best_return"]) < 0.0 for row in rows)
     assert json.loads((tmp_path / "table.json").read_text())["seed"] == 0
+
+
+def test_the_comparison_is_on_the_tasks_asked_for(tmp_path: Path, root: Path) -> None:
+    """The best return is that of these tasks: two of a set are compared with what the goals next in it allow."""
+    script = runpy.run_path(str(root / "scripts" / "compare_optimum.py"))
+    best = []
+    for flags in (["--split", "validation"], ["--split", "test"], ["--split", "test", "--first-task", "2"]):
+        path = tmp_path / "table.csv"
+        small = ["-n", "8000", "--evaluations", "1", "--tasks", "2", "--csv", str(path)]
+        assert script["main"](["PointGoal-v0", *flags, *small]) == 0
+        with path.open(encoding="utf-8") as file:
+            best.append({row["best_return"] for row in csv.DictReader(file)})
+        about = json.loads(path.with_suffix(".json").read_text())
+        assert [about["split"], str(about["first_task"])] == [flags[1], flags[3] if len(flags) > 2 else "0"]
+    family = make_family("PointGoal-v0")
+    wanted = (family.task_set("validation", 2), family.task_set("test", 2), family.task_set("test", 4)[2:])
+    assert best == [{str(round(script["point_optimum"](tasks), 4))} for tasks in wanted]
+    assert best[0] != best[1] != best[2]
 
 
 # Bad input

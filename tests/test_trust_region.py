@@ -68,7 +68,7 @@ def test_kl_bound_is_kept_where_the_fisher_matrix_understates_it(target_kl: floa
         [problem.evaluate], [lambda leaves: 0.3 * problem.kl(leaves)], problem.start, settings(target_kl), seed=0
     )
     assert result.accepted
-    assert result.n_backtracks > 0
+    assert result.n_backtracks
     assert 0 < problem.kl(result.leaves).item() <= target_kl
 
 
@@ -76,7 +76,7 @@ def test_a_step_is_shortened_until_the_objective_rises() -> None:
     problem = Quadratic(curvature=50.0)
     result = trust_region_step([problem.evaluate], [problem.kl], problem.start, settings(0.1), seed=0)
     assert result.accepted
-    assert result.n_backtracks > 0
+    assert result.n_backtracks
     assert result.after.objective > result.before.objective
     fraction = 0.8**result.n_backtracks
     assert th.allclose(problem.offset(result.leaves), fraction * problem.best(0.1), rtol=1e-4)

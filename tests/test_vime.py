@@ -223,7 +223,7 @@ def test_sparse_mountain_car_pays_at_the_goal_only() -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"eta": -1.0}, "eta must not be negative, got -1.0"),
+        ({"eta": -1.0}, "eta must be at least 0, got -1.0"),
         ({"prior_std": 0.0}, "prior_std must be positive, got 0.0"),
         ({"pool_size": 0}, "pool_size must be at least 1, got 0"),
         ({"dynamics_net_arch": [8, 0]}, r"dynamics_net_arch must be numbers of at least 1, got \[8, 0\]"),

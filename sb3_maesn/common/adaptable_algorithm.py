@@ -1,9 +1,7 @@
 """An algorithm whose latent distribution adapts to new tasks."""
 
-import copy
 from collections.abc import Mapping
 from dataclasses import replace
-from functools import partial
 from typing import Any, TypeVar
 
 import numpy as np
@@ -12,30 +10,26 @@ from stable_baselines3.common.type_aliases import GymEnv
 
 from sb3_maesn.common.adaptation import AdaptationResult, adapt_to_tasks
 from sb3_maesn.common.adaptation_state import AdaptationRule
-from sb3_maesn.common.baselines import ValueFunction, linear_values
+from sb3_maesn.common.baselines import ValueFunction
 from sb3_maesn.common.collection import Collector
 from sb3_maesn.common.critic import critic_values
 from sb3_maesn.common.curious_rewards import CuriousRewards
 from sb3_maesn.common.env_util import borrowed_env
-from sb3_maesn.common.inner_update import ActorFunction, InnerUpdate
+from sb3_maesn.common.episodic_algorithm import EpisodicAlgorithm
+from sb3_maesn.common.inner_update import InnerUpdate
 from sb3_maesn.common.meta_parameters import TaskLatents, read_parameters, write_parameters
-from sb3_maesn.common.parallel import StatelessModule
-from sb3_maesn.common.policies import LatentActor, LatentActorCriticPolicy
 from sb3_maesn.common.policy_improvement import improve_policy
-from sb3_maesn.common.rollouts import StepHook
 from sb3_maesn.common.score_prior import RANK, ScorePrior
-from sb3_maesn.common.task_algorithm import TaskAlgorithm
 from sb3_maesn.common.task_learners import Agent, make_learner
 from sb3_maesn.common.training_scores import score_prior_of
 from sb3_maesn.common.trust_region import TrustRegion
 from sb3_maesn.common.type_aliases import NamedParameters
-from sb3_maesn.envs.multi_task import MultiTaskVecEnv
 
 SelfAdaptableAlgorithm = TypeVar("SelfAdaptableAlgorithm", bound="AdaptableAlgorithm")
 
 
-class AdaptableAlgorithm(TaskAlgorithm):
-    """A TaskAlgorithm with a latent-conditioned policy and the means to adapt it and its latent.
+class AdaptableAlgorithm(EpisodicAlgorithm):
+    """An EpisodicAlgorithm with the means to adapt its policy and the latent.
 
     ``adaptation`` is the history of the adaptation that made this model, None if none did; ``policy_adaptation`` the
     mean return before each update of theta; ``score_prior`` what :meth:`learn_score_prior` found.
@@ -43,29 +37,18 @@ class AdaptableAlgorithm(TaskAlgorithm):
 
     score_prior: ScorePrior | None = None
 
-    policy: LatentActorCriticPolicy  # narrower than SB3's
     task_latents: TaskLatents
     baseline: str
-    baseline_ridge: float
     fisher_subsampling: int
     adaptation: AdaptationResult | None
     policy_adaptation: list[float]
-    _actor: LatentActor
-
-    def _collector(self, env: MultiTaskVecEnv, on_step: StepHook | None = None) -> Collector:
-        return Collector(
-            env, self.policy, self._actor_function, self.gamma, self.gae_lambda, self._value_function, on_step
-        )
+    _modules_of_its_own = ("policy", "task_latents")
 
     @property
     def _value_function(self) -> ValueFunction:
         if self.baseline == "critic":
             return lambda rollout, _: critic_values(self.policy, rollout)
-        return partial(linear_values, ridge=self.baseline_ridge)
-
-    @property
-    def _actor_function(self) -> ActorFunction:
-        return StatelessModule(self._actor)
+        return super()._value_function
 
     @property
     def _trust_region(self) -> TrustRegion:
@@ -200,9 +183,7 @@ class AdaptableAlgorithm(TaskAlgorithm):
         return adapted
 
     def _copy(self: SelfAdaptableAlgorithm) -> SelfAdaptableAlgorithm:
-        """A model with networks of its own that shares this one's environment and logger."""
         other = super()._copy()
-        other.task_latents = copy.deepcopy(self.task_latents)
         other._actor = other.policy.make_actor()
         return other
 

@@ -32,6 +32,7 @@ class InnerUpdate:
     :param std_floor: least standard deviation by which episode advantages are normalised
     :param balance: in the reward-weighted update of tasks that share their episodes, let every episode count the same
         in sum over the tasks, so that the tasks divide the prior among them instead of crowding into a part of it
+    :param low_variance_curvature: take theta's gradient of ratios in place of log probabilities (ProMP)
     """
 
     estimator: str = "likelihood_ratio"
@@ -39,6 +40,7 @@ class InnerUpdate:
     first_order: bool = False
     std_floor: float = 1e-8
     balance: bool = False
+    low_variance_curvature: bool = False
 
     def __post_init__(self) -> None:
         if self.estimator not in INNER_UPDATES:
@@ -98,21 +100,32 @@ def apply_actor(
 
 
 def action_surrogate(
-    actor: ActorFunction, policy: NamedParameters, adapted: Adapted, rollout: Rollout, advantages: th.Tensor
+    actor: ActorFunction,
+    policy: NamedParameters,
+    adapted: Adapted,
+    rollout: Rollout,
+    advantages: th.Tensor,
+    low_variance_curvature: bool = False,
 ) -> th.Tensor:
     """Sum over tasks of mean_k sum_t A_t log pi(a_t | s_t, mean + std * eps_k); its gradient in a task's values is that
     task's policy gradient.
+
+    With pi / pi_old in place of log pi, the gradient where the values acted is the same. Its own derivative has
+    A_t grad log pi grad log pi^T beside A_t grad^2 log pi, and so says what other actions would have made of the
+    update (the low variance curvature estimator: Rothfuss et al. 2019, arXiv:1810.06784, section 5).
 
     :param actor: the actor as a function of its parameters
     :param policy: shared theta
     :param adapted: the tasks' values
     :param rollout: the tasks' episodes
     :param advantages: (T, B, K)
+    :param low_variance_curvature: ratios in place of log probabilities
     """
     z = sample_z(adapted.latents, rollout.noise)
     log_prob = apply_actor(actor, policy, adapted, rollout.observations, z).log_prob(rollout.actions)
+    credit = th.exp(log_prob - rollout.log_prob) if low_variance_curvature else log_prob
     n_episodes = rollout.mask[0].sum(dim=1).clamp(min=1.0)  # (B,)
-    return ((log_prob * advantages * rollout.mask).sum(dim=(0, 2)) / n_episodes).sum()
+    return ((credit * advantages * rollout.mask).sum(dim=(0, 2)) / n_episodes).sum()
 
 
 def reparameterised_gradient(
@@ -188,8 +201,8 @@ def _latent_direction(
     if spec.estimator == "reparameterised":
         # dividing by the episodes' standard deviation gives both estimators the same expectation and scale
         scale = episode_std(episodes.advantages, episodes.mask).clamp(min=spec.std_floor)
-        step_advantages = _whole(batch).advantages / scale.view(1, -1, 1)
-        return reparameterised_gradient(actor, policy, adapted, _whole(batch).rollout, step_advantages)
+        step_advantages = whole(batch).advantages / scale.view(1, -1, 1)
+        return reparameterised_gradient(actor, policy, adapted, whole(batch).rollout, step_advantages)
     advantages = normalise_episodes(episodes.advantages, episodes.mask, spec.std_floor)
     if spec.estimator == "reward_weighted":
         return _reward_weighted_direction(spec, latents, steps, episodes, advantages)
@@ -210,14 +223,24 @@ def _reward_weighted_direction(
     return DiagGaussian((target.mean - latents.mean) * known, (target.log_std - latents.log_std) * known)
 
 
-def _whole(batch: TaskBatch | EpisodeBatch) -> TaskBatch:
+def whole(batch: TaskBatch | EpisodeBatch) -> TaskBatch:
+    """The batch, if it has the single steps of each task's own episodes.
+
+    :param batch: of an inner update
+    :raises ValueError: if it has not
+    """
     if not isinstance(batch, TaskBatch):
         raise ValueError("this inner update needs each task's own episodes: n_prior_episodes must be None")
     return batch
 
 
 def _policy_gradient(
-    actor: ActorFunction, policy: NamedParameters, adapted: Adapted, batch: TaskBatch, with_graph: bool
+    spec: InnerUpdate,
+    actor: ActorFunction,
+    policy: NamedParameters,
+    adapted: Adapted,
+    batch: TaskBatch,
+    with_graph: bool,
 ) -> NamedParameters:
     """Gradient of the mean step's log pi * A in each task's theta (Eq. 4), with its graph or as a constant: a leading B
     each.
@@ -230,7 +253,8 @@ def _policy_gradient(
     advantages = normalise_steps(batch.advantages, mask)
     mean_length = mask.sum(dim=(0, 2)) / mask[0].sum(dim=1).clamp(min=1.0)  # (B,)
     scaled = advantages / mean_length.clamp(min=1.0).view(1, -1, 1)
-    objective = action_surrogate(actor, policy, Adapted(adapted.latents, theta), batch.rollout, scaled)
+    own = Adapted(adapted.latents, theta)
+    objective = action_surrogate(actor, policy, own, batch.rollout, scaled, spec.low_variance_curvature)
     gradients = th.autograd.grad(objective, list(theta.values()), create_graph=with_graph)
     return dict(zip(theta, gradients, strict=True))
 
@@ -262,7 +286,9 @@ def inner_update(
     with th.enable_grad():
         adapted = Adapted(DiagGaussian(*(_differentiable(value) for value in adapted.latents)), adapted.policy)
         direction = _latent_direction(spec, actor, policy, adapted, steps, batch)
-        gradients = _policy_gradient(actor, policy, adapted, _whole(batch), with_graph) if spec.adapt_policy else {}
+        gradients: NamedParameters = {}
+        if spec.adapt_policy:
+            gradients = _policy_gradient(spec, actor, policy, adapted, whole(batch), with_graph)
     if not with_graph:
         direction = DiagGaussian(direction.mean.detach(), direction.log_std.detach())
     latents = DiagGaussian(

@@ -36,10 +36,11 @@ def step_record(result: StepResult, params: MetaParameters, batch: MetaBatch, in
         "train/surrogate": after.surrogate.item(),
         "train/kl_divergence": after.kl.item(),
         "train/prior_kl": after.prior_kl.item(),
-        "train/is_line_search_success": float(result.accepted),
-        "train/n_backtracks": float(result.n_backtracks),
         "train/explained_variance": batch.post.explained_variance,
     }
+    if result.n_backtracks is not None:
+        record["train/is_line_search_success"] = float(result.accepted)
+        record["train/n_backtracks"] = float(result.n_backtracks)
     if "log_std" in params.policy:
         record["train/std"] = params.policy["log_std"].exp().mean().item()
     if steps.mean.numel() > 0:

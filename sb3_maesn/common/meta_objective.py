@@ -8,9 +8,15 @@ from functools import cached_property, partial
 import torch as th
 
 from sb3_maesn.common.distributions import ActionDistribution, DiagGaussian
-from sb3_maesn.common.inner_update import ActorFunction, InnerUpdate, apply_actor, inner_update, sample_z
+from sb3_maesn.common.inner_update import ActorFunction, InnerUpdate, apply_actor, inner_update, sample_z, whole
 from sb3_maesn.common.linearise import linearised
-from sb3_maesn.common.objectives import normalise_steps, policy_kl, prior_kl, surrogate
+from sb3_maesn.common.objectives import (
+    normalise_steps,
+    policy_kl,
+    prior_kl,
+    standardised_task_rewards,
+    surrogate,
+)
 from sb3_maesn.common.type_aliases import (
     Adapted,
     EpisodeBatch,
@@ -39,6 +45,11 @@ class MetaObjective:
     :param kl_coef: weight of the prior KL
     :param latent_kl_coef: weight of the latents' own KL, before and after the inner updates, in the trust region;
         bounds the step where the policy does not depend on its latent yet
+    :param clip_range: of the ratios of a meta step without a trust region (PPO); None for no clipping
+    :param exploration_coef: weight of E-MAML's term, which credits the actions before each inner update with the
+        task's reward after the last (Stadie et al. 2018, arXiv:1803.01118)
+    :param inner_kl_coef: weight of the mean KL between the policies that acted before the inner updates and what they
+        become (ProMP: Rothfuss et al. 2019, arXiv:1810.06784, section 5)
     """
 
     spec: InnerUpdate
@@ -46,6 +57,9 @@ class MetaObjective:
     batch: MetaBatch
     kl_coef: float
     latent_kl_coef: float = 0.0
+    clip_range: float | None = None
+    exploration_coef: float = 0.0
+    inner_kl_coef: float = 0.0
 
     def parts(self, stride: int = 1) -> list[slice]:
         """The tasks in parts whose values add up to the whole, for several threads and small enough for their caches.
@@ -62,16 +76,25 @@ class MetaObjective:
 
         :param params: the meta-parameters
         :param tasks: which of the B tasks
+        :param stride: as in :meth:`_path`
+        """
+        path = self._path(params, tasks, stride)
+        return path[0], path[-1]
+
+    def _path(self, params: MetaParameters, tasks: slice, stride: int = 1) -> list[Adapted]:
+        """The tasks' values before each inner update and after the last.
+
+        :param params: the meta-parameters
+        :param tasks: which of the B tasks
         :param stride: the derivatives of theta's updates use every ``stride``-th pre-update step; the values use all
         """
         # tasks that divide their episodes among them need one another
         now = ALL_TASKS if self.spec.balance else tasks
         ids = th.as_tensor(self.batch.tasks.ids)[now]
-        initial = Adapted(DiagGaussian(params.latents.mean[ids], params.latents.log_std[ids]), None)
-        adapted = initial
+        path = [Adapted(DiagGaussian(params.latents.mean[ids], params.latents.log_std[ids]), None)]
         for batch in self.batch.pre:
-            adapted = self._inner_update(params, adapted, batch.at_tasks(now), stride)
-        return (at_tasks(initial, tasks), at_tasks(adapted, tasks)) if self.spec.balance else (initial, adapted)
+            path.append(self._inner_update(params, path[-1], batch.at_tasks(now), stride))
+        return [at_tasks(value, tasks) for value in path] if self.spec.balance else path
 
     def _inner_update(
         self, params: MetaParameters, before: Adapted, batch: TaskBatch | EpisodeBatch, stride: int
@@ -89,20 +112,44 @@ class MetaObjective:
         """The post-update advantages, normalised (T, B, K)."""
         return normalise_steps(self.batch.post.advantages, self.batch.post.rollout.mask)
 
+    @cached_property
+    def _credit(self) -> th.Tensor:
+        """The tasks' post-update rewards, as E-MAML credits them to pre-update actions (B,)."""
+        return standardised_task_rewards(self.batch.post.rollout.rewards, self.batch.post.rollout.mask)
+
     def __call__(self, params: MetaParameters, tasks: slice = ALL_TASKS) -> ObjectiveValue:
         """The objective and its parts, or what some of the tasks contribute to them.
 
         :param params: the meta-parameters
         :param tasks: which of the B tasks
         """
-        initial, adapted = self.adapt(params, tasks)
+        path = self._path(params, tasks)
         rollout = self.batch.post.rollout.at_tasks(tasks)
-        new = self._post_distribution(params, adapted, rollout)
-        log_prob, share = new.log_prob(rollout.actions), self._share(rollout)
-        gain = share * surrogate(log_prob, rollout.log_prob, self._advantages[:, tasks], rollout.mask)
-        kl = share * policy_kl(rollout.distribution, new, rollout.mask)
-        prior = share * prior_kl(initial.latents)
-        return ObjectiveValue(gain - self.kl_coef * prior, gain, kl, prior)
+        share = self._share(rollout)
+        gain, kl = (share * part for part in self._gain_and_kl(params, path[-1], rollout, self._advantages[:, tasks]))
+        prior = share * prior_kl(path[0].latents)
+        return ObjectiveValue(gain - self.kl_coef * prior + share * self._before(params, path, tasks), gain, kl, prior)
+
+    def _gain_and_kl(
+        self, params: MetaParameters, adapted: Adapted, rollout: Rollout, advantages: th.Tensor
+    ) -> tuple[th.Tensor, th.Tensor]:
+        """The surrogate of a rollout, and the KL from the policies that acted in it."""
+        new = self._distribution(params, adapted, rollout)
+        log_prob = new.log_prob(rollout.actions)
+        gain = surrogate(log_prob, rollout.log_prob, advantages, rollout.mask, self.clip_range)
+        return gain, policy_kl(rollout.distribution, new, rollout.mask)
+
+    def _before(self, params: MetaParameters, path: list[Adapted], tasks: slice) -> th.Tensor | float:
+        """What the policies that act before the inner updates add to the objective."""
+        if self.exploration_coef == 0.0 and self.inner_kl_coef == 0.0:
+            return 0.0
+        total: th.Tensor | float = 0.0
+        for adapted, batch in zip(path, self.batch.pre, strict=False):  # the last of the path acts after them
+            rollout = whole(batch).rollout.at_tasks(tasks)
+            credit = self._credit[tasks].view(1, -1, 1).expand_as(rollout.mask)
+            gain, kl = self._gain_and_kl(params, adapted, rollout, credit)
+            total = total + self.exploration_coef * gain - self.inner_kl_coef / len(self.batch.pre) * kl
+        return total
 
     def fisher_kl(self, params: MetaParameters, stride: int, tasks: slice = ALL_TASKS) -> th.Tensor:
         """The trust region's KL on every ``stride``-th step, or what some of the tasks contribute to it.
@@ -117,7 +164,7 @@ class MetaObjective:
             flat = linearised([*adapted.latents, *adapted.policy.values()], params.leaves())
             adapted = Adapted(DiagGaussian(*flat[:2]), dict(zip(adapted.policy, flat[2:], strict=True)))
         rollout = every_nth_step(self.batch.post.rollout.at_tasks(tasks), stride)
-        kl = policy_kl(rollout.distribution, self._post_distribution(params, adapted, rollout), rollout.mask)
+        kl = policy_kl(rollout.distribution, self._distribution(params, adapted, rollout), rollout.mask)
         if self.latent_kl_coef > 0.0:
             before, after = (_kl_from_here(value.latents) for value in (initial, adapted))
             kl = kl + self.latent_kl_coef * (before + after)
@@ -127,7 +174,7 @@ class MetaObjective:
         """Weight of the mean over some of the tasks in the mean over all."""
         return rollout.rewards.shape[1] / self.batch.post.rollout.rewards.shape[1]
 
-    def _post_distribution(self, params: MetaParameters, adapted: Adapted, rollout: Rollout) -> ActionDistribution:
+    def _distribution(self, params: MetaParameters, adapted: Adapted, rollout: Rollout) -> ActionDistribution:
         z = sample_z(adapted.latents, rollout.noise)
         return apply_actor(self.actor, params.policy, adapted, rollout.observations, z)
 

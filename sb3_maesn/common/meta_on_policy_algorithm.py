@@ -8,22 +8,18 @@ from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 import torch as th
-from stable_baselines3.common.buffers import RolloutBuffer
-from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv
 from stable_baselines3.common.type_aliases import Schedule as LearningRateSchedule
 from stable_baselines3.common.utils import get_device
-from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_maesn.common.adaptable_algorithm import AdaptableAlgorithm
 from sb3_maesn.common.adaptation import AdaptationResult
 from sb3_maesn.common.baselines import RIDGE
-from sb3_maesn.common.collection import Schedule, collect_meta_batch
+from sb3_maesn.common.collection import Collector, Schedule, collect_meta_batch
 from sb3_maesn.common.critic import fit_critic
 from sb3_maesn.common.distributions import DiagGaussian
 from sb3_maesn.common.env_util import as_multi_task
-from sb3_maesn.common.global_seed import entropy_of
 from sb3_maesn.common.inner_update import InnerUpdate
 from sb3_maesn.common.iteration_log import collection_record, step_record
 from sb3_maesn.common.meta_objective import MetaObjective
@@ -31,8 +27,8 @@ from sb3_maesn.common.meta_parameters import TaskLatents, read_parameters, write
 from sb3_maesn.common.policies import LatentActorCriticPolicy
 from sb3_maesn.common.settings import check_fixed, check_settings
 from sb3_maesn.common.shared_episodes import sample_by_group
-from sb3_maesn.common.trust_region import TrustRegion, trust_region_step
-from sb3_maesn.common.type_aliases import MetaBatch, MetaParameters, ObjectiveValue, Tasks
+from sb3_maesn.common.trust_region import Evaluate, TrustRegion, trust_region_step
+from sb3_maesn.common.type_aliases import MetaBatch, MetaParameters, ObjectiveValue, StepResult, Tasks
 from sb3_maesn.envs.multi_task import MultiTaskVecEnv
 
 SelfMetaOnPolicyAlgorithm = TypeVar("SelfMetaOnPolicyAlgorithm", bound="MetaOnPolicyAlgorithm")
@@ -93,8 +89,6 @@ class MetaOnPolicyAlgorithm(AdaptableAlgorithm):
 
     policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {"LatentMlpPolicy": LatentActorCriticPolicy}
     checkpoint_progress = (*AdaptableAlgorithm.checkpoint_progress, "groups_per_batch")
-    #: What every policy of the algorithm descends from.
-    policy_base: ClassVar[type[LatentActorCriticPolicy]] = LatentActorCriticPolicy
     #: Arguments that make the algorithm what it is, with the only values it allows.
     fixed_settings: ClassVar[Mapping[str, Any]] = {}
 
@@ -166,33 +160,25 @@ class MetaOnPolicyAlgorithm(AdaptableAlgorithm):
         self.line_search_max_iter = line_search_max_iter
         self.fisher_subsampling = fisher_subsampling
         self._check_settings()
-        self.entropy = entropy_of(seed)
         self.groups_per_batch = 1  # of tasks that share prior episodes
         self._meta_batch: MetaBatch | None = None
-        self._whole_timesteps: int | None = None  # num_timesteps after the last whole iteration
         self.adaptation: AdaptationResult | None = None
         self.policy_adaptation: list[float] = []
         if isinstance(env, str):
             env = as_multi_task(env, meta_batch_size * n_episodes)
         super().__init__(
             policy,
-            env,  # type: ignore[arg-type]  # None is how SB3 loads a model without an environment
+            env,
             learning_rate,
-            n_steps=1,
-            gamma=gamma,
-            gae_lambda=gae_lambda,
-            ent_coef=0.0,
-            vf_coef=0.0,
-            max_grad_norm=0.0,
-            use_sde=False,
-            sde_sample_freq=-1,
-            stats_window_size=stats_window_size,
-            tensorboard_log=tensorboard_log,
-            policy_kwargs=policy_kwargs,
-            verbose=verbose,
-            seed=seed,
-            device=_cpu(device),
-            _init_setup_model=_init_setup_model,
+            gamma,
+            gae_lambda,
+            stats_window_size,
+            tensorboard_log,
+            policy_kwargs,
+            verbose,
+            seed,
+            _cpu(device),
+            _init_setup_model,
         )
 
     # Set-up
@@ -220,20 +206,12 @@ class MetaOnPolicyAlgorithm(AdaptableAlgorithm):
 
     def _setup_model(self) -> None:
         self._check_settings()
-        self._setup_lr_schedule()
-        self.set_random_seed(self.seed)
-        self._look_at_env()
+        super()._setup_model()
         if self.meta_batch_size > self.n_train_tasks:
             raise ValueError(
                 f"meta_batch_size ({self.meta_batch_size}) must not exceed the number of training tasks"
                 f" ({self.n_train_tasks})"
             )
-        if not issubclass(self.policy_class, self.policy_base):
-            raise ValueError(f"expected a subclass of {self.policy_base.__name__}, got {self.policy_class.__name__}")
-        policy = self.policy_class(self.observation_space, self.action_space, self.lr_schedule, **self.policy_kwargs)
-        self.policy = policy.to(self.device)
-        self.rollout_buffer = None  # type: ignore[assignment]  # a MetaBatch takes its place: the task axis must stay
-        self._actor = self.policy.make_actor()
         self.task_latents = self._make_task_latents()
 
     def _make_task_latents(self) -> TaskLatents:
@@ -249,7 +227,7 @@ class MetaOnPolicyAlgorithm(AdaptableAlgorithm):
         )
 
     def _excluded_save_params(self) -> list[str]:
-        return [*super()._excluded_save_params(), "_actor", "_meta_batch", "adaptation", "policy_adaptation"]
+        return [*super()._excluded_save_params(), "_meta_batch", "adaptation", "policy_adaptation"]
 
     def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
         return ["policy", "policy.optimizer", "task_latents"], []
@@ -276,10 +254,6 @@ class MetaOnPolicyAlgorithm(AdaptableAlgorithm):
 
     # One meta-iteration
 
-    def _rng(self) -> np.random.Generator:
-        """The generator of the current iteration: its collection and its step depend on nothing else."""
-        return np.random.default_rng([self.entropy, self._n_updates])
-
     def sample_tasks(self, rng: np.random.Generator) -> Tasks:
         """A batch of different training tasks.
 
@@ -301,32 +275,15 @@ class MetaOnPolicyAlgorithm(AdaptableAlgorithm):
             return params
         return replace(params, latents=DiagGaussian(*(th.zeros_like(part) for part in params.latents)))
 
-    def collect_rollouts(
-        self, env: VecEnv, callback: BaseCallback, rollout_buffer: RolloutBuffer, n_rollout_steps: int
-    ) -> bool:
-        """Collect the data of one meta-iteration: before, between and after the inner updates.
-
-        :param env: the MultiTaskVecEnv
-        :param callback: called at every environment step
-        :param rollout_buffer: not used
-        :param n_rollout_steps: not used; the environment's horizon decides
-        :return: False if the callback ended the training
-        """
-        assert isinstance(env, MultiTaskVecEnv)
-        started = time.perf_counter()
-        self.policy.set_training_mode(False)
-        callback.on_rollout_start()
+    def _collect(self, collector: Collector, env: MultiTaskVecEnv) -> bool:
+        """Before, between and after the inner updates."""
         rng = self._rng()
         tasks = self.sample_tasks(rng)
         params = self._parameters()
-        collector = self._collector(env, self._step_hook(callback))
-        batch = collect_meta_batch(collector, self._schedule, self._inner_spec, params, tasks, rng)
-        if batch is None:
+        self._meta_batch = collect_meta_batch(collector, self._schedule, self._inner_spec, params, tasks, rng)
+        if self._meta_batch is None:
             return False
-        self._meta_batch = batch
-        self._note_batch(batch)
-        self.logger.record("time/collect_seconds", time.perf_counter() - started)
-        callback.on_rollout_end()
+        self._note_batch(self._meta_batch)
         return True
 
     @property
@@ -341,37 +298,50 @@ class MetaOnPolicyAlgorithm(AdaptableAlgorithm):
         for name, value in collection_record(batch).items():
             self.logger.record(name, value)
 
-    def train(self) -> None:
-        """One trust-region step on theta, the latents and the step sizes, then the critic's update."""
-        assert self._meta_batch is not None
-        started = time.perf_counter()
-        self.policy.set_training_mode(True)
-        batch, self._meta_batch = self._meta_batch, None
-        params = self._parameters()
-        objective = MetaObjective(self._inner_spec, self._actor_function, batch, self.kl_coef, self.latent_kl_coef)
+    def _objective(self, batch: MetaBatch) -> MetaObjective:
+        """What the meta step maximises."""
+        return MetaObjective(self._inner_spec, self._actor_function, batch, self.kl_coef, self.latent_kl_coef)
 
-        def candidate(leaves: Sequence[th.Tensor]) -> MetaParameters:
-            new = params.with_leaves(leaves)
-            if self.step_size_max is not None:
-                new = replace(new, step_sizes=new.step_sizes.at_most(self.step_size_max))
-            if self.n_prior_episodes is not None:  # shared episodes are the prior's: all tasks start from it
-                new = replace(new, latents=params.latents)
-            return new if self.learn_step_sizes else replace(new, step_sizes=params.step_sizes)
+    def _candidate(self, params: MetaParameters, leaves: Sequence[th.Tensor]) -> MetaParameters:
+        """The meta-parameters that other leaves make, inside their bounds and with what is not learned as it is."""
+        new = params.with_leaves(leaves)
+        if self.step_size_max is not None:
+            new = replace(new, step_sizes=new.step_sizes.at_most(self.step_size_max))
+        if self.n_prior_episodes is not None:  # shared episodes are the prior's: all tasks start from it
+            new = replace(new, latents=params.latents)
+        return new if self.learn_step_sizes else replace(new, step_sizes=params.step_sizes)
+
+    def _evaluations(self, objective: MetaObjective, params: MetaParameters) -> list[Evaluate[ObjectiveValue]]:
+        """The objective as functions of the leaves whose values add up."""
 
         def evaluate(tasks: slice, leaves: Sequence[th.Tensor]) -> ObjectiveValue:
-            return objective(candidate(leaves), tasks)
+            return objective(self._candidate(params, leaves), tasks)
+
+        return [partial(evaluate, tasks) for tasks in objective.parts()]
+
+    def _meta_step(self, objective: MetaObjective, params: MetaParameters) -> StepResult:
+        """One trust-region step on theta, the latents and the step sizes."""
 
         def fisher_kl(tasks: slice, leaves: Sequence[th.Tensor]) -> th.Tensor:
-            return objective.fisher_kl(candidate(leaves), self.fisher_subsampling, tasks)
+            return objective.fisher_kl(self._candidate(params, leaves), self.fisher_subsampling, tasks)
 
-        result = trust_region_step(
-            [partial(evaluate, tasks) for tasks in objective.parts()],
+        return trust_region_step(
+            self._evaluations(objective, params),
             [partial(fisher_kl, tasks) for tasks in objective.parts(self.fisher_subsampling)],
             params.leaves(),
             self._trust_region,
             seed=int(self._rng().integers(2**62)),
         )
-        new = candidate(result.leaves)
+
+    def train(self) -> None:
+        """One meta step, then the critic's update."""
+        assert self._meta_batch is not None
+        started = time.perf_counter()
+        self.policy.set_training_mode(True)
+        batch, self._meta_batch = self._meta_batch, None
+        params = self._parameters()
+        result = self._meta_step(self._objective(batch), params)
+        new = self._candidate(params, result.leaves)
         write_parameters(self._actor, self.task_latents, new)
         self.score_prior = None  # of the policy before the step
         if self.baseline == "critic":

@@ -61,6 +61,16 @@ def read_parameters(actor: LatentActor, latents: TaskLatents) -> MetaParameters:
     return MetaParameters(theta, DiagGaussian(latents.mean.detach(), latents.log_std.detach()), latents.step_sizes())
 
 
+def holders(actor: LatentActor, latents: TaskLatents) -> list[nn.Parameter]:
+    """The parameters that hold the meta-parameters' leaves, in their order.
+
+    :param actor: holder of theta
+    :param latents: holder of the rest
+    """
+    own = [latents.mean, latents.log_std, latents.mean_step, latents.log_std_step, latents.log_temperature]
+    return [*actor.parameters(), *own, *latents.policy_steps]
+
+
 def write_parameters(actor: LatentActor, latents: TaskLatents, params: MetaParameters) -> None:
     """Put values into their holders.
 
@@ -68,8 +78,6 @@ def write_parameters(actor: LatentActor, latents: TaskLatents, params: MetaParam
     :param latents: holder of the rest
     :param params: what to write
     """
-    own = [latents.mean, latents.log_std, latents.mean_step, latents.log_std_step, latents.log_temperature]
-    holders = [*actor.parameters(), *own, *latents.policy_steps]
     with th.no_grad():
-        for holder, value in zip(holders, params.leaves(), strict=True):
+        for holder, value in zip(holders(actor, latents), params.leaves(), strict=True):
             holder.copy_(value)

@@ -28,6 +28,18 @@ def normalise_steps(advantages: th.Tensor, mask: th.Tensor, eps: float = 1e-8) -
     return centred / (std + eps)
 
 
+def standardised_task_rewards(rewards: th.Tensor, mask: th.Tensor) -> th.Tensor:
+    """Mean reward of each task's steps, once the rewards of all tasks have mean 0 and standard deviation 1 (B,).
+
+    :param rewards: (T, B, K)
+    :param mask: (T, B, K)
+    """
+    count = mask.sum().clamp(min=1.0)
+    centred = (rewards - (rewards * mask).sum() / count) * mask
+    std = (centred.square().sum() / count).sqrt()
+    return centred.sum(dim=(0, 2)) / mask.sum(dim=(0, 2)).clamp(min=1.0) / (std + 1e-8)
+
+
 def episode_std(advantages: th.Tensor, mask: th.Tensor) -> th.Tensor:
     """Standard deviation over the K episodes of each task (B, 1).
 
@@ -52,15 +64,27 @@ def normalise_episodes(advantages: th.Tensor, mask: th.Tensor, std_floor: float 
     return centred / episode_std(advantages, mask).clamp(min=std_floor)
 
 
-def surrogate(new_log_prob: th.Tensor, old_log_prob: th.Tensor, advantages: th.Tensor, mask: th.Tensor) -> th.Tensor:
+def surrogate(
+    new_log_prob: th.Tensor,
+    old_log_prob: th.Tensor,
+    advantages: th.Tensor,
+    mask: th.Tensor,
+    clip_range: float | None = None,
+) -> th.Tensor:
     """Importance-weighted advantage (maximised).
 
     :param new_log_prob: of the actions under the new policy (T, B, K)
     :param old_log_prob: under the policy that acted (T, B, K)
     :param advantages: normalised (T, B, K)
     :param mask: (T, B, K)
+    :param clip_range: where given, ratios farther than this from 1 gain nothing more (PPO: Schulman et al. 2017,
+        arXiv:1707.06347, Eq. 7)
     """
-    return task_mean(th.exp(new_log_prob - old_log_prob) * advantages, mask)
+    ratio = th.exp(new_log_prob - old_log_prob)
+    gains = ratio * advantages
+    if clip_range is not None:
+        gains = th.minimum(gains, ratio.clamp(1.0 - clip_range, 1.0 + clip_range) * advantages)
+    return task_mean(gains, mask)
 
 
 def policy_kl(old: ActionDistribution, new: ActionDistribution, mask: th.Tensor) -> th.Tensor:

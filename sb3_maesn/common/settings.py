@@ -1,6 +1,5 @@
 """The settings of meta-training, checked where a model is made or loaded."""
 
-import inspect
 from collections.abc import Mapping
 from typing import Any
 
@@ -44,15 +43,25 @@ def check_fixed(settings: Mapping[str, Any], fixed: Mapping[str, Any], owner: st
             raise ValueError(f"{owner} is the algorithm with {name}={value!r}, got {settings[name]!r}")
 
 
+def check_at_least(settings: Mapping[str, Any], at_least: Mapping[str, float]) -> None:
+    """Refuse settings below their least value.
+
+    :param settings: by the names of the constructor's arguments; those missing are not checked
+    :param at_least: the least values
+    :raises ValueError: naming what was expected and what came
+    """
+    for name, least in at_least.items():
+        if name in settings and not settings[name] >= least:
+            raise ValueError(f"{name} must be at least {least}, got {settings[name]}")
+
+
 def check_settings(settings: Mapping[str, Any]) -> None:
     """Refuse settings that cannot work.
 
     :param settings: by the names of the constructor's arguments; those missing are not checked
     :raises ValueError: naming what was expected and what came
     """
-    for name, least in AT_LEAST.items():
-        if name in settings and not settings[name] >= least:
-            raise ValueError(f"{name} must be at least {least}, got {settings[name]}")
+    check_at_least(settings, AT_LEAST)
     for name in POSITIVE:
         if settings.get(name) is not None and not settings[name] > 0:
             raise ValueError(f"{name} must be positive, got {settings[name]}")
@@ -80,20 +89,3 @@ def _check_prior_episodes(settings: Mapping[str, Any]) -> None:
             "balance_episodes goes with n_prior_episodes and inner_update='reward_weighted',"
             f" got n_prior_episodes={n}, inner_update={estimator!r}"
         )
-
-
-def constructor_parameters(algorithm: type) -> list[str]:
-    """What a constructor takes by name, following ``**kwargs`` up the base classes.
-
-    :param algorithm: class
-    :return: parameter names, without ``policy`` and ``env``
-    """
-    names: list[str] = []
-    for cls in algorithm.__mro__:
-        if "__init__" not in vars(cls):
-            continue
-        parameters = list(inspect.signature(vars(cls)["__init__"]).parameters.values())[1:]
-        names += [p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
-        if not any(p.kind == p.VAR_KEYWORD for p in parameters):
-            break
-    return [name for name in dict.fromkeys(names) if name not in ("policy", "env")]

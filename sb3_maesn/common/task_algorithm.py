@@ -5,7 +5,7 @@ import io
 import time
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback, ConvertCallback
@@ -37,6 +37,7 @@ class TaskAlgorithm(CheckpointMixin, OnPolicyAlgorithm):
     env: MultiTaskVecEnv | None
     n_train_tasks: int
     _whole_timesteps: int | None  # num_timesteps after the last whole iteration
+    _modules_of_its_own: ClassVar[tuple[str, ...]] = ("policy",)  # which no two models share
 
     # Environments
 
@@ -187,9 +188,11 @@ class TaskAlgorithm(CheckpointMixin, OnPolicyAlgorithm):
         return source
 
     def _copy(self: SelfTaskAlgorithm) -> SelfTaskAlgorithm:
-        """A model with a policy of its own that shares this one's environment and logger."""
+        """A model with networks of its own that shares this one's environment and logger."""
         other = copy.copy(self)
-        other.policy = copy.deepcopy(self.policy)
+        # in one copy, so that an optimiser goes on with the copies of all that it changes
+        for name, module in copy.deepcopy({name: getattr(self, name) for name in self._modules_of_its_own}).items():
+            setattr(other, name, module)
         for name in ("ep_info_buffer", "ep_success_buffer"):
             setattr(other, name, copy.copy(getattr(self, name)))
         return other

@@ -120,7 +120,7 @@ def trust_region_step(
     """
     leaves = [leaf.detach().requires_grad_() for leaf in leaves]
     with Workers() as workers:
-        before, gradient = _value_and_gradient(evaluate, leaves, workers)
+        before, gradient = value_and_gradient(evaluate, leaves, workers)
         product = fisher_product(fisher_kl, leaves, settings.cg_damping, workers)
         direction, length = search_direction(product, gradient, settings, seed)
         n_tries = settings.line_search_max_iter if length > 0.0 else 0
@@ -129,16 +129,21 @@ def trust_region_step(
             steps = unflatten(scale * direction, leaves)
             candidate = [(leaf + step).detach().requires_grad_() for leaf, step in zip(leaves, steps, strict=True)]
             with th.no_grad():
-                after = _sum(workers([partial(part, candidate) for part in evaluate]))
+                after = add_up(workers([partial(part, candidate) for part in evaluate]))
             if after.kl <= settings.target_kl and after.objective > before.objective:
                 return StepResult([leaf.detach() for leaf in candidate], True, n_backtracks, before, after)
     return StepResult([leaf.detach() for leaf in leaves], False, n_tries, before, before)
 
 
-def _value_and_gradient(
+def value_and_gradient(
     evaluate: Sequence[Evaluate[ObjectiveValue]], leaves: Sequence[th.Tensor], workers: Workers
 ) -> tuple[ObjectiveValue, th.Tensor]:
-    """The objective's value and its gradient (P,); no part's graph outlives it."""
+    """The objective's value and its gradient (P,); no part's graph outlives it.
+
+    :param evaluate: objective and its parts, as functions of the parameters whose values add up
+    :param leaves: parameters
+    :param workers: which run the functions
+    """
 
     def of_part(part: Evaluate[ObjectiveValue]) -> tuple[ObjectiveValue, th.Tensor]:
         value = part(leaves)
@@ -147,8 +152,12 @@ def _value_and_gradient(
         return ObjectiveValue(*(number.detach() for number in value)), flatten(gradients)
 
     values, gradients = zip(*workers([partial(of_part, part) for part in evaluate]), strict=True)
-    return _sum(values), th.stack(gradients).sum(dim=0)
+    return add_up(values), th.stack(gradients).sum(dim=0)
 
 
-def _sum(values: Sequence[ObjectiveValue]) -> ObjectiveValue:
+def add_up(values: Sequence[ObjectiveValue]) -> ObjectiveValue:
+    """The objective's value from what its parts contribute.
+
+    :param values: of all parts
+    """
     return ObjectiveValue(*(th.stack(numbers).sum() for numbers in zip(*values, strict=True)))

@@ -327,18 +327,18 @@ class ObjectiveValue(NamedTuple):
 
 @dataclass(frozen=True)
 class StepResult:
-    """What a trust-region step did.
+    """What a meta step did.
 
     :param leaves: the new parameters (the old ones where the step was rejected)
-    :param accepted: whether the line search found a step
-    :param n_backtracks: how often the step was shortened
+    :param accepted: whether the line search found a step; True where there is none
+    :param n_backtracks: how often the line search shortened the step; None where there is none
     :param before: objective and its parts at the old parameters
     :param after: the same at the new parameters
     """
 
     leaves: list[th.Tensor]
     accepted: bool
-    n_backtracks: int
+    n_backtracks: int | None
     before: ObjectiveValue
     after: ObjectiveValue
 

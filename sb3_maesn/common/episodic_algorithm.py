@@ -1,0 +1,141 @@
+"""What the algorithms share whose iterations are whole episodes, collected by this package and kept by task."""
+
+import time
+from functools import partial
+from typing import Any, ClassVar
+
+import numpy as np
+import torch as th
+from stable_baselines3.common.buffers import RolloutBuffer
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.policies import ActorCriticPolicy
+from stable_baselines3.common.type_aliases import GymEnv, Schedule
+from stable_baselines3.common.vec_env import VecEnv
+
+from sb3_maesn.common.baselines import ValueFunction, linear_values
+from sb3_maesn.common.collection import Collector
+from sb3_maesn.common.global_seed import entropy_of
+from sb3_maesn.common.inner_update import ActorFunction
+from sb3_maesn.common.parallel import StatelessModule
+from sb3_maesn.common.policies import LatentActor, LatentActorCriticPolicy
+from sb3_maesn.common.rollouts import StepHook
+from sb3_maesn.common.task_algorithm import TaskAlgorithm
+from sb3_maesn.envs.multi_task import MultiTaskVecEnv
+
+
+class EpisodicAlgorithm(TaskAlgorithm):
+    """A TaskAlgorithm with a LatentActorCriticPolicy and no rollout buffer: a buffer would lose episodes and tasks.
+
+    All randomness of iteration i comes from the seed and i alone, so that a run that is saved, loaded and continued
+    equals one that was never stopped. Parameters are those of OnPolicyAlgorithm that such an algorithm has.
+    """
+
+    policy: LatentActorCriticPolicy  # narrower than SB3's
+    baseline_ridge: float
+    _actor: LatentActor
+
+    #: What every policy of the algorithm descends from.
+    policy_base: ClassVar[type[LatentActorCriticPolicy]] = LatentActorCriticPolicy
+
+    def __init__(
+        self,
+        policy: str | type[ActorCriticPolicy],
+        env: GymEnv | str | None,
+        learning_rate: float | Schedule,
+        gamma: float,
+        gae_lambda: float,
+        stats_window_size: int,
+        tensorboard_log: str | None,
+        policy_kwargs: dict[str, Any] | None,
+        verbose: int,
+        seed: int | None,
+        device: th.device | str,
+        _init_setup_model: bool,
+    ):
+        self.entropy = entropy_of(seed)
+        self._whole_timesteps = None
+        super().__init__(
+            policy,
+            env,  # type: ignore[arg-type]  # None is how SB3 loads a model without an environment
+            learning_rate,
+            n_steps=1,
+            gamma=gamma,
+            gae_lambda=gae_lambda,
+            ent_coef=0.0,
+            vf_coef=0.0,
+            max_grad_norm=0.0,
+            use_sde=False,
+            sde_sample_freq=-1,
+            stats_window_size=stats_window_size,
+            tensorboard_log=tensorboard_log,
+            policy_kwargs=policy_kwargs,
+            verbose=verbose,
+            seed=seed,
+            device=device,
+            _init_setup_model=_init_setup_model,
+        )
+
+    # Set-up
+
+    def _setup_model(self) -> None:
+        if not issubclass(self.policy_class, self.policy_base):
+            raise ValueError(f"expected a subclass of {self.policy_base.__name__}, got {self.policy_class.__name__}")
+        self._setup_lr_schedule()
+        self.set_random_seed(self.seed)
+        self._look_at_env()
+        policy = self.policy_class(self.observation_space, self.action_space, self.lr_schedule, **self.policy_kwargs)
+        self.policy = policy.to(self.device)
+        self.rollout_buffer = None  # type: ignore[assignment]  # SB3 expects the attribute
+        self._actor = self.policy.make_actor()
+
+    def _excluded_save_params(self) -> list[str]:
+        return [*super()._excluded_save_params(), "_actor"]
+
+    @property
+    def _actor_function(self) -> ActorFunction:
+        return StatelessModule(self._actor)
+
+    @property
+    def _value_function(self) -> ValueFunction:
+        return partial(linear_values, ridge=self.baseline_ridge)
+
+    def _collector(self, env: MultiTaskVecEnv, on_step: StepHook | None = None) -> Collector:
+        return Collector(
+            env, self.policy, self._actor_function, self.gamma, self.gae_lambda, self._value_function, on_step
+        )
+
+    # One iteration
+
+    def _rng(self) -> np.random.Generator:
+        """The generator of the current iteration: its collection and its step depend on nothing else."""
+        return np.random.default_rng([self.entropy, self._n_updates])
+
+    def collect_rollouts(
+        self, env: VecEnv, callback: BaseCallback, rollout_buffer: RolloutBuffer, n_rollout_steps: int
+    ) -> bool:
+        """Collect the episodes of one iteration.
+
+        :param env: the MultiTaskVecEnv
+        :param callback: called at every environment step
+        :param rollout_buffer: not used
+        :param n_rollout_steps: not used; the environment's horizon decides
+        :return: False if the callback ended the training
+        """
+        assert isinstance(env, MultiTaskVecEnv)
+        started = time.perf_counter()
+        self.policy.set_training_mode(False)
+        callback.on_rollout_start()
+        if not self._collect(self._collector(env, self._step_hook(callback)), env):
+            return False
+        self.logger.record("time/collect_seconds", time.perf_counter() - started)
+        callback.on_rollout_end()
+        return True
+
+    def _collect(self, collector: Collector, env: MultiTaskVecEnv) -> bool:
+        """Collect, keep and note the episodes of one iteration.
+
+        :param collector: how
+        :param env: where its tasks come from
+        :return: False if the collection was ended
+        """
+        raise NotImplementedError

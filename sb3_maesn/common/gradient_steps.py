@@ -1,0 +1,39 @@
+"""The meta step without a trust region: a few gradient steps on one batch, as PPO makes them."""
+
+from collections.abc import Sequence
+from functools import partial
+
+import torch as th
+from torch import nn
+
+from sb3_maesn.common.parallel import Workers
+from sb3_maesn.common.trust_region import Evaluate, add_up, unflatten, value_and_gradient
+from sb3_maesn.common.type_aliases import ObjectiveValue, StepResult
+
+
+def gradient_steps(
+    evaluate: Sequence[Evaluate[ObjectiveValue]],
+    parameters: Sequence[nn.Parameter],
+    optimizer: th.optim.Optimizer,
+    n_steps: int,
+) -> StepResult:
+    """Raise the objective by gradient steps, which change the parameters in place.
+
+    :param evaluate: objective and its parts, as functions of the parameters whose values add up
+    :param parameters: of which the optimiser changes those that it has
+    :param optimizer: its state goes on from step to step and from batch to batch
+    :param n_steps: at least 1
+    :return: the new parameters and what happened
+    """
+    values = []
+    optimizer.zero_grad()  # of what the objective does not contain
+    with Workers() as workers:
+        for _ in range(n_steps):
+            value, gradient = value_and_gradient(evaluate, parameters, workers)
+            values.append(value)
+            for parameter, ascent in zip(parameters, unflatten(gradient, parameters), strict=True):
+                parameter.grad = -ascent
+            optimizer.step()
+        with th.no_grad():
+            after = add_up(workers([partial(part, parameters) for part in evaluate]))
+    return StepResult([parameter.detach() for parameter in parameters], True, None, values[0], after)
