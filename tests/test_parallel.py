@@ -3,6 +3,7 @@
 import threading
 from collections.abc import Iterator
 from functools import partial
+from pathlib import Path
 
 import pytest
 import torch as th
@@ -36,6 +37,24 @@ def test_torch_has_one_thread_inside_and_its_own_number_again_outside(n_threads:
     with one_torch_thread() as before:
         assert (before, th.get_num_threads()) == (n_threads, 1)
     assert th.get_num_threads() == n_threads
+
+
+@pytest.mark.skipif(
+    not Path("/proc/self/task").exists(), reason="counts the threads of this process as Linux shows them"
+)
+@pytest.mark.parametrize("n_threads", [3], indirect=True)
+def test_a_matrix_product_starts_no_threads_of_its_own(n_threads: int) -> None:
+    matrix = th.ones(2000, 500)
+
+    def product() -> int:
+        _ = matrix.T @ matrix
+        return sum(1 for _ in Path("/proc/self/task").iterdir())
+
+    meeting = threading.Barrier(n_threads, timeout=60)
+    with Workers() as workers:
+        workers([meeting.wait] * n_threads)  # now all workers have started
+        before = sum(1 for _ in Path("/proc/self/task").iterdir())
+        assert max(workers([product] * 6)) == before
 
 
 @pytest.mark.parametrize("recorded", [False, True])

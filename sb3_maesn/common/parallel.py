@@ -5,6 +5,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, TypeVar
 
 import torch as th
@@ -33,7 +34,9 @@ class Workers:
     def __enter__(self) -> "Workers":
         self._torch = one_torch_thread()
         n_threads = self._torch.__enter__()
-        self._pool = ThreadPoolExecutor(n_threads) if n_threads > 1 else None
+        # torch's number of threads is every thread's own: a new one's first matrix product would start more
+        one = partial(ThreadPoolExecutor, initializer=th.set_num_threads, initargs=(1,))
+        self._pool = one(n_threads) if n_threads > 1 else None
         return self
 
     def __exit__(self, *error: object) -> None:
