@@ -1,9 +1,28 @@
-"""Functions without their curvature, for second derivatives in which it plays no part."""
+"""Products with the Hessian of a function at its minimum, by the Jacobian of what it is a function of."""
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import torch as th
+
+
+class Composition(NamedTuple):
+    """f(g(x)), where f is at its minimum.
+
+    The Hessian of f(g(x)) is J^T H J, with J that of g and H that of f, plus what the gradient of f makes of the
+    curvature of g. At the minimum of f the second part is zero, and without it the product costs a third less.
+
+    :param inner: g(x), with its graph
+    :param outer: f, a scalar function of tensors like these
+    """
+
+    inner: Sequence[th.Tensor]
+    outer: Callable[[Sequence[th.Tensor]], th.Tensor]
+
+    @property
+    def value(self) -> th.Tensor:
+        """f(g(x)), with its graph."""
+        return self.outer(self.inner)
 
 
 class _Jacobian:
@@ -47,44 +66,36 @@ class _Jacobian:
         return th.autograd.grad(pulled, self.duals, used, retain_graph=True, allow_unused=True, materialize_grads=True)
 
 
-class _Forward(th.autograd.Function):
-    """Constants that depend on the inputs by J."""
+def hessian_product(
+    composition: Composition, inputs: Sequence[th.Tensor]
+) -> Callable[[Sequence[th.Tensor]], tuple[th.Tensor, ...]]:
+    """The product of vectors with the Hessian.
 
-    @staticmethod
-    def forward(ctx: Any, jacobian: _Jacobian, *inputs: th.Tensor) -> tuple[th.Tensor, ...]:
-        ctx.jacobian = jacobian
-        return tuple(output.detach() for output in jacobian.outputs)
-
-    @staticmethod
-    def backward(ctx: Any, *vectors: th.Tensor) -> Any:
-        return None, *_Backward.apply(ctx.jacobian, *vectors)  # type: ignore[no-untyped-call]  # apply has no types
-
-
-class _Backward(th.autograd.Function):
-    """The derivative of :class:`_Forward`, J^T, whose own derivative is J."""
-
-    @staticmethod
-    def forward(ctx: Any, jacobian: _Jacobian, *vectors: th.Tensor) -> tuple[th.Tensor, ...]:
-        ctx.jacobian = jacobian
-        with th.enable_grad():
-            return tuple(part.detach() for part in jacobian.pull(vectors))
-
-    @staticmethod
-    def backward(ctx: Any, *vectors: th.Tensor) -> Any:
-        with th.enable_grad():
-            return None, *(part.detach() for part in ctx.jacobian.push(vectors))
-
-
-def linearised(outputs: Sequence[th.Tensor], inputs: Sequence[th.Tensor]) -> list[th.Tensor]:
-    """The same values with the same first derivatives, but none beyond.
-
-    The Hessian of f(g(x)) is J^T H_f J plus what the gradient of f makes of the curvature of g. Where f is at its
-    minimum the second part is zero, and without it the Hessian costs about half.
-
-    :param outputs: with their graph
-    :param inputs: leaves of that graph
+    :param composition: a function of the inputs
+    :param inputs: leaves of its graph
+    :return: from vectors shaped like the inputs to such vectors
     """
-    needed = [tensor for tensor in inputs if tensor.requires_grad]
-    if not needed:
-        return list(outputs)
-    return list(_Forward.apply(_Jacobian(outputs, needed), *needed))  # type: ignore[no-untyped-call]  # apply has no types
+    varying = [i for i, part in enumerate(composition.inner) if part.requires_grad]
+    jacobian = _Jacobian([composition.inner[i] for i in varying], inputs)
+    at = [part.detach() for part in composition.inner]
+    for i in varying:
+        at[i].requires_grad_()
+    moving = [at[i] for i in varying]
+    gradient = th.autograd.grad(
+        composition.outer(at), moving, create_graph=True, allow_unused=True, materialize_grads=True
+    )
+
+    def product(vectors: Sequence[th.Tensor]) -> tuple[th.Tensor, ...]:
+        pairs = zip(gradient, jacobian.push(vectors), strict=True)
+        curved = [pair for pair in pairs if pair[0].requires_grad]
+        curvature = th.autograd.grad(
+            [own for own, _ in curved],
+            moving,
+            [vector for _, vector in curved],
+            retain_graph=True,
+            allow_unused=True,
+            materialize_grads=True,
+        )
+        return jacobian.pull(curvature)
+
+    return product

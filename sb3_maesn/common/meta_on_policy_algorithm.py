@@ -23,6 +23,7 @@ from sb3_maesn.common.collection import Schedule, collect_meta_batch
 from sb3_maesn.common.critic import fit_critic
 from sb3_maesn.common.distributions import DiagGaussian
 from sb3_maesn.common.env_util import as_multi_task
+from sb3_maesn.common.gauss_newton import Composition
 from sb3_maesn.common.global_seed import entropy_of
 from sb3_maesn.common.inner_update import InnerUpdate
 from sb3_maesn.common.iteration_log import collection_record, step_record
@@ -354,7 +355,7 @@ class MetaOnPolicyAlgorithm(AdaptableAlgorithm):
         def evaluate(tasks: slice, leaves: Sequence[th.Tensor]) -> ObjectiveValue:
             return objective(candidate(leaves), tasks)
 
-        def fisher_kl(tasks: slice, leaves: Sequence[th.Tensor]) -> th.Tensor:
+        def fisher_kl(tasks: slice, leaves: Sequence[th.Tensor]) -> Composition:
             return objective.fisher_kl(candidate(leaves), self.fisher_subsampling, tasks)
 
         result = trust_region_step(
