@@ -95,3 +95,18 @@ def test_every_thread_has_its_own_parameters(n_threads: int) -> None:
         assert th.equal(th.autograd.grad(output.sum(), theta["weight"])[0], inputs)
     assert module.weight is before  # and the module itself stays as it is
     assert th.equal(before, weight)
+
+
+def test_a_module_keeps_its_own_parameters_after_an_error() -> None:
+    function, own = StatelessModule(th.nn.Sequential(th.nn.Linear(2, 1))), th.tensor([[1.0, 10.0]])
+    usual = function({}, own)
+    with pytest.raises(RuntimeError):
+        function({"0.weight": th.ones(1, 3)}, own)
+    assert th.equal(function({}, own), usual)
+    assert not th.equal(function({"0.bias": th.tensor([5.0])}, own), usual)
+    assert th.equal(function({}, own), usual)
+
+
+def test_a_parameter_that_the_module_does_not_have_is_refused() -> None:
+    with pytest.raises(KeyError, match="scale"):
+        StatelessModule(th.nn.Linear(2, 1))({"scale": th.ones(1)}, th.ones(1, 2))

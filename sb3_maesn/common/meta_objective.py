@@ -26,7 +26,7 @@ from sb3_maesn.common.type_aliases import (
 )
 
 ALL_TASKS = slice(None)
-ROWS_OF_A_PART = 8192  # whose activations, 100 wide, are 3 MB a layer
+ROWS_OF_A_PART = 4096  # whose activations, 100 wide, are 1.6 MB a layer
 MIN_PARTS = 4
 
 
