@@ -127,6 +127,8 @@ def reparameterised_gradient(
     :param rollout: the tasks' episodes
     :param advantages: (T, B, K)
     """
+    if adapted.latents.mean.numel() == 0:  # a policy without a latent does not depend on one
+        return adapted.latents
     objective = action_surrogate(actor, policy, adapted, rollout, advantages)
     return DiagGaussian(*th.autograd.grad(objective, list(adapted.latents), create_graph=True))
 
