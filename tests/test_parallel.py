@@ -3,6 +3,7 @@
 import threading
 from collections.abc import Iterator
 from functools import partial
+from pathlib import Path
 
 import pytest
 import torch as th
@@ -36,6 +37,24 @@ def test_torch_has_one_thread_inside_and_its_own_number_again_outside(n_threads:
     with one_torch_thread() as before:
         assert (before, th.get_num_threads()) == (n_threads, 1)
     assert th.get_num_threads() == n_threads
+
+
+@pytest.mark.skipif(
+    not Path("/proc/self/task").exists(), reason="counts the threads of this process as Linux shows them"
+)
+@pytest.mark.parametrize("n_threads", [3], indirect=True)
+def test_a_matrix_product_starts_no_threads_of_its_own(n_threads: int) -> None:
+    matrix = th.ones(2000, 500)
+
+    def product() -> int:
+        _ = matrix.T @ matrix
+        return sum(1 for _ in Path("/proc/self/task").iterdir())
+
+    meeting = threading.Barrier(n_threads, timeout=60)
+    with Workers() as workers:
+        workers([meeting.wait] * n_threads)  # now all workers have started
+        before = sum(1 for _ in Path("/proc/self/task").iterdir())
+        assert max(workers([product] * 6)) == before
 
 
 @pytest.mark.parametrize("recorded", [False, True])
@@ -76,3 +95,18 @@ def test_every_thread_has_its_own_parameters(n_threads: int) -> None:
         assert th.equal(th.autograd.grad(output.sum(), theta["weight"])[0], inputs)
     assert module.weight is before  # and the module itself stays as it is
     assert th.equal(before, weight)
+
+
+def test_a_module_keeps_its_own_parameters_after_an_error() -> None:
+    function, own = StatelessModule(th.nn.Sequential(th.nn.Linear(2, 1))), th.tensor([[1.0, 10.0]])
+    usual = function({}, own)
+    with pytest.raises(RuntimeError):
+        function({"0.weight": th.ones(1, 3)}, own)
+    assert th.equal(function({}, own), usual)
+    assert not th.equal(function({"0.bias": th.tensor([5.0])}, own), usual)
+    assert th.equal(function({}, own), usual)
+
+
+def test_a_parameter_that_the_module_does_not_have_is_refused() -> None:
+    with pytest.raises(KeyError, match="scale"):
+        StatelessModule(th.nn.Linear(2, 1))({"scale": th.ones(1)}, th.ones(1, 2))

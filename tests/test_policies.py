@@ -175,6 +175,20 @@ def test_the_actor_alone_is_the_policy(observation: str, action: str) -> None:
     assert th.allclose(mine.flatten(0, 1), theirs, atol=1e-6)
 
 
+@pytest.mark.parametrize("net_arch", [[], [5, 4]])
+def test_steps_that_share_their_latents_need_them_once(net_arch: list[int]) -> None:
+    actor = make_policy(net_arch=net_arch, ortho_init=False).make_actor()
+    obs, latents = th.randn(7, 2, 3, 3), th.randn(2, 3, 2, requires_grad=True)
+    shared, repeated = actor(obs, latents).mean, actor(obs, latents.expand(7, 2, 3, 2)).mean
+    assert shared.shape == (7, 2, 3, 2)
+    assert th.allclose(shared, repeated, atol=1e-6)
+    for mean in (shared, repeated):
+        assert not th.allclose(mean, actor(obs, 1.0 + latents).mean, atol=1e-3)
+    weights = th.randn(shared.shape)
+    gradients = [th.autograd.grad((weights * mean).sum(), latents)[0] for mean in (shared, repeated)]
+    assert th.allclose(gradients[0], gradients[1], atol=1e-5)
+
+
 def test_values_and_log_probabilities_depend_on_the_latent() -> None:
     policy = make_policy(ortho_init=False)  # which would make the first actions nearly independent of everything
     obs, actions = th.zeros(2, 3), th.zeros(2, 2)
@@ -213,6 +227,15 @@ def test_a_convolutional_extractor_sees_images() -> None:
     expected = preprocess_obs(th.as_tensor(obs), space)
     assert isinstance(expected, th.Tensor)
     assert th.equal(policy.preprocess(obs), expected)
+
+
+@pytest.mark.parametrize("observation", [*SPACES, "image"])
+def test_preprocessing_in_place_takes_the_first_observations(observation: str) -> None:
+    policy = make_policy({**SPACES, "image": spaces.Box(0, 255, (3, 36, 36), np.uint8)}[observation])
+    obs = observations(policy, 5)
+    out = th.full((4, *policy.preprocessed_shape), th.nan)
+    policy.preprocess_into(out, obs)
+    assert th.equal(out, policy.preprocess(obs)[:4])
 
 
 def test_dict_observations_are_refused() -> None:

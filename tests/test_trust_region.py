@@ -6,6 +6,7 @@ from functools import partial
 import pytest
 import torch as th
 
+from sb3_maesn.common.gauss_newton import Composition
 from sb3_maesn.common.trust_region import TrustRegion, flatten, trust_region_step, unflatten
 from sb3_maesn.common.type_aliases import ObjectiveValue
 
@@ -30,14 +31,13 @@ class Quadratic:
     def offset(self, leaves: Sequence[th.Tensor]) -> th.Tensor:
         return flatten(leaves) - flatten(self.start)
 
-    def kl(self, leaves: Sequence[th.Tensor]) -> th.Tensor:
-        offset = self.offset(leaves)
-        return 0.5 * offset @ self.fisher @ offset
+    def kl(self, leaves: Sequence[th.Tensor], scale: float = 1.0) -> Composition:
+        return Composition([self.offset(leaves)], lambda parts: 0.5 * scale * parts[0] @ self.fisher @ parts[0])
 
     def evaluate(self, leaves: Sequence[th.Tensor]) -> ObjectiveValue:
         offset = self.offset(leaves)
         gain = self.gradient @ offset - 0.5 * self.curvature * offset @ offset
-        return ObjectiveValue(gain, gain, self.kl(leaves), th.zeros(()))
+        return ObjectiveValue(gain, gain, self.kl(leaves).value, th.zeros(()))
 
     def best(self, target_kl: float) -> th.Tensor:
         direction = th.linalg.solve(self.fisher, self.gradient)
@@ -65,11 +65,11 @@ def test_step_is_the_known_solution() -> None:
 def test_kl_bound_is_kept_where_the_fisher_matrix_understates_it(target_kl: float) -> None:
     problem = Quadratic()
     result = trust_region_step(
-        [problem.evaluate], [lambda leaves: 0.3 * problem.kl(leaves)], problem.start, settings(target_kl), seed=0
+        [problem.evaluate], [partial(problem.kl, scale=0.3)], problem.start, settings(target_kl), seed=0
     )
     assert result.accepted
     assert result.n_backtracks
-    assert 0 < problem.kl(result.leaves).item() <= target_kl
+    assert 0 < problem.kl(result.leaves).value.item() <= target_kl
 
 
 def test_a_step_is_shortened_until_the_objective_rises() -> None:
@@ -93,7 +93,7 @@ def test_a_refused_step_leaves_the_parameters(reason: str) -> None:
             return value
         return value._replace(objective=value.objective + (th.nan if reason == "not finite" else -1e6))
 
-    result = trust_region_step([evaluate], [lambda x: sign * problem.kl(x)], problem.start, settings(), seed=0)
+    result = trust_region_step([evaluate], [partial(problem.kl, scale=sign)], problem.start, settings(), seed=0)
     assert not result.accepted
     assert all(th.equal(new, old) for new, old in zip(result.leaves, problem.start, strict=True))
     assert not any(leaf.requires_grad for leaf in result.leaves)
@@ -137,7 +137,7 @@ def test_parts_on_several_threads_make_the_step_of_the_whole() -> None:
 
     whole = trust_region_step([problem.evaluate], [problem.kl], problem.start, settings(), seed=0)
     objective = [partial(part, share) for share in shares]
-    kl = [lambda leaves, share=share: share * problem.kl(leaves) for share in shares]
+    kl = [partial(problem.kl, scale=share) for share in shares]
     results = []
     before = th.get_num_threads()
     for n_threads in (1, 2):

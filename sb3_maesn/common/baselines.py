@@ -5,7 +5,7 @@ from functools import partial
 
 import torch as th
 
-from sb3_maesn.common.parallel import Workers
+from sb3_maesn.common.parallel import Workers, one_torch_thread
 from sb3_maesn.common.type_aliases import Rollout, TaskBatch
 
 ValueFunction = Callable[[Rollout, th.Tensor], th.Tensor]
@@ -106,9 +106,11 @@ def estimate_advantages(
     """
     discounted_returns = discounted_sums(rollout.rewards, gamma)
     with th.no_grad():
-        values = value_function(rollout, discounted_returns) * rollout.mask
-    next_values = th.cat([values[1:], th.zeros_like(values[:1])])
-    deltas = (rollout.rewards + gamma * next_values - values) * rollout.mask
-    advantages = discounted_sums(deltas, gamma * gae_lambda)
-    fit = explained_variance(values, discounted_returns, rollout.mask)
+        values = value_function(rollout, discounted_returns)
+    with one_torch_thread():  # arrays this small are not worth waking others, which spin for a while afterwards
+        values = values * rollout.mask
+        next_values = th.cat([values[1:], th.zeros_like(values[:1])])
+        deltas = (rollout.rewards + gamma * next_values - values) * rollout.mask
+        advantages = discounted_sums(deltas, gamma * gae_lambda)
+        fit = explained_variance(values, discounted_returns, rollout.mask)
     return TaskBatch(rollout, advantages, discounted_returns, discounted_returns[0] - values[0], fit)

@@ -14,7 +14,8 @@ from sb3_maesn.common.objectives import episode_std, normalise_episodes, normali
 from sb3_maesn.common.type_aliases import Adapted, EpisodeBatch, NamedParameters, Rollout, StepSizes, TaskBatch
 
 ActorFunction: TypeAlias = Callable[[NamedParameters, th.Tensor, th.Tensor], ActionDistribution]
-"""(theta, observations (..., *obs_shape), latents (..., L)) -> distribution (..., A)"""
+"""(theta, observations (..., *obs_shape), latents (..., L)) -> distribution (..., A); latents with fewer leading
+dimensions are shared by the first ones"""
 
 INNER_UPDATES = ("likelihood_ratio", "reparameterised", "reward_weighted")
 MIN_WEIGHTED_STD = 0.05
@@ -92,10 +93,9 @@ def apply_actor(
     :param z: (B, K, L)
     :return: (T, B, K, A)
     """
-    z = z.expand(observations.shape[0], *z.shape)  # (T, B, K, L)
     if adapted.policy is None:
         return actor(policy, observations, z)
-    parts = th.vmap(actor, in_dims=(0, 1, 1), out_dims=1)(adapted.policy, observations, z)
+    parts = th.vmap(actor, in_dims=(0, 1, 0), out_dims=1)(adapted.policy, observations, z)
     return type(parts)(*parts)
 
 
@@ -140,6 +140,8 @@ def reparameterised_gradient(
     :param rollout: the tasks' episodes
     :param advantages: (T, B, K)
     """
+    if adapted.latents.mean.numel() == 0:  # a policy without a latent does not depend on one
+        return adapted.latents
     objective = action_surrogate(actor, policy, adapted, rollout, advantages)
     return DiagGaussian(*th.autograd.grad(objective, list(adapted.latents), create_graph=True))
 

@@ -2,14 +2,15 @@
 surrogate.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 
 import torch as th
 
 from sb3_maesn.common.distributions import ActionDistribution, DiagGaussian
+from sb3_maesn.common.gauss_newton import Composition
 from sb3_maesn.common.inner_update import ActorFunction, InnerUpdate, apply_actor, inner_update, sample_z, whole
-from sb3_maesn.common.linearise import linearised
 from sb3_maesn.common.objectives import (
     normalise_steps,
     policy_kl,
@@ -31,7 +32,7 @@ from sb3_maesn.common.type_aliases import (
 )
 
 ALL_TASKS = slice(None)
-ROWS_OF_A_PART = 8192  # whose activations, 100 wide, are 3 MB a layer
+ROWS_OF_A_PART = 4096  # whose activations, 100 wide, are 1.6 MB a layer
 MIN_PARTS = 4
 
 
@@ -151,24 +152,29 @@ class MetaObjective:
             total = total + self.exploration_coef * gain - self.inner_kl_coef / len(self.batch.pre) * kl
         return total
 
-    def fisher_kl(self, params: MetaParameters, stride: int, tasks: slice = ALL_TASKS) -> th.Tensor:
-        """The trust region's KL on every ``stride``-th step, or what some of the tasks contribute to it.
+    def fisher_kl(self, params: MetaParameters, stride: int, tasks: slice = ALL_TASKS) -> Composition:
+        """The trust region's KL on every ``stride``-th step, or what some of the tasks contribute to it, as a function
+        of the distributions.
 
-        :param params: the meta-parameters
+        :param params: the meta-parameters, those that acted: there the KL is zero
         :param stride: at least 1
         :param tasks: which of the B tasks
         """
         initial, adapted = self.adapt(params, tasks, stride)
-        if adapted.policy is not None:
-            # the KL is taken at its minimum only, where the curvature of the inner updates does not count
-            flat = linearised([*adapted.latents, *adapted.policy.values()], params.leaves())
-            adapted = Adapted(DiagGaussian(*flat[:2]), dict(zip(adapted.policy, flat[2:], strict=True)))
         rollout = every_nth_step(self.batch.post.rollout.at_tasks(tasks), stride)
-        kl = policy_kl(rollout.distribution, self._distribution(params, adapted, rollout), rollout.mask)
-        if self.latent_kl_coef > 0.0:
-            before, after = (_kl_from_here(value.latents) for value in (initial, adapted))
-            kl = kl + self.latent_kl_coef * (before + after)
-        return self._share(rollout) * kl
+        new = self._distribution(params, adapted, rollout)
+        latents = [initial.latents, adapted.latents] if self.latent_kl_coef > 0.0 else []
+        # KL between the latent distributions as they are and as they will be: zero, but with a Hessian
+        here = [DiagGaussian(*(part.detach() for part in value)) for value in latents]
+
+        def kl(parts: Sequence[th.Tensor]) -> th.Tensor:
+            value = policy_kl(rollout.distribution, type(new)(*parts[: len(new)]), rollout.mask)
+            for i, old in enumerate(here):
+                first = len(new) + 2 * i
+                value = value + self.latent_kl_coef * old.kl(DiagGaussian(*parts[first : first + 2])).mean()
+            return self._share(rollout) * value
+
+        return Composition([*new, *(part for value in latents for part in value)], kl)
 
     def _share(self, rollout: Rollout) -> float:
         """Weight of the mean over some of the tasks in the mean over all."""
@@ -177,8 +183,3 @@ class MetaObjective:
     def _distribution(self, params: MetaParameters, adapted: Adapted, rollout: Rollout) -> ActionDistribution:
         z = sample_z(adapted.latents, rollout.noise)
         return apply_actor(self.actor, params.policy, adapted, rollout.observations, z)
-
-
-def _kl_from_here(latents: DiagGaussian) -> th.Tensor:
-    """Mean KL between the latent distributions as they are and as they will be: zero, but with a Hessian."""
-    return DiagGaussian(*(part.detach() for part in latents)).kl(latents).mean()

@@ -20,6 +20,7 @@ from sb3_maesn.common.collection import Collector, Schedule, collect_meta_batch
 from sb3_maesn.common.critic import fit_critic
 from sb3_maesn.common.distributions import DiagGaussian
 from sb3_maesn.common.env_util import as_multi_task
+from sb3_maesn.common.gauss_newton import Composition
 from sb3_maesn.common.inner_update import InnerUpdate
 from sb3_maesn.common.iteration_log import collection_record, step_record
 from sb3_maesn.common.meta_objective import MetaObjective
@@ -322,7 +323,7 @@ class MetaOnPolicyAlgorithm(AdaptableAlgorithm):
     def _meta_step(self, objective: MetaObjective, params: MetaParameters) -> StepResult:
         """One trust-region step on theta, the latents and the step sizes."""
 
-        def fisher_kl(tasks: slice, leaves: Sequence[th.Tensor]) -> th.Tensor:
+        def fisher_kl(tasks: slice, leaves: Sequence[th.Tensor]) -> Composition:
             return objective.fisher_kl(self._candidate(params, leaves), self.fisher_subsampling, tasks)
 
         return trust_region_step(

@@ -5,6 +5,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, TypeVar
 
 import torch as th
@@ -33,7 +34,9 @@ class Workers:
     def __enter__(self) -> "Workers":
         self._torch = one_torch_thread()
         n_threads = self._torch.__enter__()
-        self._pool = ThreadPoolExecutor(n_threads) if n_threads > 1 else None
+        # torch's number of threads is every thread's own: a new one's first matrix product would start more
+        one = partial(ThreadPoolExecutor, initializer=th.set_num_threads, initargs=(1,))
+        self._pool = one(n_threads) if n_threads > 1 else None
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -61,8 +64,8 @@ class Workers:
 class StatelessModule:
     """A module as a function of its parameters, which several threads may call at once.
 
-    ``functional_call`` puts the parameters into the module for as long as a call takes, so every thread gets a module
-    of its own: a copy that shares the tensors.
+    The parameters are put into the module for as long as a call takes, so every thread gets a module of its own: a copy
+    that shares the tensors.
 
     :param module: no two of whose parameters are one
     """
@@ -80,5 +83,25 @@ class StatelessModule:
         if not hasattr(self._of_thread, "module"):
             shared = {id(tensor): tensor for tensor in (*self._module.parameters(), *self._module.buffers())}
             self._of_thread.module = copy.deepcopy(self._module, shared)
-        # looking for parameters that are one costs as much as a layer
-        return th.func.functional_call(self._of_thread.module, dict(parameters), inputs, tie_weights=False)
+            self._of_thread.places = _places(self._of_thread.module)
+        # what torch.func.functional_call does, whose checks cost as much as a layer
+        places = self._of_thread.places
+        own = {name: places[name][0][places[name][1]] for name in parameters}
+        try:
+            _put(places, parameters)
+            return self._of_thread.module(*inputs)
+        finally:
+            _put(places, own)
+
+
+def _places(module: nn.Module) -> dict[str, tuple[dict[str, Any], str]]:
+    """Where a module keeps its parameters: a dictionary and the key in it, by the parameter's full name."""
+    modules = dict(module.named_modules())
+    owners = {name: name.rpartition(".") for name, _ in module.named_parameters()}
+    return {name: (modules[path]._parameters, key) for name, (path, _, key) in owners.items()}
+
+
+def _put(places: Mapping[str, tuple[dict[str, Any], str]], tensors: Mapping[str, th.Tensor]) -> None:
+    for name, tensor in tensors.items():
+        holder, key = places[name]
+        holder[key] = tensor

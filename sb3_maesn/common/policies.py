@@ -33,17 +33,35 @@ class LatentActor(nn.Module):
         """Action distributions.
 
         :param observations: preprocessed (..., *obs_shape)
-        :param latents: (..., L)
+        :param latents: (..., L), or with fewer leading dimensions where the first ones share their latents
         :return: (..., A)
         """
         leading = observations.shape[: observations.ndim - len(self.observation_shape)]
         features = self.features_extractor(observations.reshape(-1, *self.observation_shape))  # (N, F)
-        flat = latents.reshape(features.shape[0], latents.shape[-1])  # (..., L) -> (N, L)
-        output = self.action_net(self.policy_net(th.cat([features, flat], dim=-1)))
+        first, *others = [*self.policy_net, self.action_net]
+        assert isinstance(first, nn.Linear)  # with which an MlpExtractor begins
+        hidden = first_layer(first, features.view(*leading, features.shape[-1]), latents)  # (..., H)
+        output = hidden.flatten(0, -2) if leading else hidden  # (N, H)
+        for layer in others:
+            output = layer(output)
         output = output.view(*leading, output.shape[-1])  # (N, A) -> (..., A)
         if self.log_std is None:
             return Categorical(output)
         return DiagGaussian(output, self.log_std.view(*(1,) * len(leading), -1))
+
+
+def first_layer(layer: nn.Linear, features: th.Tensor, latents: th.Tensor) -> th.Tensor:
+    """A linear layer of observation and latent, without putting the two together for every step: the latent's part is
+    computed once for the steps that share it, and there is no gradient for observations.
+
+    :param layer: of F + L inputs
+    :param features: of the observations (..., F)
+    :param latents: (..., L), or with fewer leading dimensions
+    :return: (..., H)
+    """
+    size = features.shape[-1]
+    hidden = nn.functional.linear(features, layer.weight[:, :size], layer.bias)
+    return hidden if latents.shape[-1] == 0 else hidden + nn.functional.linear(latents, layer.weight[:, size:])
 
 
 class LatentActorCriticPolicy(ActorCriticPolicy):
@@ -148,6 +166,18 @@ class LatentActorCriticPolicy(ActorCriticPolicy):
         processed = preprocess_obs(tensor, self.observation_space, normalize_images=self.normalize_images)
         assert isinstance(processed, th.Tensor)
         return processed
+
+    def preprocess_into(self, out: th.Tensor, observations: np.ndarray) -> None:
+        """The same, written where it is wanted.
+
+        :param out: float (n, *preprocessed_shape)
+        :param observations: at least n raw observations, of which the first count
+        """
+        space = self.observation_space
+        if isinstance(space, spaces.Box) and space.dtype != np.uint8:  # no image: only another type of number
+            out.copy_(th.as_tensor(observations)[: len(out)])
+        else:
+            out.copy_(self.preprocess(observations)[: len(out)])
 
     def set_latent_distribution(self, mean: np.ndarray | th.Tensor, log_std: np.ndarray | th.Tensor) -> None:
         """Install the distribution from which :meth:`predict` draws.

@@ -120,8 +120,9 @@ def _collect_wave(
     observations = env.reset()
     for t in range(env.horizon):
         assert isinstance(observations, np.ndarray)
-        storage.observations[t, wave] = behaviour.policy.preprocess(observations)[:n]
-        distribution = behaviour(storage.observations[t, wave], wave)
+        seen = storage.observations[t, wave]
+        behaviour.policy.preprocess_into(seen, observations)
+        distribution = behaviour(seen, wave)
         actions = distribution.sample(generator)
         storage.actions[t, wave] = actions
         storage.parameters[t, wave] = distribution[0]

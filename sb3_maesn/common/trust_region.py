@@ -4,13 +4,12 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from types import SimpleNamespace
 from typing import TypeAlias, TypeVar
 
 import torch as th
-from sb3_contrib import TRPO
 from sb3_contrib.common.utils import conjugate_gradient_solver
 
+from sb3_maesn.common.gauss_newton import Composition, hessian_product
 from sb3_maesn.common.parallel import Workers
 from sb3_maesn.common.type_aliases import ObjectiveValue, StepResult
 
@@ -53,9 +52,9 @@ def unflatten(vector: th.Tensor, like: Sequence[th.Tensor]) -> list[th.Tensor]:
 
 
 def fisher_product(
-    kls: Sequence[Evaluate[th.Tensor]], leaves: Sequence[th.Tensor], damping: float, workers: Workers
+    kls: Sequence[Evaluate[Composition]], leaves: Sequence[th.Tensor], damping: float, workers: Workers
 ) -> Callable[[th.Tensor], th.Tensor]:
-    """The product of a vector with the KL's Hessian plus damping.
+    """The product of a vector with the KL's Hessian, where the KL is zero, plus damping.
 
     :param kls: the KL as functions of the parameters whose values add up
     :param leaves: parameters
@@ -64,17 +63,15 @@ def fisher_product(
     :return: (P,) -> (P,)
     """
 
-    def gradient_of(kl: Evaluate[th.Tensor]) -> th.Tensor:
-        # flat_grad drops parameters whose gradient is None: a term of no effect keeps every parameter in place
-        value = kl(leaves) + 0.0 * sum(leaf.square().sum() for leaf in leaves)
-        return flatten(th.autograd.grad(value, leaves, create_graph=True))
+    def product_of(kl: Evaluate[Composition]) -> Evaluate[Sequence[th.Tensor]]:
+        return hessian_product(kl(leaves), leaves)
 
-    gradients = workers([partial(gradient_of, kl) for kl in kls])
-    undamped = SimpleNamespace(cg_damping=0.0)
+    products = workers([partial(product_of, kl) for kl in kls])
 
     def product(vector: th.Tensor) -> th.Tensor:
-        hvp = partial(TRPO.hessian_vector_product, undamped, list(leaves))  # type: ignore[arg-type]  # reads cg_damping only
-        return sum(workers([partial(hvp, gradient, vector) for gradient in gradients]), damping * vector)
+        vectors = unflatten(vector, leaves)
+        parts = workers([partial(part, vectors) for part in products])
+        return sum((flatten(part) for part in parts), damping * vector)
 
     return product
 
@@ -102,7 +99,7 @@ def search_direction(
 
 def trust_region_step(
     evaluate: Sequence[Evaluate[ObjectiveValue]],
-    fisher_kl: Sequence[Evaluate[th.Tensor]],
+    fisher_kl: Sequence[Evaluate[Composition]],
     leaves: Sequence[th.Tensor],
     settings: TrustRegion,
     seed: int,
