@@ -21,6 +21,7 @@ import yaml
 from sb3_maesn import MAESN
 from sb3_maesn.envs import PointGoal
 from sb3_maesn.training import find_recipe
+from tests.tiny import tiny
 
 SCRIPTS = Path(__file__).resolve().parent.parent / "scripts"
 TINY = ["meta_batch_size:3", "n_episodes:4", "n_prior_episodes:null", "balance_episodes:false"]
@@ -338,8 +339,7 @@ def test_curiosity_is_compared_on_what_the_latent_misses(
 ) -> None:
     script = load("compare_curiosity")
     monkeypatch.chdir(tmp_path)
-    net = {"net_arch": [8]}
-    MAESN("LatentMlpPolicy", "PointGoal-v0", meta_batch_size=3, n_episodes=4, policy_kwargs=net).save("model")
+    tiny().save("model")
     few = ["--rounds", "1", "--episodes", "2", "--policy-rounds", "1", "--etas", "0", "0.5", "--fresh-episodes", "3"]
     flags = ["model", "--env", "PointGoal-v0", "--n-tasks", "2", *few, "--csv", "table.csv"]
     assert script.main(flags) == 0
