@@ -21,6 +21,7 @@ import yaml
 from sb3_maesn import MAESN
 from sb3_maesn.envs import PointGoal
 from sb3_maesn.training import find_recipe
+from tests.tiny import tiny
 
 SCRIPTS = Path(__file__).resolve().parent.parent / "scripts"
 TINY = ["meta_batch_size:3", "n_episodes:4", "n_prior_episodes:null", "balance_episodes:false"]
@@ -197,7 +198,17 @@ def test_training_goes_on_from_what_comes_with_the_package(tmp_path: Path, monke
         (["--algo", "maml", "-i", "maesn-WheeledGoal-v0"], "expected a model of MAML"),
         (["-i", "maesn-WheeledGoal-v0"], "spaces"),
         (["--conf-file", "nowhere.yml"], "nowhere.yml"),
-        (["--env", "CartPole-v1"], "tasks"),
+        (["--env", "CartPole-v1"], "CartPole-v1 has no tasks, of which a meta-learner needs many: give it"),
+        (["--algo", "maml", "--env", "CartPole-v1"], "take reinforce, trpo or vime"),
+        (["--algo", "latent_space", "--env", "CartPole-v1"], "has no tasks"),
+        (["--algo", "rl2", "--env", "CartPole-v1"], "has no tasks"),
+        (["--algo", "rl2", "--hyperparams", "n_episodes:0"], "expected trials of at least 1 episode, got n_episodes=0"),
+        (["--algo", "rl2", "--hyperparams", "policy:MlpPolicy"], "RL2 has no policy 'MlpPolicy'; there are: MlpLstm"),
+        (["--algo", "maml", "--hyperparams", "meta_step:sgd"], "meta_step must be one of trpo, ppo, got 'sgd'"),
+        (["--hyperparams", "meta_batch_size:many"], "meta_batch_size must be a whole number, got 'many'"),
+        (["--hyperparams", "n_timesteps:long"], "n_timesteps must be a whole number or null, got 'long'"),
+        (["--hyperparams", "policy_kwargs:{latent_dim: two}"], "latent_dim of policy_kwargs must be a whole number"),
+        (["--hyperparams", "seed:3"], "seed is no hyperparameter: it has a flag of its own, --seed"),
         (["--device", "abacus"], "abacus"),
     ],
 )
@@ -347,6 +358,29 @@ def test_exploration_is_compared_over_seeds(tmp_path: Path, monkeypatch: pytest.
     runs = [{"env": "e", "algo": "a", "found": bool(step), "first_success": step} for step in (30, "", 10)]
     (summary,) = script.summarise(runs)
     assert (summary["seeds_that_found"], summary["median_first_success"]) == ("2 of 3", 30)
+
+
+def test_curiosity_is_compared_on_what_the_latent_misses(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    script = load("compare_curiosity")
+    monkeypatch.chdir(tmp_path)
+    tiny().save("model")
+    few = ["--rounds", "1", "--episodes", "2", "--policy-rounds", "1", "--etas", "0", "0.5", "--fresh-episodes", "3"]
+    flags = ["model", "--env", "PointGoal-v0", "--n-tasks", "2", *few, "--csv", "table.csv"]
+    assert script.main(flags) == 0
+    rows = read_csv(Path("table.csv"))
+    assert [(row["task"], row["eta"]) for row in rows] == [("0", "0.0"), ("0", "0.5"), ("1", "0.0"), ("1", "0.5")]
+    assert rows[0]["mean_return"] != rows[1]["mean_return"]  # from the same adapted latent
+    about = json.loads(Path("table.json").read_text())
+    assert [(row["eta"], row["missed"], row["solved"]) for row in about["summary"]] == [(0.0, 2, 0), (0.5, 2, 0)]
+    monkeypatch.setattr(PointGoal, "success", lambda self, state, tasks: np.ones(len(tasks), dtype=bool))
+    with pytest.raises(SystemExit):
+        script.main(flags)
+    assert "finds the reward of all 2 tasks: there is nothing to compare" in capsys.readouterr().err
+    found = {"eta": 0.1, "success": 0.2, "solved": False, "mean_return": -3.0}
+    (summary,) = script.summarise([found, {**found, "success": 0.6, "solved": True, "mean_return": -1.0}], 10)
+    assert summary == {"eta": 0.1, "tasks": 10, "missed": 2, "found": 2, "solved": 1, "mean_return": -2.0}
 
 
 def test_verbose_2_keeps_the_traceback(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
