@@ -262,7 +262,7 @@ class PosteriorRule(AdaptationRule):
         score_std: float = 0.4,
         noise_std: float = 0.2,
         prior: ScorePrior | None = None,
-        unlike_std: float = 0.15,
+        unlike_std: float = 0.2,
     ) -> None:
         check_range("optimism", optimism, 0.0, np.inf)
         check_range("caution", caution, 0.0, np.inf)
