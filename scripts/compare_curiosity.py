@@ -59,7 +59,7 @@ def compare(args: argparse.Namespace) -> None:
     model, tasks = load_model(args.model), tasks_of(env_id, args.split, args.n_tasks)
     rows: list[dict[str, Any]] = []
     for index, task in enumerate(tasks):
-        # luck that differs from task to task, and the same for every eta
+        # luck that differs from task to task; the latent's part is the same for every eta
         settings = {"task": task, "n_episodes": args.episodes, "rule": args.rule, "seed": args.seed + index}
         adapt = partial(model.adapt, env_id, n_rounds=args.rounds, **settings)
         history = adapt().adaptation

@@ -3,6 +3,7 @@
 import csv
 import fnmatch
 import importlib.util
+import json
 import os
 import re
 import shlex
@@ -128,6 +129,16 @@ def test_table_of_baselines_has_what_rl2_reached(root: Path) -> None:
         numbers = [*(row["mean_return"] for row in last), last[0]["best_return"], last[0]["floor"]]
         written = [float(number) for number in re.findall(r"-?\d+\.?\d*", result)]
         assert written == [round(float(number), digits) for number in numbers]
+
+
+def test_table_of_baselines_has_what_curiosity_solved(root: Path) -> None:
+    (baselines,) = tables("baseline")
+    (row,) = [row for row in baselines if "VIME's reward" in row[0]]
+    summary = json.loads((root / "results" / "curiosity-WheeledGoal-v0.json").read_text())["summary"]
+    without, curious = summary[0], summary[-1]
+    assert without["eta"] == 0 < curious["eta"]
+    assert f"the {without['missed']} of {without['tasks']} tasks" in row[1]
+    assert row[2] == f"solved {curious['solved']}; without VIME {without['solved']}"
 
 
 def test_results_are_explained(root: Path) -> None:
