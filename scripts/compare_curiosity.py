@@ -49,7 +49,8 @@ def compare(args: argparse.Namespace) -> None:
     """
     import torch
 
-    from sb3_maesn.cli import check_env_id, guess_test_env, load_model, tasks_of
+    from sb3_maesn.checkpoints import load_model
+    from sb3_maesn.cli import check_env_id, guess_test_env, tasks_of
     from sb3_maesn.config import ConfigError
     from sb3_maesn.results import format_table, provenance, write_table
 
