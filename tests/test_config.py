@@ -20,7 +20,7 @@ from sb3_maesn.config import (
     script_values,
 )
 from sb3_maesn.envs import FAMILIES
-from sb3_maesn.training import ALGOS
+from sb3_maesn.training import ALGOS, find_recipe
 
 
 def write(tmp_path: Path, text: str) -> Path:
@@ -107,6 +107,18 @@ def test_shipped_entries_build_a_model(root: Path, algorithm: Any, name: str, en
     arguments = constructor_arguments({k: v for k, v in entry.items() if k not in SCRIPT_KEYS}, algorithm)
     algorithm(entry["policy"], env_id, **arguments)
     assert entry["n_timesteps"] > 0
+
+
+def test_tuned_entries_build_a_model(root: Path) -> None:
+    files = sorted((root / "zoo_configs").glob("*-tuned.yml"))
+    assert files
+    for file in files:
+        algo = file.stem.removesuffix("-tuned")
+        entry, algorithm = load_entry(file, "WheeledGoal-v0"), find_recipe(algo).algorithm
+        build: Any = algorithm
+        arguments = constructor_arguments({k: v for k, v in entry.items() if k not in SCRIPT_KEYS}, algorithm)
+        build(entry["policy"], "WheeledGoal-v0", **arguments)
+        assert (root / "results" / "tuning" / f"{algo}-WheeledGoal-v0" / "trials.csv").is_file()
 
 
 @pytest.mark.parametrize(
