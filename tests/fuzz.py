@@ -233,6 +233,7 @@ class Fuzzer:
         model = tiny(baseline="critic", n_critic_updates=1)
         model.learn(model.timesteps_per_iteration)
         self.tensors = read_state(model)[0]
+        model.learn_score_prior(n_latents=12, n_tasks=5)
         model.save_checkpoint(folder / "whole")
         model.save_checkpoint(folder / "whole.zip")
         self.members = {name: (folder / "whole" / name).read_bytes() for name in (TENSORS, CONFIG)}
@@ -305,6 +306,10 @@ class Fuzzer:
                 assert bool((value == self.tensors[name]).all()), (seed, name)
         action, _ = model.predict(np.zeros((2, *model.observation_space.shape)))  # type: ignore[misc]  # its spaces are Boxes
         assert np.isfinite(action).all(), (seed, kind)
+        if model.score_prior is not None:
+            points = model.score_prior.at(np.zeros((1, 3, model.policy.latent_dim)))
+            assert np.isfinite(points.mean).all(), (seed, kind)
+            assert np.isfinite(points.features).all(), (seed, kind)
 
 
 def run_many(folder: Path, seeds: range) -> Counter[tuple[str, str]]:
