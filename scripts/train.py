@@ -2,6 +2,7 @@
 
 import argparse
 import shlex
+import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -130,7 +131,11 @@ def train(request: Any, args: argparse.Namespace) -> int:
     from sb3_maesn import training
 
     print(f"Writing to {request.folder}")
-    model = training.build_model(request)
+    try:
+        model = training.build_model(request)
+    except Exception:
+        shutil.rmtree(request.folder)  # which is new: a run that cannot begin leaves nothing
+        raise
     try:
         n_timesteps = training.steps_to_train(request, model)
         goal = model.num_timesteps + (n_timesteps or 0)

@@ -225,6 +225,7 @@ def test_train_refuses_bad_input_on_one_line(
     errors = capsys.readouterr().err
     assert message in errors
     assert errors.count("\n") == 1
+    assert not any(path.is_file() for path in tmp_path.rglob("*"))  # nor does a run that cannot begin leave files
 
 
 @pytest.mark.parametrize(("algo", "latents"), [("maml", 0), ("latent_space", 2)])
