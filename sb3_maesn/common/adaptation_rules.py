@@ -231,11 +231,11 @@ class PosteriorRule(AdaptationRule):
     Sequential Bayesian optimisation: every latent is chosen from what all earlier episodes returned.
 
     A Gaussian process on the latent models the hit score (:mod:`sb3_maesn.common.posterior`), whose mean and covariance
-    are those of the training tasks where they are known (:mod:`sb3_maesn.common.score_prior`). Where they are
-    not, the first round stands for the prior as well as its number of episodes can. The other rounds maximise an upper confidence bound over points of
-    the prior and neighbours of the best latents so far. In a task where a hit stands out, at most ``n_explore``
-    episodes of a round are spent so; the others are drawn from the distribution that adaptation would return, around
-    the latent with the highest lower confidence bound.
+    are those of the training tasks where they are known (:mod:`sb3_maesn.common.score_prior`). Where they are not, the
+    first round stands for the prior as well as its number of episodes can. The other rounds maximise an upper
+    confidence bound over points of the prior and neighbours of the best latents so far. In a task where a hit stands
+    out, at most ``n_explore`` episodes of a round are spent so; the others are drawn from the distribution that
+    adaptation would return, around the latent with the highest lower confidence bound.
 
     :param optimism: posterior standard deviations of the upper confidence bound
     :param caution: posterior standard deviations of the lower confidence bound
