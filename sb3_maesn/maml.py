@@ -48,6 +48,8 @@ class MAML(MetaOnPolicyAlgorithm):
     :param clip_range: of ``ppo``
     :param inner_kl_coef: weight of the KL from the policies that acted before the inner updates, a penalty that keeps
         the ratios of ``low_variance_curvature`` near 1
+    :param fisher_subsampling: as in :class:`MetaOnPolicyAlgorithm`; greater by default, since a product differentiates
+        through every task's inner update
     :param kwargs: further arguments of :class:`MetaOnPolicyAlgorithm`, but for those about latents
     :raises ValueError: as there
     """
@@ -76,6 +78,7 @@ class MAML(MetaOnPolicyAlgorithm):
         n_epochs: int = 5,
         clip_range: float = 0.3,
         inner_kl_coef: float = 0.0,
+        fisher_subsampling: int = 20,
         **kwargs: Any,
     ):
         self.low_variance_curvature = low_variance_curvature
@@ -84,7 +87,11 @@ class MAML(MetaOnPolicyAlgorithm):
         self.n_epochs = n_epochs
         self.clip_range = clip_range
         self.inner_kl_coef = inner_kl_coef
-        own = {"policy_step_size_init": policy_step_size_init, "learn_step_sizes": learn_step_sizes}
+        own = {
+            "policy_step_size_init": policy_step_size_init,
+            "learn_step_sizes": learn_step_sizes,
+            "fisher_subsampling": fisher_subsampling,
+        }
         super().__init__(policy, env, learning_rate, **{**self.fixed_settings, **own, **kwargs})
 
     def _check_settings(self) -> None:

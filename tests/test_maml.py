@@ -84,9 +84,10 @@ def test_evaluating_many_tasks_is_adapting_to_each(trained: MAML) -> None:
     """All tasks at once, each with its own theta: a task adapts as if it were alone, whatever the others do."""
     near, far = np.array([0.8, 0.6]), GOAL
     together = evaluate_adaptation(trained, POINT, [far, near] * 8, n_rounds=1, n_episodes=40, seed=1)
-    alone = trained.adapt(POINT, task=far, n_rounds=1, n_episodes=40, seed=2)
-    returns, _ = evaluate_policy(alone, at_goal(far), n_eval_episodes=100, deterministic=False, warn=False)
-    assert together.returns[1, ::2].mean() == pytest.approx(returns, abs=1.0)
+    alone = [trained.adapt(POINT, task=far, n_rounds=1, n_episodes=40, seed=seed) for seed in (2, 3, 4, 5)]
+    scores = [evaluate_policy(one, at_goal(far), n_eval_episodes=50, deterministic=False, warn=False) for one in alone]
+    # one update's outcome has a standard deviation of 0.8; before it, the return is -21
+    assert together.returns[1, ::2].mean() == pytest.approx(np.mean([mean for mean, _ in scores]), abs=1.5)
     assert (together.returns[1].mean(axis=1) > together.returns[0].mean(axis=1) + 1.0).all()
 
 

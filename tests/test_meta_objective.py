@@ -16,7 +16,15 @@ from sb3_maesn.common.meta_objective import MetaObjective
 from sb3_maesn.common.objectives import normalise_steps, policy_kl, surrogate
 from sb3_maesn.common.parallel import Workers
 from sb3_maesn.common.trust_region import fisher_product, flatten, unflatten
-from sb3_maesn.common.type_aliases import Adapted, MetaBatch, MetaParameters, TaskBatch, Tasks, every_nth_step
+from sb3_maesn.common.type_aliases import (
+    Adapted,
+    MetaBatch,
+    MetaParameters,
+    TaskBatch,
+    Tasks,
+    detached,
+    every_nth_step,
+)
 from tests.toy import MetaProblem, unadapted
 
 STEP = 1e-5
@@ -204,12 +212,13 @@ def test_fisher_product_equals_differences_of_the_gradient_where_it_is_taken(
 
 def as_collected(objective: MetaObjective, params: MetaParameters) -> MetaObjective:
     """The same objective as if ``params`` had acted after the inner updates."""
-    _, adapted = objective.adapt(params)
-    post = objective.batch.post
+    path = objective.path(params)
+    adapted, post = path[-1], objective.batch.post
     z = sample_z(adapted.latents, post.rollout.noise)
     acting = apply_actor(objective.actor, params.policy, adapted, post.rollout.observations, z)
     rollout = replace(post.rollout, distribution=type(acting)(*(part.detach() for part in acting)))
-    return replace(objective, batch=replace(objective.batch, post=replace(post, rollout=rollout)))
+    acted = tuple(detached(value) for value in path)
+    return replace(objective, batch=replace(objective.batch, post=replace(post, rollout=rollout), acted=acted))
 
 
 def check_fisher_product(problem: MetaProblem, objective: MetaObjective, params: MetaParameters, stride: int) -> None:
@@ -402,7 +411,8 @@ def test_a_graph_free_evaluation_gives_the_same_value() -> None:
 @pytest.mark.parametrize("adapt_policy", [False, True])
 def test_what_tasks_contribute_adds_up_to_the_whole(estimator: str, adapt_policy: bool) -> None:
     problem = MetaProblem(n_inner_steps=2, adapt_policy=adapt_policy)
-    objective, params = objective_of(problem, estimator, adapt_policy), problem.displaced()
+    params = problem.displaced()
+    objective = as_collected(objective_of(problem, estimator, adapt_policy), params)
     parts = [slice(0, 1), slice(1, 3)]
     whole = objective(params)
     for name, number in whole._asdict().items():

@@ -298,6 +298,7 @@ def test_parts_of_a_rollout() -> None:
     assert th.equal(fewer.rewards, rollout.rewards[:, :, :2])
     assert th.equal(fewer.distribution.log_prob(fewer.actions), rollout.log_prob[:, :, :2])
     thinned = every_nth_step(rollout, 7)
-    assert th.equal(thinned.observations, rollout.observations[[0, 7, 14]])
-    assert th.equal(thinned.distribution.log_prob(thinned.actions), rollout.log_prob[[0, 7, 14]])
+    assert th.equal(thinned.observations, rollout.observations[[3, 10, 17]])
+    assert th.equal(thinned.distribution.log_prob(thinned.actions), rollout.log_prob[[3, 10, 17]])
     assert every_nth_step(rollout, 1) is rollout
+    assert th.equal(every_nth_step(rollout, 50).rewards, rollout.rewards[[10]])  # more than an episode has

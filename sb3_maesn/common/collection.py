@@ -119,6 +119,7 @@ def collect_meta_batch(
     :return: the data; None if the collector's ``on_step`` ended the collection
     """
     adapted = Adapted(DiagGaussian(params.latents.mean[tasks.ids], params.latents.log_std[tasks.ids]), None)
+    acted = [adapted]
     pre: list[TaskBatch | EpisodeBatch] = []
     summaries: list[RolloutSummary] = []
     for _ in range(schedule.n_inner_steps):
@@ -128,10 +129,13 @@ def collect_meta_batch(
         batch, summary = before
         new = inner_update(spec, collector.actor, params.policy, params.step_sizes, adapted, batch)
         adapted = detached(new)
+        acted.append(adapted)
         pre.append(batch.episodes if isinstance(batch, TaskBatch) and not schedule.keep_steps else batch)
         summaries.append(summary)
     post = collector.rollout(tasks, params.policy, adapted, schedule.n_episodes, rng)
-    return None if post is None else MetaBatch(tasks, tuple(pre), collector.judge(post), tuple(summaries))
+    if post is None:
+        return None
+    return MetaBatch(tasks, tuple(pre), collector.judge(post), tuple(summaries), tuple(acted))
 
 
 def _collect_before(

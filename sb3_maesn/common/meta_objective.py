@@ -20,7 +20,6 @@ from sb3_maesn.common.objectives import (
 )
 from sb3_maesn.common.type_aliases import (
     Adapted,
-    EpisodeBatch,
     MetaBatch,
     MetaParameters,
     ObjectiveValue,
@@ -34,6 +33,7 @@ from sb3_maesn.common.type_aliases import (
 ALL_TASKS = slice(None)
 ROWS_OF_A_PART = 4096  # whose activations, 100 wide, are 1.6 MB a layer
 MIN_PARTS = 4
+MIN_THINNED_STEPS = 10  # of an episode, however short it is
 
 
 @dataclass(frozen=True)
@@ -62,6 +62,13 @@ class MetaObjective:
     exploration_coef: float = 0.0
     inner_kl_coef: float = 0.0
 
+    def stride(self, subsampling: int) -> int:
+        """Between the time steps on which Fisher products are made.
+
+        :param subsampling: the same, if episodes are long enough
+        """
+        return min(subsampling, max(1, len(self.batch.post.rollout.rewards) // MIN_THINNED_STEPS))
+
     def parts(self, stride: int = 1) -> list[slice]:
         """The tasks in parts whose values add up to the whole, for several threads and small enough for their caches.
 
@@ -77,36 +84,32 @@ class MetaObjective:
 
         :param params: the meta-parameters
         :param tasks: which of the B tasks
-        :param stride: as in :meth:`_path`
+        :param stride: as in :meth:`path`
         """
-        path = self._path(params, tasks, stride)
+        path = self.path(params, tasks, stride)
         return path[0], path[-1]
 
-    def _path(self, params: MetaParameters, tasks: slice, stride: int = 1) -> list[Adapted]:
+    def path(self, params: MetaParameters, tasks: slice = ALL_TASKS, stride: int = 1) -> list[Adapted]:
         """The tasks' values before each inner update and after the last.
 
         :param params: the meta-parameters
         :param tasks: which of the B tasks
-        :param stride: the derivatives of theta's updates use every ``stride``-th pre-update step; the values use all
+        :param stride: above 1, the derivatives of theta's updates use every ``stride``-th pre-update step; the values
+            are those that acted, so the meta-parameters must be so too
         """
         # tasks that divide their episodes among them need one another
         now = ALL_TASKS if self.spec.balance else tasks
         ids = th.as_tensor(self.batch.tasks.ids)[now]
         path = [Adapted(DiagGaussian(params.latents.mean[ids], params.latents.log_std[ids]), None)]
-        for batch in self.batch.pre:
-            path.append(self._inner_update(params, path[-1], batch.at_tasks(now), stride))
+        for i, batch in enumerate(self.batch.pre):
+            update = partial(inner_update, self.spec, self.actor, params.policy, params.step_sizes, path[-1])
+            own = batch.at_tasks(now)
+            if stride > 1 and self.spec.thins and isinstance(own, TaskBatch):
+                thinned = update(own.every_nth_step(stride))
+                path.append(with_value(thinned, at_tasks(self.batch.acted[i + 1], now)))
+            else:
+                path.append(update(own))
         return [at_tasks(value, tasks) for value in path] if self.spec.balance else path
-
-    def _inner_update(
-        self, params: MetaParameters, before: Adapted, batch: TaskBatch | EpisodeBatch, stride: int
-    ) -> Adapted:
-        """One inner update."""
-        update = partial(inner_update, self.spec, self.actor, params.policy, params.step_sizes, before)
-        if stride == 1 or not self.spec.thins or not isinstance(batch, TaskBatch):
-            return update(batch)
-        with th.no_grad():
-            value = update(batch)
-        return with_value(update(batch.every_nth_step(stride)), value)
 
     @cached_property
     def _advantages(self) -> th.Tensor:
@@ -124,7 +127,7 @@ class MetaObjective:
         :param params: the meta-parameters
         :param tasks: which of the B tasks
         """
-        path = self._path(params, tasks)
+        path = self.path(params, tasks)
         rollout = self.batch.post.rollout.at_tasks(tasks)
         share = self._share(rollout)
         gain, kl = (share * part for part in self._gain_and_kl(params, path[-1], rollout, self._advantages[:, tasks]))

@@ -77,7 +77,7 @@ class MetaOnPolicyAlgorithm(AdaptableAlgorithm):
     :param cg_damping: added to the Fisher matrix's diagonal
     :param line_search_shrinking_factor: by which a refused step is shortened
     :param line_search_max_iter: tries of the line search
-    :param fisher_subsampling: the Fisher product uses every n-th time step
+    :param fisher_subsampling: the Fisher product uses every n-th time step, but at least ten of an episode
     :param stats_window_size: episodes over which ``rollout/*`` averages
     :param tensorboard_log: folder of the TensorBoard logs
     :param policy_kwargs: arguments of the policy
@@ -322,13 +322,14 @@ class MetaOnPolicyAlgorithm(AdaptableAlgorithm):
 
     def _meta_step(self, objective: MetaObjective, params: MetaParameters) -> StepResult:
         """One trust-region step on theta, the latents and the step sizes."""
+        stride = objective.stride(self.fisher_subsampling)
 
         def fisher_kl(tasks: slice, leaves: Sequence[th.Tensor]) -> Composition:
-            return objective.fisher_kl(self._candidate(params, leaves), self.fisher_subsampling, tasks)
+            return objective.fisher_kl(self._candidate(params, leaves), stride, tasks)
 
         return trust_region_step(
             self._evaluations(objective, params),
-            [partial(fisher_kl, tasks) for tasks in objective.parts(self.fisher_subsampling)],
+            [partial(fisher_kl, tasks) for tasks in objective.parts(stride)],
             params.leaves(),
             self._trust_region,
             seed=int(self._rng().integers(2**62)),

@@ -31,7 +31,7 @@ def improve_policy(
     :param params: theta; the latents are the policy's current distribution
     :param task: whatever ``set_task`` takes
     :param n_episodes: of the step
-    :param fisher_subsampling: the Fisher product uses every n-th time step
+    :param fisher_subsampling: the Fisher product uses every n-th time step, but at least ten of an episode
     :param rng: source of all randomness
     :return: the new theta, and the mean return of the episodes before it
     """
@@ -49,7 +49,7 @@ def improve_policy(
 
     result = trust_region_step(
         [lambda leaves: objective(with_theta(leaves))],
-        [lambda leaves: objective.fisher_kl(with_theta(leaves), fisher_subsampling)],
+        [lambda leaves: objective.fisher_kl(with_theta(leaves), objective.stride(fisher_subsampling))],
         list(params.policy.values()),
         trust_region,
         int(rng.integers(2**62)),

@@ -199,11 +199,12 @@ class TaskBatch:
         return EpisodeBatch(self.rollout.latents, self.rollout.noise, self.episode_advantages, self.rollout.mask[0])
 
     def every_nth_step(self, stride: int) -> "TaskBatch":
-        """Every ``stride``-th time step.
+        """Every ``stride``-th time step, as :func:`every_nth_step` chooses them.
 
         :param stride: at least 1
         """
-        steps = (self.advantages[::stride], self.discounted_returns[::stride])
+        chosen = every_nth(len(self.advantages), stride)
+        steps = (self.advantages[chosen], self.discounted_returns[chosen])
         rollout = every_nth_step(self.rollout, stride)
         return TaskBatch(rollout, *steps, self.episode_advantages, self.explained_variance)
 
@@ -226,12 +227,14 @@ class MetaBatch:
         nothing needs their steps any more
     :param post: the batch after the last inner update
     :param pre_summaries: of the rollouts before each inner update
+    :param acted: the tasks' values before each inner update and after the last, as they collected the batches
     """
 
     tasks: Tasks
     pre: tuple[TaskBatch | EpisodeBatch, ...]
     post: TaskBatch
     pre_summaries: tuple[RolloutSummary, ...] = ()
+    acted: tuple["Adapted", ...] = ()
 
 
 @dataclass(frozen=True)
@@ -387,6 +390,16 @@ def join_tasks(parts: Sequence[Adapted]) -> Adapted:
     return Adapted(latents, {name: th.cat([policy[name] for policy in policies]) for name in policies[0]})
 
 
+def every_nth(n_steps: int, stride: int) -> slice:
+    """Every ``stride``-th of some steps, from the middle of the first stride on: the start, where all episodes are much
+    alike, counts no more than its share.
+
+    :param n_steps: all steps
+    :param stride: at least 1
+    """
+    return slice(min(stride, n_steps) // 2, None, stride)
+
+
 def every_nth_step(rollout: Rollout, stride: int) -> Rollout:
     """Every ``stride``-th time step of a rollout, for the Fisher product.
 
@@ -395,9 +408,10 @@ def every_nth_step(rollout: Rollout, stride: int) -> Rollout:
     """
     if stride == 1:
         return rollout
+    steps = every_nth(len(rollout.rewards), stride)
     # a Gaussian's log std has a time dimension of 1
     distribution = type(rollout.distribution)(
-        *(part[::stride] if part.shape[0] > 1 else part for part in rollout.distribution)
+        *(part[steps] if part.shape[0] > 1 else part for part in rollout.distribution)
     )
-    thinned = {name: getattr(rollout, name)[::stride] for name in STEP_FIELDS}
+    thinned = {name: getattr(rollout, name)[steps] for name in STEP_FIELDS}
     return replace(rollout, distribution=distribution, **thinned)
