@@ -82,7 +82,7 @@ def linear_problem(n: int, mean: float, log_std: float) -> tuple[Any, TaskBatch]
         actions, actions, distribution, distribution.log_prob(actions), rewards, ones, z, noise, np.zeros((1, n))
     )
     advantages = to_go - to_go.mean(dim=2, keepdim=True)
-    return actor, TaskBatch(rollout, advantages, to_go, advantages[0], 0.0)
+    return actor, TaskBatch(rollout, advantages, to_go, advantages[0], rollout.mask[0], 0.0)
 
 
 @pytest.mark.parametrize("estimator", ["likelihood_ratio", "reparameterised"])

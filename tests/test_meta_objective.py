@@ -17,6 +17,7 @@ from sb3_maesn.common.objectives import normalise_steps, policy_kl, surrogate
 from sb3_maesn.common.parallel import Workers
 from sb3_maesn.common.trust_region import fisher_product, flatten, unflatten
 from sb3_maesn.common.type_aliases import (
+    STEP_FIELDS,
     Adapted,
     MetaBatch,
     MetaParameters,
@@ -426,3 +427,36 @@ def test_parts_hold_every_task_once() -> None:
     objective = objective_of(MetaProblem(), "likelihood_ratio")
     covered = [i for part in objective.parts() for i in range(3)[part]]
     assert covered == [0, 1, 2]
+
+
+def test_the_stride_leaves_ten_steps_of_a_short_episode() -> None:
+    """It follows the episodes as they are, not the horizon: all of the second task's end after 40 of 400 steps."""
+    problem = MetaProblem(n_inner_steps=0)
+    batch = problem.batch_of.post
+    mask = th.ones(400, 2, 5, dtype=th.float64)
+    mask[40:, 1] = 0.0
+    long = th.zeros_like(mask)
+    rollout = replace(
+        batch.rollout.at_tasks(slice(0, 2)),
+        **{
+            name: th.zeros(400, *getattr(batch.rollout, name)[:, :2].shape[1:])
+            for name in STEP_FIELDS
+            if name != "mask"
+        },
+        mask=mask,
+    )
+    post = replace(
+        batch.at_tasks(slice(0, 2)), rollout=rollout, advantages=long, discounted_returns=long, episode_mask=mask[0]
+    )
+    objective = objective_of(problem, "likelihood_ratio")
+    objective = replace(objective, batch=replace(objective.batch, post=post))
+    assert [objective.stride(n) for n in (1, 3, 20)] == [1, 3, 4]
+
+
+def test_a_thinned_batch_keeps_episodes_of_which_no_step_is_left() -> None:
+    batch = MetaProblem().batch_of.post
+    thinned = batch.every_nth_step(4)  # the step 2, before which the first task's second episode ends
+    assert thinned.rollout.mask[:, 0, 1].sum() == 0.0
+    assert th.equal(thinned.episodes.mask, batch.episodes.mask)
+    assert batch.episodes.mask[0, 1] == 1.0
+    assert batch.mean_lengths.tolist() == pytest.approx([18 / 5, 4.0, 4.0])

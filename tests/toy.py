@@ -225,7 +225,7 @@ class MetaProblem:
             np.full((self.batch, self.episodes), np.nan),
         )
         advantages = self.normal(*shape) * mask
-        return TaskBatch(rollout, advantages, advantages, advantages[0], 0.0)
+        return TaskBatch(rollout, advantages, advantages, advantages[0], mask[0], 0.0)
 
 
 def unadapted(mean: th.Tensor, log_std: th.Tensor) -> Adapted:

@@ -113,4 +113,5 @@ def estimate_advantages(
         deltas = (rollout.rewards + gamma * next_values - values) * rollout.mask
         advantages = discounted_sums(deltas, gamma * gae_lambda)
         fit = explained_variance(values, discounted_returns, rollout.mask)
-    return TaskBatch(rollout, advantages, discounted_returns, discounted_returns[0] - values[0], fit)
+    episode_advantages = discounted_returns[0] - values[0]
+    return TaskBatch(rollout, advantages, discounted_returns, episode_advantages, rollout.mask[0], fit)

@@ -127,7 +127,8 @@ def collect_meta_batch(
         if before is None:
             return None
         batch, summary = before
-        new = inner_update(spec, collector.actor, params.policy, params.step_sizes, adapted, batch)
+        with th.no_grad():
+            new = inner_update(spec, collector.actor, params.policy, params.step_sizes, adapted, batch)
         adapted = detached(new)
         acted.append(adapted)
         pre.append(batch.episodes if isinstance(batch, TaskBatch) and not schedule.keep_steps else batch)

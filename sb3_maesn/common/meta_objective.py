@@ -33,7 +33,7 @@ from sb3_maesn.common.type_aliases import (
 ALL_TASKS = slice(None)
 ROWS_OF_A_PART = 4096  # whose activations, 100 wide, are 1.6 MB a layer
 MIN_PARTS = 4
-MIN_THINNED_STEPS = 10  # of an episode, however short it is
+MIN_THINNED_STEPS = 10  # of a task's mean episode, however short it is
 
 
 @dataclass(frozen=True)
@@ -65,9 +65,13 @@ class MetaObjective:
     def stride(self, subsampling: int) -> int:
         """Between the time steps on which Fisher products are made.
 
-        :param subsampling: the same, if episodes are long enough
+        :param subsampling: the same, if every task's episodes are long enough
         """
-        return min(subsampling, max(1, len(self.batch.post.rollout.rewards) // MIN_THINNED_STEPS))
+        batches = [self.batch.post, *(batch for batch in self.batch.pre if isinstance(batch, TaskBatch))]
+        lengths = th.cat([batch.mean_lengths for batch in batches])
+        lengths = lengths[lengths > 0.0]  # a task whose episodes have all diverged has no say
+        shortest = int(lengths.min()) if len(lengths) else 0
+        return min(subsampling, max(1, shortest // MIN_THINNED_STEPS))
 
     def parts(self, stride: int = 1) -> list[slice]:
         """The tasks in parts whose values add up to the whole, for several threads and small enough for their caches.

@@ -77,7 +77,7 @@ class MetaOnPolicyAlgorithm(AdaptableAlgorithm):
     :param cg_damping: added to the Fisher matrix's diagonal
     :param line_search_shrinking_factor: by which a refused step is shortened
     :param line_search_max_iter: tries of the line search
-    :param fisher_subsampling: the Fisher product uses every n-th time step, but at least ten of an episode
+    :param fisher_subsampling: the Fisher product uses every n-th time step, but at least ten of a task's mean episode
     :param stats_window_size: episodes over which ``rollout/*`` averages
     :param tensorboard_log: folder of the TensorBoard logs
     :param policy_kwargs: arguments of the policy

@@ -31,7 +31,7 @@ def improve_policy(
     :param params: theta; the latents are the policy's current distribution
     :param task: whatever ``set_task`` takes
     :param n_episodes: of the step
-    :param fisher_subsampling: the Fisher product uses every n-th time step, but at least ten of an episode
+    :param fisher_subsampling: the Fisher product uses every n-th time step, but at least ten of a task's mean episode
     :param rng: source of all randomness
     :return: the new theta, and the mean return of the episodes before it
     """

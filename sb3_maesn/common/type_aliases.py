@@ -178,6 +178,7 @@ class TaskBatch:
     :param discounted_returns: discounted return from each step on (T, B, K)
     :param episode_advantages: discounted return of each whole episode beyond its start's value, whatever the lambda of
         the steps: a latent acts until the episode's end (B, K)
+    :param episode_mask: (B, K), 1 for a valid episode, even if none of its steps is left here
     :param explained_variance: of the value baseline, one number for the batch
     """
 
@@ -185,6 +186,7 @@ class TaskBatch:
     advantages: th.Tensor
     discounted_returns: th.Tensor
     episode_advantages: th.Tensor
+    episode_mask: th.Tensor
     explained_variance: float
 
     def __post_init__(self) -> None:
@@ -196,7 +198,12 @@ class TaskBatch:
     @property
     def episodes(self) -> EpisodeBatch:
         """The rollout seen from the latents."""
-        return EpisodeBatch(self.rollout.latents, self.rollout.noise, self.episode_advantages, self.rollout.mask[0])
+        return EpisodeBatch(self.rollout.latents, self.rollout.noise, self.episode_advantages, self.episode_mask)
+
+    @property
+    def mean_lengths(self) -> th.Tensor:
+        """Mean length of each task's valid episodes, 0 where it has none (B,)."""
+        return self.rollout.mask.sum(dim=(0, 2)) / self.episode_mask.sum(dim=1).clamp(min=1.0)
 
     def every_nth_step(self, stride: int) -> "TaskBatch":
         """Every ``stride``-th time step, as :func:`every_nth_step` chooses them.
@@ -206,7 +213,7 @@ class TaskBatch:
         chosen = every_nth(len(self.advantages), stride)
         steps = (self.advantages[chosen], self.discounted_returns[chosen])
         rollout = every_nth_step(self.rollout, stride)
-        return TaskBatch(rollout, *steps, self.episode_advantages, self.explained_variance)
+        return TaskBatch(rollout, *steps, self.episode_advantages, self.episode_mask, self.explained_variance)
 
     def at_tasks(self, tasks: slice) -> "TaskBatch":
         """Some of the tasks, without copying.
@@ -214,8 +221,8 @@ class TaskBatch:
         :param tasks: which
         """
         steps = (self.advantages[:, tasks], self.discounted_returns[:, tasks])
-        episode_advantages = self.episode_advantages[tasks]
-        return TaskBatch(self.rollout.at_tasks(tasks), *steps, episode_advantages, self.explained_variance)
+        episodes = (self.episode_advantages[tasks], self.episode_mask[tasks])
+        return TaskBatch(self.rollout.at_tasks(tasks), *steps, *episodes, self.explained_variance)
 
 
 @dataclass(frozen=True)
