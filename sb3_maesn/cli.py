@@ -1,5 +1,6 @@
 """What the scripts share: errors on one line, and names looked up with suggestions."""
 
+import argparse
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
@@ -33,6 +34,22 @@ def one_line_errors(verbose: int) -> Iterator[None]:
             raise
         print(f"error: {' '.join(str(error).split()) or type(error).__name__}", file=sys.stderr)
         raise SystemExit(2) from None
+
+
+def check_flag(args: argparse.Namespace, name: str, least: int, default: int | None = None) -> None:
+    """
+    Refuse a flag below its least value.
+
+    :param args: parsed arguments
+    :param name: its name among them
+    :param least: the least value
+    :param default: a smaller value that is the default and stands for something else, None if there is none
+    :raises ConfigError: naming the flag, what was expected and what came
+    """
+    value = getattr(args, name)
+    if value < least and value != default:
+        unless = "" if default is None else f", or {default} for the default"
+        raise ConfigError(f"--{name.replace('_', '-')} must be at least {least}{unless}, got {value}")
 
 
 def check_env_id(env_id: str) -> None:

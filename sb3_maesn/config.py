@@ -59,11 +59,12 @@ def load_entry(path: str | Path, env_id: str) -> dict[str, Any]:
     return dict(entry)
 
 
-def parse_overrides(pairs: Iterable[str]) -> dict[str, Any]:
+def parse_overrides(pairs: Iterable[str], flag: str = "--hyperparams") -> dict[str, Any]:
     """
     Parse ``key:value`` arguments of the command line, the values being YAML.
 
     :param pairs: such as ``["gamma:0.95", "policy_kwargs:{latent_dim: 3}"]``
+    :param flag: flag that they were given to, for the message
     :return: keys and values
     :raises ConfigError: if an argument is not of that form
     """
@@ -71,7 +72,7 @@ def parse_overrides(pairs: Iterable[str]) -> dict[str, Any]:
     for pair in pairs:
         key, colon, value = pair.partition(":")
         if not colon or not key:
-            raise ConfigError(f"--hyperparams takes key:value, got {pair!r}")
+            raise ConfigError(f"{flag} takes key:value, got {pair!r}")
         try:
             overrides[key] = yaml.safe_load(value)
         except yaml.YAMLError as error:

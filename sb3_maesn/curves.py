@@ -7,6 +7,7 @@ from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 
+from sb3_maesn.config import ConfigError
 from sb3_maesn.run_folder import find_runs
 
 Array: TypeAlias = np.ndarray
@@ -18,6 +19,9 @@ Y_AXES = {
     "success": ("training success rate", "is_success"),
     "length": ("training episode length", "l"),
 }
+
+#: Arrays of ``evaluations.npz`` that can be averaged: a row for each evaluation, a column for each episode.
+KEYS = ("results", "successes", "ep_lengths")
 
 
 class Evaluations(NamedTuple):
@@ -96,11 +100,14 @@ def merge_evaluations(
     evaluations says where, and the others are interpolated.
 
     :param folders: folders of runs, some perhaps without ``evaluations.npz``
-    :param key: array to average: ``results``, ``successes`` or ``ep_lengths``
+    :param key: array to average, one of ``KEYS``
     :param max_steps: environment steps to leave the rest out after
     :param min_steps: leave runs out that were not trained as long
     :return: the average, None where no run has such evaluations
+    :raises ConfigError: for another key
     """
+    if key not in KEYS:
+        raise ConfigError(f"the key must be one of {', '.join(KEYS)}, got {key!r}")
     runs = []
     for folder in folders:
         path = Path(folder) / "evaluations.npz"

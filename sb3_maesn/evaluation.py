@@ -3,12 +3,12 @@
 from collections.abc import Collection, Sequence
 from typing import Any, TypeAlias
 
-import numpy as np
 from stable_baselines3.common.type_aliases import GymEnv
 
 from sb3_maesn.common.adaptation import AdaptationResult, adapt_to_tasks
 from sb3_maesn.common.adaptation_state import AdaptationRule
 from sb3_maesn.common.env_util import borrowed_env
+from sb3_maesn.common.global_seed import generator_of
 from sb3_maesn.common.meta_on_policy_algorithm import MetaOnPolicyAlgorithm
 from sb3_maesn.common.task_learners import make_learner
 from sb3_maesn.rl2 import RL2
@@ -57,7 +57,7 @@ def evaluate_adaptation(
                 f" rule={rule!r} and n_eval_episodes={n_eval_episodes}"
             )
         return model.evaluate_trials(env, tasks, n_rounds + 1, n_episodes, seed=seed)
-    agent, rng = model.agent(), np.random.default_rng(seed)
+    agent, rng = model.agent(), generator_of(seed)
     learner = make_learner(rule, agent)
     with borrowed_env(env, len(tasks) * (n_episodes + n_eval_episodes), tasks) as venv:
         model.check_spaces(venv)

@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv, Schedule
 
+from sb3_maesn.common.constructors import check_types
 from sb3_maesn.common.gradient_steps import gradient_steps
 from sb3_maesn.common.inner_update import InnerUpdate
 from sb3_maesn.common.meta_objective import MetaObjective
@@ -20,6 +21,15 @@ from sb3_maesn.common.settings import check_at_least
 from sb3_maesn.common.type_aliases import MetaBatch, MetaParameters, StepResult
 
 META_STEPS = ("trpo", "ppo")
+NUMBERS = ("exploration_coef", "n_epochs", "clip_range", "inner_kl_coef")
+#: Settings about latents that say nothing here, as they are in every model's file.
+OF_LATENTS: dict[str, Any] = {
+    "step_size_init": 1.0,
+    "step_size_max": None,
+    "temperature_init": 0.3,
+    "latent_mean_init_std": 1.0,
+    "inner_std_floor": 1e-8,
+}
 
 
 class MAML(MetaOnPolicyAlgorithm):
@@ -43,9 +53,10 @@ class MAML(MetaOnPolicyAlgorithm):
         actions before the update with what they make of it
     :param exploration_coef: weight of E-MAML's term, which credits the actions before the update with the task's
         (standardised) reward after it; in ProMP's authors' form
-    :param meta_step: ``trpo``, or ``ppo`` for Adam steps on ratios clipped after the update
+    :param meta_step: ``trpo``, or ``ppo`` for Adam steps on clipped ratios
     :param n_epochs: Adam steps of ``ppo``, each on the whole batch
-    :param clip_range: of ``ppo``
+    :param clip_range: of ``ppo``: of the ratios after the update, and of those before it that ``exploration_coef``
+        weights; those of ``low_variance_curvature`` are not clipped
     :param inner_kl_coef: weight of the KL from the policies that acted before the inner updates, a penalty that keeps
         the ratios of ``low_variance_curvature`` near 1
     :param fisher_subsampling: as in :class:`MetaOnPolicyAlgorithm`; greater by default, since a product differentiates
@@ -63,6 +74,7 @@ class MAML(MetaOnPolicyAlgorithm):
         "balance_episodes": False,
         "kl_coef": 0.0,
         "latent_kl_coef": 0.0,
+        **OF_LATENTS,
     }
 
     def __init__(
@@ -95,7 +107,14 @@ class MAML(MetaOnPolicyAlgorithm):
         super().__init__(policy, env, learning_rate, **{**self.fixed_settings, **own, **kwargs})
 
     def _check_settings(self) -> None:
+        for name, value in OF_LATENTS.items():
+            if getattr(self, name) != value:
+                raise ValueError(
+                    f"MAML has no latent, which {name} is about: leave it out, got {getattr(self, name)!r}; the inner"
+                    " update's step size is policy_step_size_init"
+                )
         super()._check_settings()
+        check_types(vars(self), type(self), NUMBERS)
         check_at_least(vars(self), {"exploration_coef": 0, "n_epochs": 1, "inner_kl_coef": 0})
         if not 0 < self.clip_range < 1:
             raise ValueError(f"clip_range must be between 0 and 1, got {self.clip_range}")

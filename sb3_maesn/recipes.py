@@ -198,10 +198,13 @@ class MetaLearning(Recipe):
 
     def _adaptation(self, run: TrainingRun, model: Any, **settings: Any) -> MetaEvalCallback:
         eval_env = make_tasks_env(self.test_env_id(run.env_id), run.eval_tasks * run.eval_episodes)
+        tasks = eval_env.task_set("validation")[: run.eval_tasks]
+        if len(tasks) < run.eval_tasks and run.verbose:
+            print(f"{run.env_id} has {len(tasks)} validation tasks: evaluations use all of them, not {run.eval_tasks}")
         every = max(run.eval_freq // self.timesteps_per_iteration(model), 1)
         return MetaEvalCallback(
             eval_env,
-            tasks=eval_env.task_set("validation")[: run.eval_tasks],
+            tasks=tasks,
             eval_freq=every if run.eval_freq else ITERATIONS_BETWEEN_EVALUATIONS,
             n_episodes=run.eval_episodes,
             log_path=str(run.folder),

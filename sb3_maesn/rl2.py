@@ -22,7 +22,7 @@ from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_maesn.common.adaptation import AdaptationResult
 from sb3_maesn.common.env_util import as_multi_task, borrowed_env
-from sb3_maesn.common.global_seed import entropy_of, global_seed
+from sb3_maesn.common.global_seed import entropy_of, generator_of, global_seed
 from sb3_maesn.common.settings import check_at_least
 from sb3_maesn.common.task_algorithm import TaskAlgorithm
 from sb3_maesn.common.trial_adaptation import run_trials
@@ -305,4 +305,4 @@ class RL2(TaskAlgorithm, RecurrentPPO):
         single = single_episodes(env)
         k = self.n_episodes if n_episodes is None else n_episodes
         self.check_spaces(TrialVecEnv(single, k, split=None))
-        return run_trials(self.policy, single, tasks, k, n_trials, np.random.default_rng(seed), deterministic)
+        return run_trials(self.policy, single, tasks, k, n_trials, generator_of(seed), deterministic)

@@ -26,6 +26,7 @@ from optuna.samplers import BaseSampler, RandomSampler, TPESampler
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
+from sqlalchemy.exc import SQLAlchemyError
 
 from sb3_maesn.cli import one_line_errors
 from sb3_maesn.config import ConfigError, did_you_mean
@@ -43,6 +44,9 @@ SAMPLERS: dict[str, Callable[[int | None], BaseSampler]] = {
 #: Trials that count towards the number asked for.
 COUNTED = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.RUNNING)
 GIVEN_UP = "given_up"  # attribute of a trial that others failed
+REASON = "reason"  # attribute of a trial that failed or was pruned, why
+PLAN = "plan"  # attribute of a study, what its trials do
+MAX_FAILURES = 3  # of one process in a row
 BEATS = 5  # heartbeats in the time after which a worker without them is taken for dead
 
 
@@ -76,6 +80,11 @@ class StudyRequest:
     stale_after: float = 120.0
     verbose: int = 1
 
+    def __post_init__(self) -> None:
+        for name, least in (("n_trials", 0), ("n_jobs", 1)):
+            if getattr(self, name) < least:
+                raise ConfigError(f"{name} must be at least {least}, got {getattr(self, name)}")
+
 
 def open_storage(storage: str) -> BaseStorage:
     """
@@ -83,9 +92,13 @@ def open_storage(storage: str) -> BaseStorage:
 
     :param storage: journal file, which is made, or the URL of a database
     :return: the storage
+    :raises ConfigError: if the database cannot be opened
     """
     if "://" in storage:
-        return RDBStorage(storage)
+        try:
+            return RDBStorage(storage)
+        except SQLAlchemyError as error:
+            raise ConfigError(f"cannot open the storage {storage}: {error.args[0]}") from error
     Path(storage).parent.mkdir(parents=True, exist_ok=True)
     return JournalStorage(JournalFileBackend(storage))
 
@@ -97,12 +110,12 @@ def open_study(request: StudyRequest, worker: int = 0) -> optuna.Study:
     :param request: what to study
     :param worker: number of the process, so that no two draw the same
     :return: the study
-    :raises ConfigError: for an unknown sampler or pruner
+    :raises ConfigError: for an unknown sampler or pruner, or a study with another plan
     """
     for kind, name, known in (("sampler", request.sampler, SAMPLERS), ("pruner", request.pruner, PRUNERS)):
         if name not in known:
             raise ConfigError(f"unknown {kind} {name!r}{did_you_mean(name, known)}; there are: {', '.join(known)}")
-    return optuna.create_study(
+    study = optuna.create_study(
         storage=open_storage(request.storage),
         sampler=SAMPLERS[request.sampler](None if request.seed is None else request.seed + worker),
         pruner=PRUNERS[request.pruner](),
@@ -110,6 +123,36 @@ def open_study(request: StudyRequest, worker: int = 0) -> optuna.Study:
         direction="maximize",
         load_if_exists=True,
     )
+    if PLAN not in study.user_attrs:
+        study.set_user_attr(PLAN, request.plan.as_json())
+    check_same_plan(study, request.plan)
+    return study
+
+
+def check_same_plan(study: optuna.Study, plan: TuningPlan) -> None:
+    """
+    Refuse a plan that a study was not begun with: scores of different plans do not compare.
+
+    :param study: the study
+    :param plan: what its further trials would do
+    :raises ConfigError: naming the first difference
+    """
+    had, came = _flat(study.user_attrs[PLAN]), _flat(plan.as_json())
+    for name in dict.fromkeys([*came, *had]):
+        before, now = (values.get(name, "nothing") for values in (had, came))
+        if before != now:
+            raise ConfigError(
+                f"the study {study.study_name} was begun with {name}={before}, got {now}: their scores do not compare;"
+                " keep to the former, or give the latter a study of another name"
+            )
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Values of nested mappings, by dotted names."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+    return flat
 
 
 def run_study(request: StudyRequest) -> optuna.Study:
@@ -175,37 +218,56 @@ def work(request: StudyRequest, worker: int) -> None:
 
     :param request: what to study
     :param worker: number of the process
+    :raises ConfigError: if several trials in a row fail, or the study turns out to have another plan
     """
     th.set_num_threads(1)
     study = open_study(request, worker)
+    n_failures = 0
+    while _is_wanting(study, request):
+        check_same_plan(study, request.plan)  # of two processes that began it at once, one had to give way
+        trial = _do_trial(study, request)
+        if request.verbose:
+            _tell(study, trial)
+        failed = trial.state == TrialState.FAIL and not trial.user_attrs.get(GIVEN_UP)
+        n_failures = n_failures + 1 if failed else 0
+        if n_failures == MAX_FAILURES:
+            raise ConfigError(f"{n_failures} trials in a row failed, the last one: {trial.user_attrs.get(REASON)}")
+
+
+def _is_wanting(study: optuna.Study, request: StudyRequest) -> bool:
+    """Whether a study has fewer trials than asked for, not counting those whose workers are silent."""
+    lost = give_up(study, lambda trial: is_stale(trial, request.stale_after))
+    if lost and request.verbose:
+        print(f"given up, as their workers are silent: trials {lost}", flush=True)
+    return len(study.get_trials(deepcopy=False, states=COUNTED)) < request.n_trials
+
+
+def _do_trial(study: optuna.Study, request: StudyRequest) -> FrozenTrial:
+    """Do one trial; a failure of linear algebra is that trial's alone."""
 
     def watched(trial: optuna.Trial) -> float:
         with heartbeat(trial, request.stale_after / BEATS):
-            return objective(request.plan, trial)
+            try:
+                return objective(request.plan, trial)
+            except (RuntimeError, optuna.TrialPruned) as error:
+                trial.set_user_attr(REASON, " ".join(str(error).split()) or type(error).__name__)
+                raise
 
-    while True:
-        lost = give_up(study, lambda trial: is_stale(trial, request.stale_after))
-        if lost and request.verbose:
-            print(f"given up, as their workers are silent: trials {lost}", flush=True)
-        if len(study.get_trials(deepcopy=False, states=COUNTED)) >= request.n_trials:
-            return
-        try:
-            # a failure of linear algebra in one trial is that trial's alone
-            study.optimize(watched, n_trials=1, catch=(RuntimeError,), gc_after_trial=True)
-        except (optuna.exceptions.UpdateFinishedTrialError, ValueError):
-            if not _last_of_this_process(study).user_attrs.get(GIVEN_UP):
-                raise  # else this process was silent for too long, as a suspended machine is, and goes on
-        if request.verbose:
-            _tell(study)
+    try:
+        study.optimize(watched, n_trials=1, catch=(RuntimeError,), gc_after_trial=True)
+    except (optuna.exceptions.UpdateFinishedTrialError, ValueError):
+        if not _last_of_this_process(study).user_attrs.get(GIVEN_UP):
+            raise  # else this process was silent for too long, as a suspended machine is, and goes on
+    return _last_of_this_process(study)
 
 
-def _tell(study: optuna.Study) -> None:
-    """Print the last trial of this process and the best of all."""
-    last = _last_of_this_process(study)
-    value = "" if last.value is None else f" {last.value:.4g}"
+def _tell(study: optuna.Study, trial: FrozenTrial) -> None:
+    """Print a trial and the best of all."""
+    value = "" if trial.value is None else f" {trial.value:.4g}"
+    reason = f" ({trial.user_attrs[REASON]})" if REASON in trial.user_attrs else ""
     done = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
     best = f", best so far {study.best_value:.4g} of trial {study.best_trial.number}" if done else ""
-    print(f"trial {last.number}: {last.state.name.lower()}{value}{best}", flush=True)
+    print(f"trial {trial.number}: {trial.state.name.lower()}{value}{reason}{best}", flush=True)
 
 
 def _last_of_this_process(study: optuna.Study) -> FrozenTrial:

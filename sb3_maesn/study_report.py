@@ -30,10 +30,12 @@ def write_report(study: optuna.Study, plan: TuningPlan, folder: str | Path) -> l
     :param plan: what its trials did
     :param folder: folder for ``best.yml``, ``trials.csv`` and ``trials.json``, ``*.png`` and ``report.html``
     :return: lines that sum it up
-    :raises ConfigError: if no trial came to an end
+    :raises ConfigError: if there is no trial, or none came to an end
     """
     folder = Path(folder)
     done = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+    if not study.get_trials(deepcopy=False):
+        raise ConfigError(f"the study {study.study_name} has no trials to report")
     if not done:
         raise ConfigError(f"no trial of the study {study.study_name} has come to an end")
     folder.mkdir(parents=True, exist_ok=True)

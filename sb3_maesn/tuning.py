@@ -1,9 +1,10 @@
 """Tuning: what a trial trains, and what it is judged by."""
 
+import json
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +16,11 @@ from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from sb3_maesn.benchmarking import Outcome, TestPlan, measure
 from sb3_maesn.cli import check_env_id
 from sb3_maesn.common.adaptation_rules import RULES
-from sb3_maesn.config import SCRIPT_KEYS, ConfigError, check_keys, constructor_arguments
+from sb3_maesn.config import SCRIPT_KEYS, ConfigError, check_keys, constructor_arguments, script_values
 from sb3_maesn.recipes import TrainingRun
 from sb3_maesn.search_spaces import SEARCH_SPACES, Entry, merge
 from sb3_maesn.trained import TrainedAgent
-from sb3_maesn.training import build_model, close, find_recipe
+from sb3_maesn.training import build_model, check_policy, close, find_recipe
 
 METRICS = ("success", "return")
 Numbers = IntDistribution | FloatDistribution
@@ -71,28 +72,42 @@ class TuningPlan:
         """
         return merge(self.config, SEARCH_SPACES[self.algo](trial))
 
+    def as_json(self) -> dict[str, Any]:
+        """Make plain values of it, as a study's storage gives them back."""
+        return json.loads(json.dumps(asdict(self), default=str))
+
 
 def check_plan(plan: TuningPlan) -> None:
     """
     Refuse what no trial could do.
 
     :param plan: what every trial does
-    :raises ConfigError: for an unknown algorithm, environment, metric or rule, a key that the constructor does not
-        know, an environment that the algorithm cannot train on, or numbers below 1
+    :raises ConfigError: for an unknown algorithm, environment, metric, rule or policy, a key that the constructor does
+        not know, a value of a wrong type, an environment that the algorithm cannot train on, or numbers below 1
+    :raises ValueError: for an evaluation that the algorithm refuses
     """
-    algorithm = find_recipe(plan.algo).algorithm
+    recipe = find_recipe(plan.algo)
     for env_id in (plan.env_id, plan.test.env_id or plan.env_id):
         check_env_id(env_id)
     if plan.metric not in METRICS:
         raise ConfigError(f"the metric must be one of {', '.join(METRICS)}, got {plan.metric!r}")
-    if plan.test.rule is not None and plan.test.rule not in RULES:
-        raise ConfigError(f"the adaptation rule must be one of {', '.join(RULES)}, got {plan.test.rule!r}")
+    config = script_values(plan.config)
+    for rule in (plan.test.rule, config.get("eval_rule")):
+        if rule is not None and rule not in RULES:
+            raise ConfigError(f"the adaptation rule must be one of {', '.join(RULES)}, got {rule!r}")
     for name in ("n_timesteps", "n_evaluations", "n_seeds"):
         if getattr(plan, name) < 1:
             raise ConfigError(f"{name} must be at least 1, got {getattr(plan, name)}")
-    constructor_arguments({key: value for key, value in plan.config.items() if key not in SCRIPT_KEYS}, algorithm)
-    run = TrainingRun(plan.algo, plan.env_id, plan.config, Path(), task=plan.task)
-    find_recipe(plan.algo).make_env(run, 1).close()
+    constructor_arguments({key: value for key, value in config.items() if key not in SCRIPT_KEYS}, recipe.algorithm)
+    check_policy(config.get("policy", recipe.policy), recipe.algorithm)
+    _try_out(plan)
+
+
+def _try_out(plan: TuningPlan) -> None:
+    """Make an agent and play an episode: an error now is the plan's, while that of a trained agent prunes its trial."""
+    (trial,) = _random_trials(1)
+    with _agent(plan, plan.entry(trial), 0) as agent:
+        measure(agent, replace(plan.test, n_tasks=1, n_rounds=0, n_episodes=1))
 
 
 def check_start(algo: str, params: Mapping[str, Any]) -> None:
@@ -129,12 +144,16 @@ def search_space(algo: str) -> dict[str, BaseDistribution]:
     :param algo: name of the algorithm
     :return: name -> its values
     """
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
-    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
-    trials = [study.ask() for _ in range(TRIALS_TO_SEE_ALL)]
+    trials = _random_trials(TRIALS_TO_SEE_ALL)
     for trial in trials:
         SEARCH_SPACES[algo](trial)
     return {name: values for trial in trials for name, values in trial.distributions.items()}
+
+
+def _random_trials(n: int) -> list[optuna.Trial]:
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
+    return [study.ask() for _ in range(n)]
 
 
 def objective(plan: TuningPlan, trial: optuna.Trial) -> float:
@@ -153,8 +172,10 @@ def objective(plan: TuningPlan, trial: optuna.Trial) -> float:
     for seed in range(plan.n_seeds):
         with _agent(plan, config, seed) as agent:
             for steps in plan.stages(seed):
-                _train_to(agent.model, steps)
-                score = _score(measure(agent, plan.test), plan.metric)
+                with _pruned_by_errors("training"):
+                    _train_to(agent.model, steps)
+                with _pruned_by_errors("evaluation"):
+                    score = _score(measure(agent, plan.test), plan.metric)
                 trained = seed * plan.n_timesteps + steps
                 trial.report(float(np.median([*scores, score])), trained)
                 is_last = trained == plan.n_seeds * plan.n_timesteps
@@ -181,10 +202,15 @@ def _train_to(model: OnPolicyAlgorithm, steps: int) -> None:
     """Train until so many environment steps are done in all; nothing where whole iterations have gone beyond."""
     left = steps - model.num_timesteps
     if left > 0:
-        try:
-            model.learn(left, reset_num_timesteps=model.num_timesteps == 0)
-        except (ValueError, FloatingPointError) as error:  # what torch's distributions raise for NaN
-            raise optuna.TrialPruned(f"training failed: {error}") from error
+        model.learn(left, reset_num_timesteps=model.num_timesteps == 0)
+
+
+@contextmanager
+def _pruned_by_errors(doing: str) -> Iterator[None]:
+    try:
+        yield
+    except (ValueError, FloatingPointError) as error:  # what torch's distributions and environments raise for NaN
+        raise optuna.TrialPruned(f"{doing} failed: {error}") from error
 
 
 def _score(outcome: Outcome, metric: str) -> float:

@@ -52,10 +52,11 @@ def adapt(args: argparse.Namespace) -> None:
     :param args: parsed arguments
     """
     from sb3_maesn.checkpoints import load_model
-    from sb3_maesn.cli import check_env_id, find_task, guess_test_env
+    from sb3_maesn.cli import check_env_id, find_model_file, find_task, guess_test_env
     from sb3_maesn.evaluation import evaluate_adaptation
     from sb3_maesn.results import format_table, latent_rows
 
+    find_model_file(args.model)
     env_id = args.env or guess_test_env(args.model)
     check_env_id(env_id)
     model = load_model(args.model)

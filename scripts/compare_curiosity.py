@@ -50,11 +50,12 @@ def compare(args: argparse.Namespace) -> None:
     import torch
 
     from sb3_maesn.checkpoints import load_model
-    from sb3_maesn.cli import check_env_id, guess_test_env, tasks_of
+    from sb3_maesn.cli import check_env_id, find_model_file, guess_test_env, tasks_of
     from sb3_maesn.config import ConfigError
     from sb3_maesn.results import format_table, provenance, write_table
 
     torch.set_num_threads(1)
+    find_model_file(args.model)
     env_id = args.env or guess_test_env(args.model)
     check_env_id(env_id)
     model, tasks = load_model(args.model), tasks_of(env_id, args.split, args.n_tasks)

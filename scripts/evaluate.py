@@ -64,9 +64,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     :return: exit code
     """
     args = make_parser().parse_args(argv)
-    from sb3_maesn.cli import check_env_id, guess_test_env, one_line_errors
+    from sb3_maesn.cli import check_env_id, find_model_file, guess_test_env, one_line_errors
 
     with one_line_errors(args.verbose):
+        for model in args.models:
+            find_model_file(model)
         args.env = args.env or guess_test_env(args.models[0])
         check_env_id(args.env)
         {"learning": learning, "few-episodes": few_episodes, "coverage": coverage}[args.what](args)

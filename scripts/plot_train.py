@@ -39,9 +39,11 @@ def plot(args: argparse.Namespace) -> None:
     :param args: parsed arguments
     """
     from sb3_maesn import curves, plots
+    from sb3_maesn.cli import check_flag
     from sb3_maesn.config import ConfigError
     from sb3_maesn.run_folder import find_runs
 
+    check_flag(args, "episode_window", 1)
     lines = {}
     for folder in find_runs(args.exp_folder, args.algo, args.env):
         curve = curves.training_curve(folder, args.x_axis, args.y_axis, args.episode_window, args.max_timesteps)

@@ -43,8 +43,10 @@ def record(args: argparse.Namespace) -> None:
     :param args: parsed arguments
     """
     from sb3_maesn import playing, video
+    from sb3_maesn.cli import check_flag
     from sb3_maesn.trained import AgentChoice, load_agent
 
+    check_flag(args, "n_timesteps", 1)
     agent = load_agent(AgentChoice.from_args(args))
     model, task = playing.prepare(agent, playing.Adaptation.from_args(args))
     titles = {"before adaptation": agent.model, f"after {args.rounds} rounds of {args.episodes} episodes": model}

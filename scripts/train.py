@@ -83,8 +83,12 @@ def run(args: argparse.Namespace, command: Sequence[str]) -> int:
 
     from sb3_maesn import config as files
     from sb3_maesn import recipes, run_folder, training
-    from sb3_maesn.cli import check_env_id, find_model_file
+    from sb3_maesn.cli import check_env_id, check_flag, find_model_file
 
+    for name in ("n_timesteps", "num_threads"):
+        check_flag(args, name, 1, default=-1)
+    for name in ("eval_tasks", "eval_episodes"):
+        check_flag(args, name, 1)
     algorithm = training.find_recipe(args.algo).algorithm
     check_env_id(args.env)
     if args.trained_agent:
@@ -165,13 +169,27 @@ def resume_advice(folder: Path, args: argparse.Namespace, goal: int) -> str:
         return "Interrupted before the first checkpoint; --save-freq sets how often one is written."
     left = goal - int(checkpoint.stem.split("_")[2])
     command = ["python", "scripts/train.py", "--algo", args.algo, "--env", args.env, "-i", str(checkpoint)]
-    if args.task:
-        command += ["--task", *args.task]
-    if args.conf_file:
-        command += ["--conf-file", args.conf_file]
+    command += given_flags(args, without=("algo", "env", "trained_agent", "n_timesteps"))
     if left > 0:
         command += ["-n", str(left)]
     return f"Interrupted; go on with\n  {shlex.join(command)}"
+
+
+def given_flags(args: argparse.Namespace, without: Sequence[str]) -> list[str]:
+    """
+    Say again what differs from the defaults.
+
+    :param args: parsed arguments
+    :param without: names of arguments to leave out
+    :return: words of a command line
+    """
+    words: list[str] = []
+    for name, default in vars(make_parser().parse_args([])).items():
+        value = getattr(args, name)
+        if value != default and name not in without:
+            values = value if isinstance(value, list) else [] if value is True else [str(value)]
+            words += [f"--{name.replace('_', '-')}", *values]
+    return words
 
 
 def choose_seed(seed: int) -> int:

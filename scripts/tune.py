@@ -94,11 +94,12 @@ def make_request(args: argparse.Namespace) -> Any:
     from sb3_maesn.tuning import TuningPlan, check_plan, check_start
 
     recipe = find_recipe(args.algo)  # before its file is looked for
-    config = files.load_entry(args.conf_file or CONFIGS / f"{args.algo}.yml", args.env)
+    entry = files.load_entry(args.conf_file or CONFIGS / f"{args.algo}.yml", args.env)
+    config = files.script_values({**entry, **files.parse_overrides(args.hyperparams)})
     plan = TuningPlan(
         algo=args.algo,
         env_id=args.env,
-        config={**config, **files.parse_overrides(args.hyperparams)},
+        config=config,
         n_timesteps=args.n_timesteps,
         n_evaluations=args.n_evaluations,
         n_seeds=args.n_seeds,
@@ -114,7 +115,7 @@ def make_request(args: argparse.Namespace) -> Any:
         task=args.task,
     )
     check_plan(plan)
-    start = files.parse_overrides(args.start)
+    start = files.parse_overrides(args.start, "--start")
     check_start(args.algo, start)
     return StudyRequest(
         plan=plan,

@@ -67,6 +67,12 @@ def test_malformed_overrides_are_refused(pair: str) -> None:
         parse_overrides([pair])
 
 
+def test_the_flag_of_a_malformed_override_is_named() -> None:
+    for given, named in (((), "--hyperparams"), (("--start",), "--start")):
+        with pytest.raises(ConfigError, match=f"^{named} takes key:value, got 'gamma=2'"):
+            parse_overrides(["gamma=2"], *given)
+
+
 def test_names_become_objects() -> None:
     entry = {"learning_rate": "lin_1e-3", "target_kl": "1e-2", "policy_kwargs": {"activation_fn": "tanh"}}
     arguments = constructor_arguments(entry, MAESN)

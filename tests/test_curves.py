@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from sb3_maesn.config import ConfigError
 from sb3_maesn.curves import last_row, markdown_table, merge_evaluations, read_monitor, training_curve
 
 
@@ -58,6 +59,11 @@ def test_evaluations_of_runs_are_averaged_where_the_coarsest_was_evaluated(tmp_p
     longest = merge_evaluations([fine, coarse], min_steps=40, max_steps=30)
     assert longest is not None
     np.testing.assert_allclose(longest.mean, [1, 2, 3])
+
+
+def test_a_key_that_is_none_is_refused() -> None:
+    with pytest.raises(ConfigError, match="the key must be one of results, successes, ep_lengths, got 'success'"):
+        merge_evaluations([], key="success")
 
 
 def test_rows_of_the_table(tmp_path: Path) -> None:

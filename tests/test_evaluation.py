@@ -121,6 +121,7 @@ def test_an_environment_that_does_not_tell_success() -> None:
         ({"n_episodes": 0}, "n_episodes must be at least 1, got 0"),
         ({"n_rounds": -1}, "n_rounds must not be negative, got -1"),
         ({"n_eval_episodes": -2}, "n_eval_episodes must not be negative, got -2"),
+        ({"seed": -1}, "seed must be at least 0, got -1"),
         ({"rule": "best"}, "rule must be one of .*, got 'best'"),
         ({"env": "WheeledGoal-v0"}, "Observation spaces do not match"),
         ({"env": "Wheeled-v9"}, "unknown task family 'Wheeled-v9'"),

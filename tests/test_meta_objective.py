@@ -277,7 +277,7 @@ def thinned_kl(objective: MetaObjective, params: MetaParameters, flat: th.Tensor
     assert like.policy is not None
     parts = unflatten(flat, [*like.latents, *like.policy.values()])
     adapted = Adapted(DiagGaussian(*parts[:2]), dict(zip(like.policy, parts[2:], strict=True)))
-    rollout = every_nth_step(objective.batch.post.rollout, 2)
+    rollout = every_nth_step(objective.batch.post.rollout, 2, spread=True)
     z = sample_z(adapted.latents, rollout.noise)
     new = apply_actor(objective.actor, params.policy, adapted, rollout.observations, z)
     return policy_kl(rollout.distribution, new, rollout.mask)
@@ -436,15 +436,9 @@ def test_the_stride_leaves_ten_steps_of_a_short_episode() -> None:
     mask = th.ones(400, 2, 5, dtype=th.float64)
     mask[40:, 1] = 0.0
     long = th.zeros_like(mask)
-    rollout = replace(
-        batch.rollout.at_tasks(slice(0, 2)),
-        **{
-            name: th.zeros(400, *getattr(batch.rollout, name)[:, :2].shape[1:])
-            for name in STEP_FIELDS
-            if name != "mask"
-        },
-        mask=mask,
-    )
+    fields = {name: getattr(batch.rollout, name)[:, :2] for name in STEP_FIELDS}
+    steps: dict[str, Any] = {name: th.zeros(400, *value.shape[1:]) for name, value in fields.items()}
+    rollout = replace(batch.rollout.at_tasks(slice(0, 2)), **{**steps, "mask": mask})
     post = replace(
         batch.at_tasks(slice(0, 2)), rollout=rollout, advantages=long, discounted_returns=long, episode_mask=mask[0]
     )
@@ -455,8 +449,9 @@ def test_the_stride_leaves_ten_steps_of_a_short_episode() -> None:
 
 def test_a_thinned_batch_keeps_episodes_of_which_no_step_is_left() -> None:
     batch = MetaProblem().batch_of.post
-    thinned = batch.every_nth_step(4)  # the step 2, before which the first task's second episode ends
-    assert thinned.rollout.mask[:, 0, 1].sum() == 0.0
-    assert th.equal(thinned.episodes.mask, batch.episodes.mask)
-    assert batch.episodes.mask[0, 1] == 1.0
-    assert batch.mean_lengths.tolist() == pytest.approx([18 / 5, 4.0, 4.0])
+    thinned = batch.every_nth_step(4, spread=True)  # of the fourth episode the step 2
+    batch.rollout.mask[2:, 0, 3] = 0.0
+    assert batch.every_nth_step(4, spread=True).rollout.mask[:, 0, 3].sum() == 0.0 < thinned.rollout.mask[:, 0, 3].sum()
+    assert th.equal(batch.every_nth_step(4, spread=True).episodes.mask, batch.episodes.mask)
+    assert batch.episodes.mask[0, 3] == 1.0
+    assert batch.mean_lengths.tolist() == pytest.approx([16 / 5, 4.0, 4.0])

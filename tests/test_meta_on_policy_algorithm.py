@@ -440,18 +440,24 @@ def test_an_environment_that_does_not_fit_is_refused(make: Callable[[], VecEnv],
     [
         ({"meta_batch_size": 0}, "meta_batch_size must be at least 1, got 0"),
         ({"meta_batch_size": 101}, r"meta_batch_size \(101\) must not exceed the number of training tasks \(100\)"),
+        ({"meta_batch_size": 5.5}, r"meta_batch_size must be a whole number, got 5\.5"),
+        ({"meta_batch_size": "5"}, "meta_batch_size must be a whole number, got '5'"),
         ({"n_episodes": 1}, "n_episodes must be at least 2, got 1"),
         ({"n_inner_steps": -1}, "n_inner_steps must be at least 0, got -1"),
         ({"fisher_subsampling": 0}, "fisher_subsampling must be at least 1, got 0"),
         ({"n_critic_updates": 0}, "n_critic_updates must be at least 1, got 0"),
         ({"kl_coef": -0.1}, r"kl_coef must be at least 0, got -0\.1"),
         ({"target_kl": 0.0}, r"target_kl must be positive, got 0\.0"),
+        ({"target_kl": None}, "target_kl must be a number, got None"),
         ({"target_kl": np.nan}, "target_kl must be positive, got nan"),
         ({"temperature_init": -1.0}, r"temperature_init must be positive, got -1\.0"),
         ({"gamma": 1.5}, r"gamma must be between 0 and 1, got 1\.5"),
         ({"gae_lambda": -0.5}, r"gae_lambda must be between 0 and 1, got -0\.5"),
+        ({"line_search_shrinking_factor": 0.0}, r"line_search_shrinking_factor must be above 0 and below 1, got 0\.0"),
+        ({"line_search_shrinking_factor": 1}, "line_search_shrinking_factor must be above 0 and below 1, got 1"),
         ({"inner_update": "sgd"}, "inner_update must be one of likelihood_ratio, .*got 'sgd'"),
         ({"baseline": "zero"}, "baseline must be one of linear, critic, got 'zero'"),
+        ({"n_prior_episodes": 10.5}, r"n_prior_episodes must be a whole number or null, got 10\.5"),
         ({"n_prior_episodes": 1}, "n_prior_episodes must be at least 2"),
         ({"n_prior_episodes": 5, "n_inner_steps": 2}, "n_prior_episodes .* got n_prior_episodes=5, n_inner_steps=2"),
         ({"n_prior_episodes": 5, "adapt_policy": True}, "n_prior_episodes .* adapt_policy=True"),
@@ -464,6 +470,11 @@ def test_an_environment_that_does_not_fit_is_refused(make: Callable[[], VecEnv],
 def test_bad_settings(kwargs: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         tiny(**kwargs)
+
+
+def test_numbers_of_numpy_are_numbers() -> None:
+    settings = {"meta_batch_size": np.int64(3), "n_episodes": np.int32(4), "target_kl": np.float32(0.01), "gamma": 1}
+    tiny(**settings).learn(1)
 
 
 def test_bad_settings_of_a_loaded_model() -> None:
@@ -486,13 +497,14 @@ def test_bad_environments(env: Any, message: str) -> None:
         MAESN("LatentMlpPolicy", env)
 
 
-def test_no_environment() -> None:
+@pytest.mark.parametrize("seed", [None, 0])
+def test_no_environment(seed: int | None) -> None:
     with pytest.raises(ValueError, match="expected an environment, got None"):
-        MAESN("LatentMlpPolicy", None)
+        MAESN("LatentMlpPolicy", None, seed=seed)
 
 
 def test_bad_policies() -> None:
-    with pytest.raises(ValueError, match="Policy MlpPolicy unknown"):
+    with pytest.raises(ValueError, match="Policy MlpPolicy unknown: MAESN has LatentMlpPolicy"):
         MAESN("MlpPolicy", make_vec(POINT, 2))
     from stable_baselines3.ppo import MlpPolicy
 

@@ -215,6 +215,18 @@ def test_a_native_family_refuses_tasks_that_are_not_its_own(task: list[Any]) -> 
         MultiTaskVecEnv(native(1)).set_tasks([task])
 
 
+@pytest.mark.parametrize(("task", "shape"), [([1.0], r"\(1,\)"), ([1.0, 0.0, 0.0], r"\(3,\)"), (1.0, r"\(\)")])
+def test_the_shape_of_one_task_is_named(task: Any, shape: str) -> None:
+    with pytest.raises(ValueError, match=rf"a task of PointGoal must have shape \(2,\), got {shape}"):
+        MultiTaskVecEnv(native(4)).set_tasks([task] * 4)
+
+
+@pytest.mark.parametrize("make", [lambda: POINT, lambda: gym.make(POINT), lambda: None])
+def test_what_is_no_vec_env_is_refused(make: Callable[[], Any]) -> None:
+    with pytest.raises(ValueError, match=r"expected a VecEnv, got .*: make one with sb3_maesn\.envs\.make_vec"):
+        MultiTaskVecEnv(make())
+
+
 @pytest.mark.parametrize("task_id", [-1, 100])
 def test_task_ids_out_of_range_are_refused(task_id: int) -> None:
     with pytest.raises(ValueError, match=rf"expected a train task id from 0 to 99, got {task_id}"):

@@ -371,5 +371,7 @@ def test_environments_and_policies_that_do_not_fit_are_refused() -> None:
         model.adapt(POINT)
     with pytest.raises(ValueError, match="trials of at least 1 episode"):
         model.adapt(POINT, task=GOAL, n_episodes=0)
+    with pytest.raises(ValueError, match="seed must be at least 0, got -1"):
+        model.adapt(POINT, task=GOAL, seed=-1)
     with pytest.raises(ValueError, match="Observation spaces do not match"):
         model.adapt("WheeledGoal-v0", task=2 * GOAL)

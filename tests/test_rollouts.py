@@ -297,8 +297,25 @@ def test_parts_of_a_rollout() -> None:
     fewer = rollout.first_episodes(2)
     assert th.equal(fewer.rewards, rollout.rewards[:, :, :2])
     assert th.equal(fewer.distribution.log_prob(fewer.actions), rollout.log_prob[:, :, :2])
+
+
+def test_every_nth_step_begins_with_the_first() -> None:
+    env = MultiTaskVecEnv(make_vec("PointGoal-v0", 12))
+    rollout = play(env, env.task_set("train")[:3], 4)
     thinned = every_nth_step(rollout, 7)
-    assert th.equal(thinned.observations, rollout.observations[[3, 10, 17]])
-    assert th.equal(thinned.distribution.log_prob(thinned.actions), rollout.log_prob[[3, 10, 17]])
+    assert th.equal(thinned.observations, rollout.observations[[0, 7, 14]])
+    assert th.equal(thinned.distribution.log_prob(thinned.actions), rollout.log_prob[[0, 7, 14]])
+
+
+def test_every_nth_step_is_of_another_phase_in_every_episode() -> None:
+    env = MultiTaskVecEnv(make_vec("PointGoal-v0", 12))
+    rollout = play(env, env.task_set("train")[:3], 4)
+    thinned = every_nth_step(rollout, 8, spread=True)
+    for episode, steps in enumerate([[1, 9, 17], [3, 11, 19], [5, 13], [7, 15]]):  # of 20
+        n = len(steps)
+        assert th.equal(thinned.observations[:n, :, episode], rollout.observations[steps][:, :, episode])
+        log_prob = thinned.distribution.log_prob(thinned.actions)[:n, :, episode]
+        assert th.equal(log_prob, rollout.log_prob[steps][:, :, episode])
+        assert thinned.mask[:, 0, episode].tolist() == [1.0] * n + [0.0] * (3 - n)
     assert every_nth_step(rollout, 1) is rollout
-    assert th.equal(every_nth_step(rollout, 50).rewards, rollout.rewards[[10]])  # more than an episode has
+    assert every_nth_step(rollout, 50, spread=True).mask.tolist() == [[[1.0] * 4] * 3]  # no episode has so many

@@ -176,6 +176,7 @@ def test_training_discards_it() -> None:
     [
         ({"env": SPARSE, "n_latents": 1}, "expected at least 2 latents and 2 tasks, got n_latents=1, n_tasks=100"),
         ({"env": SPARSE, "n_tasks": 1}, "expected at least 2 latents and 2 tasks"),
+        ({"env": SPARSE, "seed": -1}, "seed must be at least 0, got -1"),
         ({"env": "WheeledGoal-v0"}, "Observation spaces do not match"),
     ],
 )

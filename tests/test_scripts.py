@@ -4,6 +4,7 @@ import csv
 import importlib.util
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -160,6 +161,30 @@ def test_interrupt_leaves_a_whole_checkpoint_and_says_how_to_resume(tmp_path: Pa
     assert not [path for path in folder.iterdir() if path.name.startswith(".")]
 
 
+@pytest.mark.parametrize(
+    "flags",
+    [
+        [],
+        ["--algo", "vime", "--env", "PointGoal-v0", "--task", "-0.6", "0.8", "-i", "old.zip", "-n", "500", "-P"],
+        [
+            *("--conf-file", "my conf.yml", "-f", "my logs", "-tb", "tb", "--seed", "3", "--num-threads", "2"),
+            *("--eval-freq", "-1", "--eval-episodes", "7", "--eval-tasks", "9", "--save-freq", "800", "--verbose", "0"),
+            *("--hyperparams", "policy_kwargs:{net_arch: [8], activation_fn: tanh}", "n_envs:5"),
+        ],
+    ],
+)
+def test_the_command_that_goes_on_repeats_the_flags(tmp_path: Path, flags: list[str]) -> None:
+    script = load("train")
+    checkpoint = tmp_path / "rl_model_400_steps.zip"
+    checkpoint.touch()
+    args = script.make_parser().parse_args(flags)
+    advice = script.resume_advice(tmp_path, args, goal=1000)
+    python, name, *advised = shlex.split(advice.split("go on with")[1])
+    assert (python, name) == ("python", "scripts/train.py")
+    expected = {**vars(args), "trained_agent": str(checkpoint), "n_timesteps": 600}
+    assert vars(script.make_parser().parse_args(advised)) == expected
+
+
 @pytest.mark.parametrize("name", ["checkpoint", "checkpoint.zip"])
 def test_training_goes_on_from_a_checkpoint_as_from_a_saved_model(
     train: Callable[..., Path], model_file: str, name: str
@@ -210,6 +235,12 @@ def test_training_goes_on_from_what_comes_with_the_package(tmp_path: Path, monke
         (["--hyperparams", "policy_kwargs:{latent_dim: two}"], "latent_dim of policy_kwargs must be a whole number"),
         (["--hyperparams", "seed:3"], "seed is no hyperparameter: it has a flag of its own, --seed"),
         (["--device", "abacus"], "abacus"),
+        (["-n", "-5"], "--n-timesteps must be at least 1, or -1 for the default, got -5"),
+        (["-n", "0"], "--n-timesteps must be at least 1, or -1 for the default, got 0"),
+        (["--num-threads", "0"], "--num-threads must be at least 1, or -1 for the default, got 0"),
+        (["--eval-tasks", "0"], "--eval-tasks must be at least 1, got 0"),
+        (["--eval-episodes", "-1"], "--eval-episodes must be at least 1, got -1"),
+        (["--algo", "maml", "--hyperparams", "step_size_init:0.5"], "step size is policy_step_size_init"),
     ],
 )
 def test_train_refuses_bad_input_on_one_line(
@@ -226,6 +257,15 @@ def test_train_refuses_bad_input_on_one_line(
     assert message in errors
     assert errors.count("\n") == 1
     assert not any(path.is_file() for path in tmp_path.rglob("*"))  # nor does a run that cannot begin leave files
+
+
+def test_evaluation_on_more_tasks_than_there_are_is_announced(
+    train: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = train("-n", "1", "--eval-freq", "0", "--eval-tasks", "101", "--eval-episodes", "1", "--verbose", "1")
+    assert "PointGoal-v0 has 100 validation tasks: evaluations use all of them, not 101" in capsys.readouterr().out
+    with np.load(folder / "evaluations.npz") as evaluations:
+        assert evaluations["results"].shape == (1, 100)
 
 
 @pytest.mark.parametrize(("algo", "latents"), [("maml", 0), ("latent_space", 2)])
@@ -309,7 +349,7 @@ def test_resumed_training_of_one_task_equals_the_whole(
         (["--algo", "trpo", "--task", "trial:1"], "split must be one of train, validation, test, got 'trial'"),
         (["--algo", "trpo", "--task", "left"], "an index or a task's values, got 'left'"),
         (["--algo", "trpo", "--task", "1", "nan"], "finite"),
-        (["--algo", "trpo", "--task", "1", "2", "3"], "must have shape (n, 2)"),
+        (["--algo", "trpo", "--task", "1", "2", "3"], "a task of PointGoal must have shape (2,), got (3,)"),
         (["--algo", "trpo", "--env", "CartPole-v1", "--task", "3"], "CartPole-v1 has no tasks to choose from"),
         (["--algo", "maesn", "--task", "3"], "maesn learns from all tasks"),
     ],
@@ -419,6 +459,8 @@ def test_adapt_prints_and_writes_the_rounds(model_file: str, capsys: pytest.Capt
         (["--task", "100"], "from 0 to 99"),
         (["--task", "left"], "an index or"),
         (["--task", "nan", "0"], "finite"),
+        (["--task", "1.0"], "a task of PointGoalSparse must have shape (2,), got (1,)"),
+        (["--seed", "-3"], "seed must be at least 0, got -3"),
         (["--rule", "magic"], "posterior"),
         (["--env", "PointGaol-v0"], "did you mean PointGoal"),
         (["--env", "WheeledGoal-v0"], "space"),

@@ -22,11 +22,22 @@ from sb3_maesn import study as studies
 from sb3_maesn.benchmarking import Outcome, TestPlan
 from sb3_maesn.config import ConfigError, constructor_arguments
 from sb3_maesn.maesn import MAESN
+from sb3_maesn.search_spaces import SEARCH_SPACES
 from sb3_maesn.study import StudyRequest, give_up, heartbeat, is_stale, open_study, run_study
 from sb3_maesn.study_report import write_report
 from sb3_maesn.tuning import TuningPlan, check_plan, check_start
+from tests.test_scripts import load
 
 TUNE = Path(__file__).resolve().parent.parent / "scripts" / "tune.py"
+#: ``tune.py`` whose trials never end.
+HANGING_TUNE = f"""
+import sys, time
+sys.path.insert(0, {str(TUNE.parent)!r})
+import tune
+from sb3_maesn import study
+study.objective = lambda plan, trial: time.sleep(600)
+tune.main(sys.argv[1:])
+"""
 PLAN = TuningPlan(
     algo="maesn",
     env_id="PointGoal-v0",
@@ -100,7 +111,7 @@ def test_agents_are_judged_on_the_environment_and_by_the_rule_of_the_plan(
     monkeypatch.setattr(benchmarking, "evaluate_adaptation", evaluate)
     test = replace(PLAN.test, env_id="PointGoal-v0", rule="kernel")
     run_study(request(tmp_path, plan=replace(PLAN, test=test, n_evaluations=1), n_trials=1))
-    run_study(request(tmp_path, plan=replace(PLAN, n_evaluations=1), n_trials=2))
+    run_study(request(tmp_path, name="t", plan=replace(PLAN, n_evaluations=1), n_trials=1))
     assert asked == [("PointGoal-v0", (1, 2, "kernel", 0)), ("PointGoalSparse-v0", (1, 2, None, 0))]
 
 
@@ -115,6 +126,16 @@ def test_numbers_that_are_not_finite_prune(tmp_path: Path, scripted: dict[int, l
     scripted[0] = [float("nan")]
     study = run_study(request(tmp_path, n_trials=1, plan=replace(PLAN, metric="return")))
     assert study.trials[0].state == TrialState.PRUNED
+
+
+def test_an_evaluation_whose_numbers_are_not_finite_prunes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(tuning, "_train_to", lambda model, steps: None)
+    monkeypatch.setitem(SEARCH_SPACES, "maml", lambda trial: {"policy_step_size_init": 1e30})
+    study = run_study(request(tmp_path, plan=replace(PLAN, algo="maml"), n_trials=1, verbose=1))
+    assert study.trials[0].state == TrialState.PRUNED
+    assert "trial 0: pruned (evaluation failed: PointGoalSparse-v0: actions must be finite" in capsys.readouterr().out
 
 
 def test_a_study_goes_on_where_it_stopped_and_reports(tmp_path: Path) -> None:
@@ -182,9 +203,98 @@ def test_a_mistake_ends_the_study(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         run_study(request(tmp_path, n_trials=1))
 
 
+@pytest.fixture
+def outcomes(monkeypatch: pytest.MonkeyPatch) -> list[float | str]:
+    """Replaces trials: their values, or the messages of their errors."""
+    script: list[float | str] = []
+
+    def play(plan: TuningPlan, trial: optuna.Trial) -> float:
+        outcome = script.pop(0)
+        if isinstance(outcome, str):
+            raise RuntimeError(outcome)
+        return outcome
+
+    monkeypatch.setattr(studies, "objective", play)
+    return script
+
+
+def test_a_study_whose_trials_all_fail_ends_and_says_why(
+    tmp_path: Path, outcomes: list[float | str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    outcomes += ["out of memory", "out of memory", "matrix is\nsingular", 0.5, 0.5]
+    with pytest.raises(ConfigError, match="3 trials in a row failed, the last one: matrix is singular"):
+        run_study(request(tmp_path, verbose=1))
+    assert capsys.readouterr().out.splitlines() == [
+        "trial 0: fail (out of memory)",
+        "trial 1: fail (out of memory)",
+        "trial 2: fail (matrix is singular)",
+    ]
+
+
+def test_single_trials_may_fail(tmp_path: Path, outcomes: list[float | str]) -> None:
+    outcomes += ["singular", "singular", 0.5, "singular", "singular", 0.6]
+    assert run_study(request(tmp_path)).best_value == 0.6
+
+
+@pytest.mark.parametrize(
+    ("changes", "difference"),
+    [
+        ({"n_timesteps": 3000}, "n_timesteps=2000, got 3000"),
+        ({"metric": "return"}, "metric=success, got return"),
+        ({"task": ["1"]}, r"task=\[\], got \['1'\]"),
+        ({"config": {"n_timesteps": 1000, "n_envs": 10}}, r"config\.n_envs=50, got 10"),
+        ({"config": {"n_timesteps": 1000}}, r"config\.n_envs=50, got nothing"),
+        ({"config": {**PLAN.config, "policy_kwargs": {"net_arch": [8]}}}, r"net_arch=nothing, got \[8\]"),
+        ({"test": replace(PLAN.test, n_tasks=3)}, r"test\.n_tasks=2, got 3"),
+    ],
+)
+def test_a_study_keeps_to_its_plan(
+    tmp_path: Path, outcomes: list[float | str], changes: dict[str, Any], difference: str
+) -> None:
+    outcomes += [0.5, 0.5]
+    run_study(request(tmp_path, n_trials=1))
+    with pytest.raises(ConfigError, match=f"the study s was begun with .*{difference}"):
+        run_study(request(tmp_path, plan=replace(PLAN, **changes)))
+    assert outcomes == [0.5]
+
+
+def test_a_study_without_a_plan_takes_the_next_one(tmp_path: Path, outcomes: list[float | str]) -> None:
+    """As those of earlier versions."""
+    outcomes += [0.5]
+    storage = studies.open_storage(str(tmp_path / "j.log"))
+    optuna.create_study(storage=storage, study_name="s", direction="maximize").ask()
+    run_study(request(tmp_path))
+    with pytest.raises(ConfigError, match="n_seeds=1, got 2"):
+        open_study(request(tmp_path, plan=replace(PLAN, n_seeds=2)))
+
+
+def test_of_two_plans_that_begin_a_study_at_once_one_gives_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    other = replace(PLAN, n_seeds=2)
+
+    def overtaken(plan: TuningPlan, trial: optuna.Trial) -> float:
+        trial.study.set_user_attr(studies.PLAN, other.as_json())
+        return 0.5
+
+    monkeypatch.setattr(studies, "objective", overtaken)
+    with pytest.raises(ConfigError, match="n_seeds=2, got 1"):
+        run_study(request(tmp_path))
+    assert len(open_study(request(tmp_path, plan=other)).trials) == 1
+
+
+def test_a_finished_study_gives_the_same_report(tmp_path: Path, scripted: dict[int, list[float]]) -> None:
+    scripted[0] = [0.5, 0.6]
+    reports = []
+    others: tuple[dict[str, Any], ...] = ({}, {"sampler": "random", "pruner": "none", "seed": 3}, {"n_trials": 0})
+    for changes in others:
+        study = run_study(request(tmp_path, **changes))
+        lines = write_report(study, PLAN, tmp_path / "out")
+        reports.append((lines, [(tmp_path / "out" / name).read_bytes() for name in ("best.yml", "trials.csv")]))
+    assert reports[0] == reports[1] == reports[2]
+
+
 def test_two_workers_on_one_journal_of_which_one_is_killed(tmp_path: Path) -> None:
     """Each worker is a process of its own; the one that is killed is in the middle of a trial that would never end."""
-    common = [
+    flags = [
         "--env",
         "PointGoal-v0",
         "--storage",
@@ -196,11 +306,10 @@ def test_two_workers_on_one_journal_of_which_one_is_killed(tmp_path: Path) -> No
         "--sampler",
         "random",
     ]
-    common += ["--n-evaluations", "1", "--eval-episodes", "2", "--study-name", "s", "-o", "out"]
-    endless = [*common, "-n", "1000000000", "--n-trials", "1"]
-    quick = [*common, "-n", "1000", "--n-trials", "3", "--n-jobs", "2"]
-    command = [sys.executable, str(TUNE)]
-    with subprocess.Popen([*command, *endless], cwd=tmp_path, stderr=subprocess.DEVNULL) as victim:
+    flags += ["--n-evaluations", "1", "--eval-episodes", "2", "--study-name", "s", "-o", "out", "-n", "1000"]
+    endless = [sys.executable, "-c", HANGING_TUNE, *flags, "--n-trials", "1"]
+    quick = [sys.executable, str(TUNE), *flags, "--n-trials", "3", "--n-jobs", "2"]
+    with subprocess.Popen(endless, cwd=tmp_path, stderr=subprocess.DEVNULL) as victim:
         backend = studies.open_storage(str(tmp_path / "j.log"))
         _wait_for(lambda: "s" in optuna.get_all_study_names(backend))
         study = optuna.load_study(study_name="s", storage=backend)
@@ -209,7 +318,7 @@ def test_two_workers_on_one_journal_of_which_one_is_killed(tmp_path: Path) -> No
         victim.wait()
     assert study.trials[0].state == TrialState.RUNNING
     backend.set_trial_user_attr(study.trials[0]._trial_id, "heartbeat", 0.0)  # as if hours had passed
-    done = subprocess.run([*command, *quick], cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(quick, cwd=tmp_path, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     states = [trial.state for trial in study.trials]
     assert states[0] == TrialState.FAIL
@@ -239,6 +348,11 @@ def _wait_for(condition: Any) -> None:
         ({"test": TestPlan(rule="kernal")}, "kernel, .*got 'kernal'"),
         ({"test": TestPlan(env_id="PointGaolSparse-v0")}, "did you mean PointGoalSparse-v0"),
         ({"n_seeds": 0}, "n_seeds must be at least 1, got 0"),
+        ({"config": {"n_timesteps": "long"}}, "n_timesteps must be a whole number or null, got 'long'"),
+        ({"config": {"policy": "MlpPolicy"}}, "MAESN has no policy 'MlpPolicy'; there are: LatentMlpPolicy"),
+        ({"config": {"eval_rule": "kernal"}}, "kernel, .*got 'kernal'"),
+        ({"algo": "rl2", "config": {}, "test": TestPlan(rule="kernel")}, "RL2 adapts by its memory: expected no rule"),
+        ({"test": TestPlan(env_id="WheeledGoal-v0")}, "Observation spaces do not match"),
     ],
 )
 def test_impossible_plans_are_refused_before_any_trial(changes: dict[str, Any], message: str) -> None:
@@ -270,5 +384,53 @@ def test_unknown_names_are_refused(tmp_path: Path) -> None:
 
 
 def test_a_study_without_results_has_no_report(tmp_path: Path) -> None:
+    study = open_study(request(tmp_path))
+    with pytest.raises(ConfigError, match="the study s has no trials to report"):
+        write_report(study, PLAN, tmp_path)
+    study.ask()
     with pytest.raises(ConfigError, match=r"no trial .* has come to an end"):
-        write_report(open_study(request(tmp_path)), PLAN, tmp_path)
+        write_report(study, PLAN, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--hyperparams", "n_timesteps:abc"], "n_timesteps must be a whole number or null, got 'abc'"),
+        (["--hyperparams", "n_envs:[1]"], "n_envs must be a whole number, got [1]"),
+        (["--hyperparams", "policy:3"], "policy must be text, got 3"),
+        (["--hyperparams", "eval_rule:[kernel]"], "eval_rule must be text or null, got ['kernel']"),
+        (["--hyperparams", "eval_rule:kernal"], "got 'kernal'"),
+        (["--storage", "sqlite:///nowhere/s.db"], "cannot open the storage sqlite:///nowhere/s.db: "),
+        (["--storage", "foo://x"], "cannot open the storage foo://x: "),
+        (["--n-jobs", "0"], "n_jobs must be at least 1, got 0"),
+        (["--n-trials", "-1"], "n_trials must be at least 0, got -1"),
+        (["--n-trials", "0"], "the study maesn-PointGoal-v0 has no trials to report"),
+        (["--start", "gamma=2"], "--start takes key:value, got 'gamma=2'"),
+    ],
+)
+def test_bad_flags_are_refused_on_one_line(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    outcomes: list[float | str],
+    flags: list[str],
+    message: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    outcomes += [0.5]
+    with pytest.raises(SystemExit) as ended:
+        load("tune").main(["--env", "PointGoal-v0", "--n-trials", "1", *flags])
+    assert ended.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: ")
+    assert message in line
+
+
+def test_the_scripts_own_keys_are_read_as_by_train() -> None:
+    script = load("tune")
+    flags = ["--env", "PointGoal-v0", "--hyperparams", "n_timesteps:1e6", "eval_rule:kernel"]
+    plan = script.make_request(script.make_parser().parse_args(flags)).plan
+    assert plan.config["n_timesteps"] == 1_000_000
+    assert plan.test.rule == "kernel"
+    flags += ["--eval-rule", "posterior"]
+    assert script.make_request(script.make_parser().parse_args(flags)).plan.test.rule == "posterior"

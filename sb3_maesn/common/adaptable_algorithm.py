@@ -16,10 +16,12 @@ from sb3_maesn.common.critic import critic_values
 from sb3_maesn.common.curious_rewards import CuriousRewards
 from sb3_maesn.common.env_util import borrowed_env
 from sb3_maesn.common.episodic_algorithm import EpisodicAlgorithm
+from sb3_maesn.common.global_seed import generator_of
 from sb3_maesn.common.inner_update import InnerUpdate
 from sb3_maesn.common.meta_parameters import TaskLatents, read_parameters, write_parameters
 from sb3_maesn.common.policy_improvement import improve_policy
 from sb3_maesn.common.score_prior import RANK, ScorePrior
+from sb3_maesn.common.settings import check_at_least
 from sb3_maesn.common.task_learners import Agent, make_learner
 from sb3_maesn.common.training_scores import score_prior_of
 from sb3_maesn.common.trust_region import TrustRegion
@@ -109,8 +111,7 @@ class AdaptableAlgorithm(EpisodicAlgorithm):
             tasks = venv.task_set("train")[:n_tasks]
             if len(tasks) < 2:
                 raise ValueError(f"expected an environment with at least 2 training tasks, got {len(tasks)}")
-            rng = np.random.default_rng(seed)
-            self.score_prior = score_prior_of(self.agent(), venv, tasks, n_latents, rng)
+            self.score_prior = score_prior_of(self.agent(), venv, tasks, n_latents, generator_of(seed))
 
     def _read_findings(self) -> dict[str, th.Tensor]:
         if self.score_prior is None:
@@ -158,10 +159,13 @@ class AdaptableAlgorithm(EpisodicAlgorithm):
         :return: a new model whose ``predict`` is that of the adapted latent distribution and theta, whose
             ``adaptation`` is the history, and whose ``policy_adaptation`` is the mean return before each update of
             theta; this model stays as it was
-        :raises ValueError: if no task is given, or the environment refuses it
+        :raises ValueError: if no task is given, the environment refuses it, or a number is out of range
         """
         source = self._adaptation_source(env, task)
-        adapted, rng = self._copy(), np.random.default_rng(seed)
+        check_at_least({"n_policy_rounds": n_policy_rounds}, {"n_policy_rounds": 0})
+        if eta and n_policy_rounds == 0:
+            raise ValueError(f"eta goes with n_policy_rounds of at least 1, got eta={eta}, n_policy_rounds=0")
+        adapted, rng = self._copy(), generator_of(seed)
         with borrowed_env(source, n_episodes, [task]) as venv:
             self.check_spaces(venv)
             agent = self.agent()

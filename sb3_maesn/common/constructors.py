@@ -1,7 +1,8 @@
-"""What constructors take: names and types of their arguments, for values that come from a file."""
+"""What constructors take: names and types of their arguments, for values that come from a file or a user."""
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from numbers import Integral, Real
 from types import NoneType, UnionType
 from typing import Any, Union, get_args, get_origin
 
@@ -62,13 +63,28 @@ def fits(value: Any, annotation: Any) -> bool:
     if annotation is None:
         return value is None
     if annotation in (int, float):
-        return isinstance(value, int | annotation) and not isinstance(value, bool)
+        kinds = Integral if annotation is int else Real  # NumPy's among them
+        return isinstance(value, kinds) and not isinstance(value, bool)
     if origin is dict:
         return isinstance(value, Mapping) and all(fits(item, arguments[1]) for item in value.values())
     if origin in (list, Sequence):
         return isinstance(value, list | tuple) and all(fits(item, arguments[0]) for item in value)
     kind = annotation if origin is None else origin
     return not isinstance(kind, type) or isinstance(value, kind)
+
+
+def check_types(settings: Mapping[str, Any], algorithm: type, names: Iterable[str]) -> None:
+    """Refuse values that are not of the types that a constructor says.
+
+    :param settings: by the names of the constructor's arguments; those missing are not checked
+    :param algorithm: class of the constructor
+    :param names: of the settings to check
+    :raises ValueError: naming what was expected and what came
+    """
+    types = constructor_annotations(algorithm)
+    for name in names:
+        if name in settings and not fits(settings[name], types.get(name, Any)):
+            raise ValueError(f"{name} must be {described(types[name])}, got {settings[name]!r}")
 
 
 def described(annotation: Any) -> str:

@@ -81,8 +81,8 @@ class EpisodicAlgorithm(TaskAlgorithm):
         if not issubclass(self.policy_class, self.policy_base):
             raise ValueError(f"expected a subclass of {self.policy_base.__name__}, got {self.policy_class.__name__}")
         self._setup_lr_schedule()
-        self.set_random_seed(self.seed)
         self._look_at_env()
+        self.set_random_seed(self.seed)
         policy = self.policy_class(self.observation_space, self.action_space, self.lr_schedule, **self.policy_kwargs)
         self.policy = policy.to(self.device)
         self.rollout_buffer = None  # type: ignore[assignment]  # SB3 expects the attribute

@@ -15,6 +15,18 @@ def entropy_of(seed: int | None) -> int:
     return int(np.random.SeedSequence().generate_state(1)[0]) if seed is None else seed
 
 
+def generator_of(seed: int) -> np.random.Generator:
+    """A generator of one's own.
+
+    :param seed: the user's
+    :raises ValueError: for a negative one
+    """
+    try:
+        return np.random.default_rng(seed)
+    except ValueError:  # NumPy's does not say what it is about
+        raise ValueError(f"seed must be at least 0, got {seed}") from None
+
+
 @contextmanager
 def global_seed(seed: int) -> Iterator[None]:
     """Seed the global generators for a while; afterwards they are what they were.

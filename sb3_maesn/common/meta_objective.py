@@ -109,7 +109,7 @@ class MetaObjective:
             update = partial(inner_update, self.spec, self.actor, params.policy, params.step_sizes, path[-1])
             own = batch.at_tasks(now)
             if stride > 1 and self.spec.thins and isinstance(own, TaskBatch):
-                thinned = update(own.every_nth_step(stride))
+                thinned = update(own.every_nth_step(stride, spread=True))
                 path.append(with_value(thinned, at_tasks(self.batch.acted[i + 1], now)))
             else:
                 path.append(update(own))
@@ -168,7 +168,8 @@ class MetaObjective:
         :param tasks: which of the B tasks
         """
         initial, adapted = self.adapt(params, tasks, stride)
-        rollout = every_nth_step(self.batch.post.rollout.at_tasks(tasks), stride)
+        # an adapted theta needs all phases of an episode; a latent's steps are steadier with the start in view
+        rollout = every_nth_step(self.batch.post.rollout.at_tasks(tasks), stride, spread=self.spec.thins)
         new = self._distribution(params, adapted, rollout)
         latents = [initial.latents, adapted.latents] if self.latent_kl_coef > 0.0 else []
         # KL between the latent distributions as they are and as they will be: zero, but with a Hessian

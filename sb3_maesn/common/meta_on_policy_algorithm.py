@@ -17,6 +17,7 @@ from sb3_maesn.common.adaptable_algorithm import AdaptableAlgorithm
 from sb3_maesn.common.adaptation import AdaptationResult
 from sb3_maesn.common.baselines import RIDGE
 from sb3_maesn.common.collection import Collector, Schedule, collect_meta_batch
+from sb3_maesn.common.constructors import check_types
 from sb3_maesn.common.critic import fit_critic
 from sb3_maesn.common.distributions import DiagGaussian
 from sb3_maesn.common.env_util import as_multi_task
@@ -26,7 +27,7 @@ from sb3_maesn.common.iteration_log import collection_record, step_record
 from sb3_maesn.common.meta_objective import MetaObjective
 from sb3_maesn.common.meta_parameters import TaskLatents, read_parameters, write_parameters
 from sb3_maesn.common.policies import LatentActorCriticPolicy
-from sb3_maesn.common.settings import check_fixed, check_settings
+from sb3_maesn.common.settings import NUMBERS, check_fixed, check_settings
 from sb3_maesn.common.shared_episodes import sample_by_group
 from sb3_maesn.common.trust_region import Evaluate, TrustRegion, trust_region_step
 from sb3_maesn.common.type_aliases import MetaBatch, MetaParameters, ObjectiveValue, StepResult, Tasks
@@ -185,6 +186,7 @@ class MetaOnPolicyAlgorithm(AdaptableAlgorithm):
     # Set-up
 
     def _check_settings(self) -> None:
+        check_types(vars(self), type(self), NUMBERS)
         check_fixed(vars(self), self.fixed_settings, type(self).__name__)
         check_settings(vars(self))
         _ = self._inner_spec  # which checks itself

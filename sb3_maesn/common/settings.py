@@ -27,7 +27,10 @@ POSITIVE = (
     "inner_std_floor",
     "target_kl",
 )
-UP_TO_ONE = ("gamma", "gae_lambda", "line_search_shrinking_factor")
+UP_TO_ONE = ("gamma", "gae_lambda")
+WITHIN_ONE = ("line_search_shrinking_factor",)  # neither 0 nor 1
+#: Settings that are numbers, if they are anything.
+NUMBERS = (*AT_LEAST, *POSITIVE, *UP_TO_ONE, *WITHIN_ONE, "n_prior_episodes")
 
 
 def check_fixed(settings: Mapping[str, Any], fixed: Mapping[str, Any], owner: str) -> None:
@@ -58,7 +61,7 @@ def check_at_least(settings: Mapping[str, Any], at_least: Mapping[str, float]) -
 def check_settings(settings: Mapping[str, Any]) -> None:
     """Refuse settings that cannot work.
 
-    :param settings: by the names of the constructor's arguments; those missing are not checked
+    :param settings: of the constructor's types, by the names of its arguments; those missing are not checked
     :raises ValueError: naming what was expected and what came
     """
     check_at_least(settings, AT_LEAST)
@@ -68,6 +71,9 @@ def check_settings(settings: Mapping[str, Any]) -> None:
     for name in UP_TO_ONE:
         if name in settings and not 0 <= settings[name] <= 1:
             raise ValueError(f"{name} must be between 0 and 1, got {settings[name]}")
+    for name in WITHIN_ONE:
+        if name in settings and not 0 < settings[name] < 1:
+            raise ValueError(f"{name} must be above 0 and below 1, got {settings[name]}")
     if settings["baseline"] not in BASELINES:
         raise ValueError(f"baseline must be one of {', '.join(BASELINES)}, got {settings['baseline']!r}")
     _check_prior_episodes(settings)

@@ -10,6 +10,7 @@ from typing import Any, ClassVar, TypeVar
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback, ConvertCallback
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
+from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback
 from stable_baselines3.common.utils import check_for_correct_spaces
 from stable_baselines3.common.vec_env import VecEnv
@@ -38,6 +39,12 @@ class TaskAlgorithm(CheckpointMixin, OnPolicyAlgorithm):
     n_train_tasks: int
     _whole_timesteps: int | None  # num_timesteps after the last whole iteration
     _modules_of_its_own: ClassVar[tuple[str, ...]] = ("policy",)  # which no two models share
+
+    def _get_policy_from_name(self, policy_name: str) -> type[BasePolicy]:
+        if policy_name not in self.policy_aliases:
+            known = ", ".join(self.policy_aliases)
+            raise ValueError(f"Policy {policy_name} unknown: {type(self).__name__} has {known}")
+        return super()._get_policy_from_name(policy_name)
 
     # Environments
 

@@ -205,14 +205,15 @@ class TaskBatch:
         """Mean length of each task's valid episodes, 0 where it has none (B,)."""
         return self.rollout.mask.sum(dim=(0, 2)) / self.episode_mask.sum(dim=1).clamp(min=1.0)
 
-    def every_nth_step(self, stride: int) -> "TaskBatch":
-        """Every ``stride``-th time step, as :func:`every_nth_step` chooses them.
+    def every_nth_step(self, stride: int, spread: bool = False) -> "TaskBatch":
+        """Every ``stride``-th time step.
 
         :param stride: at least 1
+        :param spread: as in :class:`Thinning`
         """
-        chosen = every_nth(len(self.advantages), stride)
-        steps = (self.advantages[chosen], self.discounted_returns[chosen])
-        rollout = every_nth_step(self.rollout, stride)
+        chosen = Thinning(len(self.advantages), self.advantages.shape[2], stride, spread)
+        steps = (chosen(self.advantages), chosen(self.discounted_returns))
+        rollout = every_nth_step(self.rollout, stride, spread)
         return TaskBatch(rollout, *steps, self.episode_advantages, self.episode_mask, self.explained_variance)
 
     def at_tasks(self, tasks: slice) -> "TaskBatch":
@@ -397,28 +398,45 @@ def join_tasks(parts: Sequence[Adapted]) -> Adapted:
     return Adapted(latents, {name: th.cat([policy[name] for policy in policies]) for name in policies[0]})
 
 
-def every_nth(n_steps: int, stride: int) -> slice:
-    """Every ``stride``-th of some steps, from the middle of the first stride on: the start, where all episodes are much
-    alike, counts no more than its share.
+class Thinning:
+    """Every ``stride``-th time step of each episode.
 
-    :param n_steps: all steps
-    :param stride: at least 1
+    :param n_steps: T
+    :param n_episodes: K of each task
+    :param stride: at least 1; no more than T counts
+    :param spread: begin in every episode at another phase of the stride, so that together they stand for all times
+        alike, and not all at the first step
     """
-    return slice(min(stride, n_steps) // 2, None, stride)
+
+    def __init__(self, n_steps: int, n_episodes: int, stride: int, spread: bool = False):
+        stride = min(stride, n_steps)
+        phases = (2 * th.arange(n_episodes) + 1) * stride // (2 * n_episodes) * int(spread)  # (K,)
+        steps = th.arange(0, n_steps, stride).unsqueeze(1) + phases
+        self.steps = steps.clamp(max=n_steps - 1).unsqueeze(1)  # (T', 1, K)
+        self.mask = (steps < n_steps).float().unsqueeze(1)  # (T', 1, K), 0 past the horizon
+
+    def __call__(self, values: th.Tensor) -> th.Tensor:
+        """The chosen steps (T', B, K, ...).
+
+        :param values: of all steps (T, B, K, ...)
+        """
+        return th.take_along_dim(values, self.steps.view(*self.steps.shape, *(1,) * (values.ndim - 3)), dim=0)
 
 
-def every_nth_step(rollout: Rollout, stride: int) -> Rollout:
+def every_nth_step(rollout: Rollout, stride: int, spread: bool = False) -> Rollout:
     """Every ``stride``-th time step of a rollout, for the Fisher product.
 
     :param rollout: the rollout
     :param stride: at least 1
+    :param spread: as in :class:`Thinning`
     """
     if stride == 1:
         return rollout
-    steps = every_nth(len(rollout.rewards), stride)
+    chosen = Thinning(len(rollout.rewards), rollout.rewards.shape[2], stride, spread)
     # a Gaussian's log std has a time dimension of 1
     distribution = type(rollout.distribution)(
-        *(part[steps] if part.shape[0] > 1 else part for part in rollout.distribution)
+        *(chosen(part) if part.shape[0] > 1 else part for part in rollout.distribution)
     )
-    thinned = {name: getattr(rollout, name)[steps] for name in STEP_FIELDS}
-    return replace(rollout, distribution=distribution, **thinned)
+    thinned = {name: chosen(getattr(rollout, name)) for name in STEP_FIELDS if name != "mask"}
+    mask = chosen(rollout.mask) * chosen.mask
+    return replace(rollout, distribution=distribution, mask=mask, **thinned)  # type: ignore[arg-type]  # STEP_FIELDS

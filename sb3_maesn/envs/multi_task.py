@@ -33,7 +33,7 @@ class MultiTaskVecEnv(VecEnvWrapper):
     :param n_tasks: size of the sets that are not passed
     :param task_adapter: sets a member's task in place of ``set_task``
     :param task_seed: seed of the members before ``sample_tasks`` is called
-    :raises ValueError: if the members have no tasks, their horizon is unknown, or a task is not finite
+    :raises ValueError: if it is no VecEnv, the members have no tasks, their horizon is unknown, or a task is not finite
     """
 
     def __init__(
@@ -47,6 +47,11 @@ class MultiTaskVecEnv(VecEnvWrapper):
         task_adapter: TaskAdapter | None = None,
         task_seed: int = 0,
     ):
+        if not isinstance(venv, VecEnv):
+            raise ValueError(
+                f"expected a VecEnv, got {venv!r}: make one with sb3_maesn.envs.make_vec(env_id, n_envs), or around"
+                " Gymnasium environments with stable_baselines3.common.env_util.make_vec_env(make_env, n_envs)"
+            )
         super().__init__(venv)
         self.task_adapter = task_adapter
         self.horizon = _horizon(venv) if horizon is None else int(horizon)
@@ -111,14 +116,17 @@ class MultiTaskVecEnv(VecEnvWrapper):
 
         :param tasks: one for each member
         :param indices: the members; all of them where None
-        :raises ValueError: if the numbers differ, a task is not finite, or the members have no ``set_task``
+        :raises ValueError: if the numbers differ, the members refuse a task, or they have no ``set_task``
         """
         members = range(self.num_envs) if indices is None else indices
         if len(tasks) != len(members):
             raise ValueError(f"expected one task for each of {len(members)} members, got {len(tasks)}")
         native = self.venv.unwrapped
         if self.task_adapter is None and isinstance(native, BatchedTaskVecEnv):
-            native.set_tasks(_rows(tasks), np.asarray(members))
+            rows, shape = _rows(tasks), native.family.task_space.shape
+            if rows.shape[1:] != shape:
+                raise ValueError(f"a task of {native.family.name} must have shape {shape}, got {rows.shape[1:]}")
+            native.set_tasks(rows, np.asarray(members))
             return
         for member, task in zip(members, tasks, strict=True):
             _check_finite(task)
