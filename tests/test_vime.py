@@ -217,7 +217,7 @@ def test_sparse_mountain_car_pays_at_the_goal_only() -> None:
     assert rewards[-1] == 1.0
     assert sum(rewards) == 1.0
     weak = gym.make("SparseMountainCarWeak-v0")
-    assert weak.unwrapped.power < env.unwrapped.power  # type: ignore[attr-defined]
+    assert weak.unwrapped.power < env.unwrapped.power  # type: ignore[attr-defined]  # Gymnasium types it as Env
 
 
 @pytest.mark.parametrize(

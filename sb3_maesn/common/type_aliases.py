@@ -439,4 +439,4 @@ def every_nth_step(rollout: Rollout, stride: int, spread: bool = False) -> Rollo
     )
     thinned = {name: chosen(getattr(rollout, name)) for name in STEP_FIELDS if name != "mask"}
     mask = chosen(rollout.mask) * chosen.mask
-    return replace(rollout, distribution=distribution, mask=mask, **thinned)  # type: ignore[arg-type]  # STEP_FIELDS
+    return replace(rollout, distribution=distribution, mask=mask, **thinned)  # type: ignore[arg-type]  # fields of steps
