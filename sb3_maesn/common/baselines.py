@@ -44,20 +44,21 @@ def linear_features(observations: th.Tensor, first_step: int = 0) -> th.Tensor:
 
 
 def _ridge_fit(features: th.Tensor, targets: th.Tensor, weights: th.Tensor, ridge: float) -> th.Tensor:
-    """Fitted values of a ridge regression (N,); features (N, F) are standardised in place, the normal equations solved
-    in float64.
+    """Fitted values of a ridge regression on standardised features (N,); features (N, F) are centred in place, the
+    normal equations solved in float64.
     """
     count = weights.sum().clamp(min=1.0)
-    mean = (weights @ features) / count
-    features -= mean
-    features *= weights.unsqueeze(1)
-    std = (features.square().sum(dim=0) / count).sqrt()
-    features /= std.clamp(min=1e-6)  # the constant feature becomes 0: the targets' mean takes its place
+    features -= (weights @ features) / count
+    if count < len(weights):
+        features *= weights.unsqueeze(1)
     target_mean = (weights @ targets) / count
-    gram = (features.T @ features).double() / count
+    covariance = (features.T @ features).double() / count
     moment = (features.T @ ((targets - target_mean) * weights)).double() / count
-    gram.diagonal().add_(ridge)
-    solution: th.Tensor = th.linalg.solve(gram, moment)
+    # the constant feature becomes 0: the targets' mean takes its place
+    scale = 1.0 / covariance.diagonal().sqrt().clamp(min=1e-6)
+    correlation = covariance * scale * scale.unsqueeze(1)
+    correlation.diagonal().add_(ridge)
+    solution: th.Tensor = scale * th.linalg.solve(correlation, scale * moment)
     return (features @ solution.to(features.dtype) + target_mean) * weights
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+
 import numpy as np
 from gymnasium import spaces
 from numpy.typing import ArrayLike, NDArray
@@ -70,8 +72,16 @@ class PusherBlock(MujocoFamily):
 
     def initial_state(self, task: Array, rng: np.random.Generator) -> tuple[Array, Array]:
         """See ``TaskFamily.initial_state``; exactly the task's layout, the hand at the origin."""
-        blocks = task[3:].reshape(N_BLOCKS, 2) - BLOCK_OFFSETS
-        return np.concatenate([np.zeros(3), blocks.ravel()]), np.zeros(self.model.nv)
+        qpos, qvel = self.initial_states(task[None], [0], lambda _: rng)
+        return qpos[0], qvel[0]
+
+    def initial_states(
+        self, tasks: Array, ids: Sequence[int] | NDArray[np.int64], generator: Callable[[int], np.random.Generator]
+    ) -> tuple[Array, Array]:
+        """See ``TaskFamily.initial_states``; nothing is drawn."""
+        qpos = np.zeros((len(tasks), self.model.nq))
+        qpos[:, 3:] = tasks[:, 3:] - BLOCK_OFFSETS.ravel()
+        return qpos, np.zeros((len(tasks), self.model.nv))
 
     def controls(self, actions: Array) -> Array:
         """See ``TaskFamily.controls``."""

@@ -83,6 +83,7 @@ class TaskSimulator:
         self.started = np.zeros(n, dtype=np.bool_)
         self.n_diverged = np.zeros(n, dtype=np.int64)
         self._generators: list[np.random.Generator | None] = [None] * n
+        self._seeds: list[int | None] = [None] * n  # of generators that are not made yet
         self._frame_size = frame_size
         self._renderer: Renderer | None = None
         self._window: Window | None = None
@@ -96,7 +97,7 @@ class TaskSimulator:
         """
         generator = self._generators[index]
         if generator is None:
-            generator, _ = seeding.np_random()
+            generator, _ = seeding.np_random(self._seeds[index])
             self._generators[index] = generator
         return generator
 
@@ -115,8 +116,12 @@ class TaskSimulator:
 
         :param index: the member
         :param seed: the seed
+        :raises ValueError: for a negative seed
         """
-        self._generators[index], _ = seeding.np_random(seed)
+        if seed < 0:
+            raise ValueError(f"a seed must not be negative, got {seed}")
+        # made when the family first draws from it: not all do, and making one takes longer than a simulation step
+        self._seeds[index], self._generators[index] = seed, None
 
     def set_tasks(self, tasks: ArrayLike, indices: ArrayLike | None = None) -> None:
         """
@@ -168,8 +173,8 @@ class TaskSimulator:
         :param ids: sorted, unique members (m,)
         :return: their first observations, a new array (m, O)
         """
-        starts = [self._start(int(i)) for i in ids]
-        qpos, qvel = (np.array(part) for part in zip(*starts, strict=True))
+        self._begin_tasks(ids)
+        qpos, qvel = self.family.initial_states(self.tasks[ids], ids, self.generator)
         self.physics.reset(ids.astype(np.int32), qpos, qvel)
         self.elapsed_steps[ids] = 0
         self.started[ids] = True
@@ -178,14 +183,11 @@ class TaskSimulator:
         # only the rows that were reset: a family's functions take any number of simulations
         return self.family.observation({name: values[ids] for name, values in self.physics.state.items()})
 
-    def _start(self, index: int) -> tuple[Array, Array]:
-        """Fix one member's task and draw its initial state."""
-        rng = self.generator(index)
-        if np.isnan(self.next_tasks[index, 0]):
-            self.tasks[index] = self.family.sample_tasks(1, rng)[0]
-        else:
-            self.tasks[index] = self.next_tasks[index]
-        return self.family.initial_state(self.tasks[index], rng)
+    def _begin_tasks(self, ids: NDArray[np.int64]) -> None:
+        """Fix the tasks of the episodes that begin: those set, or one that the member draws."""
+        self.tasks[ids] = self.next_tasks[ids]
+        for i in ids[np.isnan(self.next_tasks[ids, 0])]:
+            self.tasks[i] = self.family.sample_tasks(1, self.generator(int(i)))[0]
 
     def step(self, actions: ArrayLike) -> Transition:
         """

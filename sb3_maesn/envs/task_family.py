@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, Protocol
 
 import numpy as np
@@ -164,6 +164,21 @@ class TaskFamily(ABC):
         :param rng: the episode's source of randomness
         :return: qpos (nq,) and qvel (nv,)
         """
+
+    def initial_states(
+        self, tasks: Array, ids: Sequence[int] | NDArray[np.int64], generator: Callable[[int], np.random.Generator]
+    ) -> tuple[Array, Array]:
+        """
+        Draw the states that several episodes start from; for families that can do so faster than one by one.
+
+        :param tasks: the episodes' tasks (m, G)
+        :param ids: numbers of the episodes (m,)
+        :param generator: gives the source of randomness of the episode with a number
+        :return: qpos (m, nq) and qvel (m, nv)
+        """
+        starts = [self.initial_state(task, generator(int(i))) for task, i in zip(tasks, ids, strict=True)]
+        qpos, qvel = (np.array(part) for part in zip(*starts, strict=True))
+        return qpos, qvel
 
     def controls(self, actions: Array) -> Array:
         """
