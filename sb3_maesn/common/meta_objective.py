@@ -32,7 +32,7 @@ from sb3_maesn.common.type_aliases import (
 
 ALL_TASKS = slice(None)
 ROWS_OF_A_PART = 4096  # whose activations, 100 wide, are 1.6 MB a layer
-MIN_PARTS = 4
+MIN_PARTS = 2  # smaller ones cost more calls than the threads save
 MIN_THINNED_STEPS = 10  # of a task's mean episode, however short it is
 
 
