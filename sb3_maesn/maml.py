@@ -26,6 +26,7 @@ NUMBERS = ("exploration_coef", "n_epochs", "clip_range", "inner_kl_coef")
 OF_LATENTS: dict[str, Any] = {
     "step_size_init": 1.0,
     "step_size_max": None,
+    "log_std_step_size_max": None,
     "temperature_init": 0.3,
     "latent_mean_init_std": 1.0,
     "inner_std_floor": 1e-8,

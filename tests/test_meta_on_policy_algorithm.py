@@ -121,6 +121,12 @@ def test_learned_step_sizes_have_a_bound(inner_update: str, n_iterations: int) -
     assert bounded_steps.min() < 0.9  # which still learns
 
 
+def test_the_steps_of_the_log_std_can_have_a_bound_of_their_own() -> None:
+    model = tiny(inner_update="reward_weighted", target_kl=0.5, log_std_step_size_max=0.4).learn(6 * ITERATION)
+    assert model.task_latents.log_std_step.max().item() == pytest.approx(0.4)
+    assert model.task_latents.mean_step.max().item() > 0.9
+
+
 def test_tasks_with_latents_of_their_own_start_from_the_prior_once_they_share_episodes(tmp_path: Path) -> None:
     model = tiny(inner_update="reward_weighted", latent_mean_init_std=3.0).learn(ITERATION)
     model.save(tmp_path / "own.zip")

@@ -61,6 +61,8 @@ class MetaOnPolicyAlgorithm(AdaptableAlgorithm):
     :param step_size_init: initial step size of the latents
     :param step_size_max: bound on the latents' learned step sizes; longer steps let tasks live outside the bulk of the
         prior, where a sparse reward is never met
+    :param log_std_step_size_max: bound on those of the log std in place of ``step_size_max``; dense reward makes them
+        longer than several rounds of sparse reward bear, whose later gradients grow with 1 / std^2
     :param learn_step_sizes: False keeps step sizes and temperature as they are
     :param policy_step_size_init: initial step size of theta
     :param temperature_init: initial temperature of the reward-weighted update
@@ -109,6 +111,7 @@ class MetaOnPolicyAlgorithm(AdaptableAlgorithm):
         first_order: bool = False,
         step_size_init: float = 1.0,
         step_size_max: float | None = None,
+        log_std_step_size_max: float | None = None,
         learn_step_sizes: bool = True,
         policy_step_size_init: float = 0.1,
         temperature_init: float = 0.3,
@@ -145,6 +148,7 @@ class MetaOnPolicyAlgorithm(AdaptableAlgorithm):
         self.first_order = first_order
         self.step_size_init = step_size_init
         self.step_size_max = step_size_max
+        self.log_std_step_size_max = log_std_step_size_max
         self.learn_step_sizes = learn_step_sizes
         self.policy_step_size_init = policy_step_size_init
         self.temperature_init = temperature_init
@@ -308,8 +312,7 @@ class MetaOnPolicyAlgorithm(AdaptableAlgorithm):
     def _candidate(self, params: MetaParameters, leaves: Sequence[th.Tensor]) -> MetaParameters:
         """The meta-parameters that other leaves make, inside their bounds and with what is not learned as it is."""
         new = params.with_leaves(leaves)
-        if self.step_size_max is not None:
-            new = replace(new, step_sizes=new.step_sizes.at_most(self.step_size_max))
+        new = replace(new, step_sizes=new.step_sizes.at_most(self.step_size_max, self.log_std_step_size_max))
         if self.n_prior_episodes is not None:  # shared episodes are the prior's: all tasks start from it
             new = replace(new, latents=params.latents)
         return new if self.learn_step_sizes else replace(new, step_sizes=params.step_sizes)

@@ -22,6 +22,7 @@ POSITIVE = (
     "baseline_ridge",
     "step_size_init",
     "step_size_max",
+    "log_std_step_size_max",
     "policy_step_size_init",
     "temperature_init",
     "inner_std_floor",

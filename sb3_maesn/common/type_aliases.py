@@ -260,12 +260,15 @@ class StepSizes:
     log_temperature: th.Tensor
     policy: NamedParameters
 
-    def at_most(self, bound: float) -> "StepSizes":
-        """The latents' step sizes with a bound; the others as they are.
+    def at_most(self, bound: float | None, log_std_bound: float | None) -> "StepSizes":
+        """The latents' step sizes with bounds; the others as they are.
 
-        :param bound: on every step size
+        :param bound: on every step size, if there is one
+        :param log_std_bound: on those of the log std, in place of ``bound``
         """
-        return replace(self, mean=self.mean.clamp(max=bound), log_std=self.log_std.clamp(max=bound))
+        mean = self.mean if bound is None else self.mean.clamp(max=bound)
+        log_std_bound = bound if log_std_bound is None else log_std_bound
+        return replace(self, mean=mean, log_std=self.log_std.clamp(max=log_std_bound) if log_std_bound else self.log_std)
 
     def scaled(self, factor: float) -> "StepSizes":
         """Shorter or longer steps of the gradient updates.
