@@ -245,6 +245,10 @@ class MetaBatch:
     acted: tuple["Adapted", ...] = ()
 
 
+def _at_most(values: th.Tensor, bound: float | None) -> th.Tensor:
+    return values if bound is None else values.clamp(max=bound)
+
+
 @dataclass(frozen=True)
 class StepSizes:
     """Learned step sizes of the inner update, one for each latent dimension and parameter (MAESN, section 4.2).
@@ -266,9 +270,8 @@ class StepSizes:
         :param bound: on every step size, if there is one
         :param log_std_bound: on those of the log std, in place of ``bound``
         """
-        mean = self.mean if bound is None else self.mean.clamp(max=bound)
         log_std_bound = bound if log_std_bound is None else log_std_bound
-        return replace(self, mean=mean, log_std=self.log_std.clamp(max=log_std_bound) if log_std_bound else self.log_std)
+        return replace(self, mean=_at_most(self.mean, bound), log_std=_at_most(self.log_std, log_std_bound))
 
     def scaled(self, factor: float) -> "StepSizes":
         """Shorter or longer steps of the gradient updates.
