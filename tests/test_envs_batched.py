@@ -256,6 +256,11 @@ def test_attributes_and_methods_of_members() -> None:
     assert env.get_attr("family", 0)[0].sparse
 
 
+def test_a_negative_seed_is_refused_at_once() -> None:
+    with pytest.raises(ValueError, match="seed must be at least 0, got -1"):
+        make_vec("PusherBlock-v0", 1).simulator.seed(0, -1)  # whose episodes draw nothing
+
+
 def test_a_seeded_member_samples_tasks_reproducibly() -> None:
     env = make_vec("PointGoal-v0", 2)
     draws = []

@@ -92,7 +92,7 @@ def test_other_algorithms_stay_the_zoos(stand_in: SimpleNamespace, tmp_path: Pat
 
 
 def test_the_zoos_own_training_script(tmp_path: Path) -> None:
-    pytest.importorskip("rl_zoo3")
+    pytest.importorskip("rl_zoo3")  # the extra zoo
     flags = ["--algo", "maesn", "--env", POINT, "-n", "1000", "--eval-freq", "1000", "--num-threads", "1"]
     command = [sys.executable, "-m", "sb3_maesn.zoo", "train", *flags]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)

@@ -119,7 +119,7 @@ class TaskSimulator:
         :raises ValueError: for a negative seed
         """
         if seed < 0:
-            raise ValueError(f"a seed must not be negative, got {seed}")
+            raise ValueError(f"seed must be at least 0, got {seed}")
         # made when the family first draws from it: not all do, and making one takes longer than a simulation step
         self._seeds[index], self._generators[index] = seed, None
 
