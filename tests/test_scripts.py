@@ -517,11 +517,18 @@ def test_benchmark_measures_every_section(tmp_path: Path, monkeypatch: pytest.Mo
     sections = ["collect", "iteration", "baselines", "trpo", "scaling", "single"]
     assert script.main(["WheeledGoal-v0", "--repeats", "1", "--csv", str(table), "--sections", *sections]) == 0
     rows = read_csv(table)
+    bare = ["collect", "collect-plain", "iteration", "iteration-plain"]
     baselines = ["iteration-maml", "iteration-latent_space", "iteration-rl2", "meta-step-maml"]
     single = ["iteration-reinforce", "iteration-trpo", "iteration-vime"]
-    assert [row["section"] for row in rows] == [*sections[:2], *baselines, *sections[3:5], *single]
+    assert [row["section"] for row in rows] == [*bare, *baselines, *sections[3:5], *single]
     assert all(float(row["value"]) > 0 for row in rows)
     assert float(rows[0]["target"]) == 0.6
+
+
+def test_benchmark_compares_with_the_plain_model_too() -> None:
+    physics = [load("benchmark_speed").BarePhysics("PusherBlock-v0", 4, 0, plain=plain) for plain in (False, True)]
+    assert [each.physics.model.nexclude for each in physics] == [6, 0]
+    assert all(each.run() > 0 for each in physics)
 
 
 def test_benchmark_refuses_a_family_without_physics(capsys: pytest.CaptureFixture[str]) -> None:

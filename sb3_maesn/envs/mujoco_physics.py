@@ -30,8 +30,36 @@ def load_model(asset: str) -> mujoco.MjModel:
     :param asset: file name in ``sb3_maesn/envs/assets``
     :return: the model
     """
+    return load_spec(asset).compile()
+
+
+def load_plain_model(asset: str) -> mujoco.MjModel:
+    """
+    Compile a model without what only makes it faster: MuJoCo finds all contacts by itself, and constraint islands.
+
+    :param asset: file name in ``sb3_maesn/envs/assets``
+    :return: the model
+    """
+    spec = load_spec(asset)
+    for pair in list(spec.pairs):
+        spec.geom(pair.geomname1).conaffinity = 1
+        spec.geom(pair.geomname2).contype = 1
+        spec.delete(pair)
+    for exclude in list(spec.excludes):
+        spec.delete(exclude)
+    spec.option.disableflags = 0
+    return spec.compile()
+
+
+def load_spec(asset: str) -> mujoco.MjSpec:
+    """
+    Read a model that ships with the package, to be changed before it is compiled.
+
+    :param asset: file name in ``sb3_maesn/envs/assets``
+    :return: its specification
+    """
     xml = resources.files("sb3_maesn.envs").joinpath("assets", asset).read_text(encoding="utf-8")
-    return mujoco.MjModel.from_xml_string(xml)
+    return mujoco.MjSpec.from_string(xml)
 
 
 def require_batch() -> Any:
