@@ -84,6 +84,8 @@ class StudyRequest:
         for name, least in (("n_trials", 0), ("n_jobs", 1)):
             if getattr(self, name) < least:
                 raise ConfigError(f"{name} must be at least {least}, got {getattr(self, name)}")
+        if self.stale_after <= 0:
+            raise ConfigError(f"stale_after must be a positive number of seconds, got {self.stale_after}")
 
 
 def open_storage(storage: str) -> BaseStorage:
