@@ -80,6 +80,7 @@ def test_names_become_objects() -> None:
     assert arguments["learning_rate"](0.5) == pytest.approx(5e-4)
     assert arguments["target_kl"] == 0.01
     assert arguments["policy_kwargs"]["activation_fn"] is nn.Tanh
+    assert constructor_arguments({"target_kl": "lin_0.03"}, MAESN)["target_kl"](0.5) == pytest.approx(0.015)
 
 
 @pytest.mark.parametrize(
@@ -135,7 +136,7 @@ def test_tuned_entries_build_a_model(root: Path) -> None:
         ({"meta_batch_size": True}, "meta_batch_size must be a whole number, got True"),
         ({"n_prior_episodes": "all"}, "n_prior_episodes must be a whole number or null, got 'all'"),
         ({"gamma": None}, "gamma must be a number, got None"),
-        ({"target_kl": [0.1]}, r"target_kl must be a number, got \[0\.1\]"),
+        ({"target_kl": [0.1]}, r"target_kl must be a number or a schedule, got \[0\.1\]"),
         ({"first_order": 1}, "first_order must be true or false, got 1"),
         ({"inner_update": 3}, "inner_update must be text, got 3"),
         ({"learning_rate": "fast"}, "learning_rate must be a number or a schedule, got 'fast'"),

@@ -16,6 +16,7 @@ import torch as th
 from stable_baselines3.common.callbacks import BaseCallback, CheckpointCallback, StopTrainingOnMaxEpisodes
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
+from stable_baselines3.common.utils import LinearSchedule
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecMonitor, VecNormalize
 
 from sb3_maesn import MAESN, MultiTaskVecEnv
@@ -125,6 +126,19 @@ def test_the_steps_of_the_log_std_can_have_a_bound_of_their_own() -> None:
     model = tiny(inner_update="reward_weighted", target_kl=0.5, log_std_step_size_max=0.4).learn(6 * ITERATION)
     assert model.task_latents.log_std_step.max().item() == pytest.approx(0.4)
     assert model.task_latents.mean_step.max().item() > 0.9
+
+
+def test_the_trust_region_follows_a_schedule_over_the_budget(tmp_path: Path) -> None:
+    """... and where a run stops half-way, a resumed one goes on with the rest of it, bit for bit."""
+    whole, stopped = (tiny(target_kl=LinearSchedule(0.04, 0.0, 1.0)) for _ in range(2))
+    rows = [*log_of(whole, 4)[1:], whole.logger.name_to_value]  # a row has the step before it
+    assert [row["train/target_kl"] for row in rows] == pytest.approx([0.03, 0.02, 0.01, 0.0])
+    stopped.learn(4 * ITERATION, Watch(stop_after=2 * 2 * 20 + 5))  # in the third iteration
+    stopped.save(tmp_path / "stopped.zip")
+    resumed = MAESN.load(tmp_path / "stopped.zip", env=stopped.env)
+    resumed.learn(2 * ITERATION, reset_num_timesteps=False)
+    assert_same(resumed, whole)
+    assert differ(whole, tiny(target_kl=0.04).learn(4 * ITERATION))
 
 
 def test_tasks_with_latents_of_their_own_start_from_the_prior_once_they_share_episodes(tmp_path: Path) -> None:
@@ -256,7 +270,8 @@ def test_log_keys_and_interval() -> None:
         rollout/pre_success_rate rollout/n_diverged time/iterations time/fps time/time_elapsed time/total_timesteps
         time/collect_seconds time/train_seconds train/surrogate train/kl_divergence train/prior_kl
         train/is_line_search_success train/n_backtracks train/explained_variance train/std train/latent_std
-        train/latent_mean_norm train/step_size_mean train/step_size_log_std train/temperature train/n_updates"""
+        train/latent_mean_norm train/step_size_mean train/step_size_log_std train/temperature train/target_kl
+            train/n_updates"""
     assert set(rows[-1]) == {*expected.split(), "step"}
     assert rows[-1]["rollout/ep_len_mean"] == 20.0
     assert -60.0 < rows[-1]["rollout/ep_rew_mean"] < 0.0
@@ -454,7 +469,9 @@ def test_an_environment_that_does_not_fit_is_refused(make: Callable[[], VecEnv],
         ({"n_critic_updates": 0}, "n_critic_updates must be at least 1, got 0"),
         ({"kl_coef": -0.1}, r"kl_coef must be at least 0, got -0\.1"),
         ({"target_kl": 0.0}, r"target_kl must be positive, got 0\.0"),
-        ({"target_kl": None}, "target_kl must be a number, got None"),
+        ({"target_kl": None}, "target_kl must be a number or a schedule, got None"),
+        ({"target_kl": LinearSchedule(0.0, 0.1, 1.0)}, r"target_kl must begin above 0 .* schedule from 0\.0 to 0\.1"),
+        ({"target_kl": LinearSchedule(0.1, -0.1, 1.0)}, r"end at 0 or above, got a schedule from 0\.1 to -0\.1"),
         ({"target_kl": np.nan}, "target_kl must be positive, got nan"),
         ({"temperature_init": -1.0}, r"temperature_init must be positive, got -1\.0"),
         ({"gamma": 1.5}, r"gamma must be between 0 and 1, got 1\.5"),

@@ -10,7 +10,7 @@ import numpy as np
 import torch as th
 from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv
-from stable_baselines3.common.type_aliases import Schedule as LearningRateSchedule
+from stable_baselines3.common.type_aliases import Schedule as ProgressSchedule
 from stable_baselines3.common.utils import get_device
 
 from sb3_maesn.common.adaptable_algorithm import AdaptableAlgorithm
@@ -70,7 +70,8 @@ class MetaOnPolicyAlgorithm(AdaptableAlgorithm):
     :param inner_std_floor: least standard deviation by which the inner update normalises episode advantages
     :param kl_coef: weight of the KL between the tasks' latents and the prior
     :param latent_kl_coef: weight of the latents' own KL in the trust region
-    :param target_kl: trust region, on the mean KL of the post-update action distributions
+    :param target_kl: trust region, on the mean KL of the post-update action distributions; as SB3's learning rates, it
+        may be a schedule, a function of the part of ``learn``'s budget that is left
     :param gamma: discount factor
     :param gae_lambda: of the generalised advantages
     :param baseline: ``linear`` (fitted to each task's batch) or ``critic``
@@ -100,7 +101,7 @@ class MetaOnPolicyAlgorithm(AdaptableAlgorithm):
         self,
         policy: str | type[ActorCriticPolicy],
         env: GymEnv | str | None,
-        learning_rate: float | LearningRateSchedule = 1e-3,
+        learning_rate: float | ProgressSchedule = 1e-3,
         meta_batch_size: int = 20,
         n_episodes: int = 20,
         n_prior_episodes: int | None = None,
@@ -119,7 +120,7 @@ class MetaOnPolicyAlgorithm(AdaptableAlgorithm):
         inner_std_floor: float = 1e-8,
         kl_coef: float = 0.1,
         latent_kl_coef: float = 0.01,
-        target_kl: float = 0.01,
+        target_kl: float | ProgressSchedule = 0.01,
         gamma: float = 0.99,
         gae_lambda: float = 1.0,
         baseline: str = "linear",
@@ -203,8 +204,9 @@ class MetaOnPolicyAlgorithm(AdaptableAlgorithm):
 
     @property
     def _trust_region(self) -> TrustRegion:
+        remaining = max(self._current_progress_remaining, 0.0)  # whole iterations may go beyond the budget
         return TrustRegion(
-            self.target_kl,
+            float(self.target_kl(remaining) if callable(self.target_kl) else self.target_kl),
             self.cg_max_steps,
             self.cg_damping,
             self.line_search_shrinking_factor,
@@ -347,6 +349,7 @@ class MetaOnPolicyAlgorithm(AdaptableAlgorithm):
         self.policy.set_training_mode(True)
         batch, self._meta_batch = self._meta_batch, None
         params = self._parameters()
+        self.logger.record("train/target_kl", self._trust_region.target_kl)
         result = self._meta_step(self._objective(batch), params)
         new = self._candidate(params, result.leaves)
         write_parameters(self._actor, self.task_latents, new)

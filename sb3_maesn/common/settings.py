@@ -1,6 +1,6 @@
 """The settings of meta-training, checked where a model is made or loaded."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 BASELINES = ("linear", "critic")
@@ -67,8 +67,11 @@ def check_settings(settings: Mapping[str, Any]) -> None:
     """
     check_at_least(settings, AT_LEAST)
     for name in POSITIVE:
-        if settings.get(name) is not None and not settings[name] > 0:
-            raise ValueError(f"{name} must be positive, got {settings[name]}")
+        value = settings.get(name)
+        if callable(value):
+            _check_schedule(name, value)
+        elif value is not None and not value > 0:
+            raise ValueError(f"{name} must be positive, got {value}")
     for name in UP_TO_ONE:
         if name in settings and not 0 <= settings[name] <= 1:
             raise ValueError(f"{name} must be between 0 and 1, got {settings[name]}")
@@ -78,6 +81,12 @@ def check_settings(settings: Mapping[str, Any]) -> None:
     if settings["baseline"] not in BASELINES:
         raise ValueError(f"baseline must be one of {', '.join(BASELINES)}, got {settings['baseline']!r}")
     _check_prior_episodes(settings)
+
+
+def _check_schedule(name: str, schedule: Callable[[float], float]) -> None:
+    first, last = schedule(1.0), schedule(0.0)
+    if not (first > 0 and last >= 0):
+        raise ValueError(f"{name} must begin above 0 and end at 0 or above, got a schedule from {first} to {last}")
 
 
 def _check_prior_episodes(settings: Mapping[str, Any]) -> None:
