@@ -3,6 +3,7 @@
 Equations refer to Gupta et al. 2018 (arXiv:1802.07245).
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeAlias
@@ -19,6 +20,7 @@ dimensions are shared by the first ones"""
 
 INNER_UPDATES = ("likelihood_ratio", "reparameterised", "reward_weighted")
 MIN_WEIGHTED_STD = 0.05
+BALANCE_TOLERANCE, MAX_BALANCE_ITERATIONS = 0.01, 1000
 NEVER = -1e30
 """A log weight whose softmax is 0, but no NaN where all are so."""
 
@@ -165,14 +167,13 @@ def reward_weighted_target(
     return DiagGaussian(mean, 0.5 * th.log(variance + MIN_WEIGHTED_STD**2))
 
 
-def episode_prices(scores: th.Tensor, mask: th.Tensor, groups: th.Tensor, n_iterations: int = 20) -> th.Tensor:
-    """What to subtract from the tasks' scores so that softmax weights use every shared episode equally (Sinkhorn's
-    iteration; Cuturi 2013, arXiv:1306.0895).
+def episode_prices(scores: th.Tensor, mask: th.Tensor, groups: th.Tensor) -> th.Tensor:
+    """What to subtract from the tasks' scores so that softmax weights use every shared episode equally, but for
+    ``BALANCE_TOLERANCE`` (Sinkhorn's iteration; Cuturi 2013, arXiv:1306.0895).
 
     :param scores: log weights before normalisation (B, K)
     :param mask: (B, K); a latent whose episode is not valid for every task of its group has no price
     :param groups: the k-th episodes of the tasks of one group have one latent (B,)
-    :param n_iterations: of the alternating normalisation
     :return: (B, K), the same for all tasks of a group, constants
     """
     prices = th.zeros_like(scores)
@@ -181,12 +182,21 @@ def episode_prices(scores: th.Tensor, mask: th.Tensor, groups: th.Tensor, n_iter
             members = groups == group  # (B,)
             valid = (mask[members] > 0.0).all(dim=0)  # (K,)
             own = scores[members][:, valid]  # (n, m)
-            price = th.zeros_like(own[:1])  # (1, m)
-            for _ in range(n_iterations if own.shape[1] else 0):
-                usage = th.logsumexp(th.log_softmax(own - price, dim=1), dim=0)  # (m,), log of each episode's share
-                price = price + usage - th.log(th.tensor(own.shape[0] / own.shape[1]))
-            prices[members.nonzero(), valid.nonzero().T] = price
+            if own.shape[1]:
+                prices[members.nonzero(), valid.nonzero().T] = _balancing_price(own)
     return prices
+
+
+def _balancing_price(scores: th.Tensor) -> th.Tensor:
+    """The price of every column (1, m) by which softmax weights over the rows (n, m) use all columns equally."""
+    even = math.log(scores.shape[0] / scores.shape[1])
+    price = th.zeros_like(scores[:1])
+    for _ in range(MAX_BALANCE_ITERATIONS):
+        excess = th.logsumexp(th.log_softmax(scores - price, dim=1), dim=0) - even  # (m,), log of use over equal use
+        if excess.abs().max() < BALANCE_TOLERANCE:
+            break
+        price = price + excess
+    return price
 
 
 def _latent_direction(
