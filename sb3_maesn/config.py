@@ -9,7 +9,8 @@ import yaml
 from stable_baselines3.common.utils import LinearSchedule
 
 from sb3_maesn.common.constructors import constructor_annotations, constructor_parameters, described, fits
-from sb3_maesn.common.plain_settings import CLASSES
+from sb3_maesn.common.plain_settings import CLASSES, decode_value
+from sb3_maesn.common.safe_archive import CheckpointError
 
 #: Keys of an entry that are the training script's, not the constructor's, and the types of their values.
 SCRIPT_KEYS: dict[str, Any] = {"policy": str, "n_timesteps": int | None, "n_envs": int, "eval_rule": str | None}
@@ -168,12 +169,18 @@ def typed_value(key: str, value: Any, kind: Any) -> Any:
 
 def to_value(value: Any) -> Any:
     """
-    Turn ``"lin_x"`` into a schedule that falls linearly from x to 0, and ``"1e-3"``, a string to YAML, into a number.
+    Turn ``"lin_x"`` into a schedule that falls linearly from x to 0, ``{"linear": [start, end, end_fraction]}``, as our
+    checkpoints have it, into SB3's ``LinearSchedule``, and ``"1e-3"``, a string to YAML, into a number.
 
     :param value: value of a hyperparameter
     :return: the schedule, the number, or the value as it is
-    :raises ConfigError: if x is not a number
+    :raises ConfigError: if a schedule's numbers are none
     """
+    if isinstance(value, Mapping) and "linear" in value:
+        try:
+            return decode_value("a schedule", value, None)
+        except CheckpointError as error:
+            raise ConfigError(str(error)) from error
     if not isinstance(value, str):
         return value
     if value.startswith("lin_"):

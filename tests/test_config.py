@@ -10,6 +10,7 @@ from torch import nn
 
 from sb3_maesn import MAESN, MAML
 from sb3_maesn.common.constructors import constructor_annotations, constructor_parameters, fits
+from sb3_maesn.common.plain_settings import encode_value
 from sb3_maesn.config import (
     SCRIPT_KEYS,
     ConfigError,
@@ -80,7 +81,10 @@ def test_names_become_objects() -> None:
     assert arguments["learning_rate"](0.5) == pytest.approx(5e-4)
     assert arguments["target_kl"] == 0.01
     assert arguments["policy_kwargs"]["activation_fn"] is nn.Tanh
-    assert constructor_arguments({"target_kl": "lin_0.03"}, MAESN)["target_kl"](0.5) == pytest.approx(0.015)
+    falling = constructor_arguments({"target_kl": "lin_0.03"}, MAESN)["target_kl"]
+    assert falling(0.5) == pytest.approx(0.015)
+    published = {"target_kl": encode_value("target_kl", falling)}  # as in the Hub's config.yml
+    assert constructor_arguments(published, MAESN)["target_kl"](0.5) == pytest.approx(0.015)
 
 
 @pytest.mark.parametrize(
@@ -88,6 +92,7 @@ def test_names_become_objects() -> None:
     [
         ({"metabatch_size": 3}, "did you mean meta_batch_size"),
         ({"learning_rate": "lin_fast"}, "lin_<number>"),
+        ({"target_kl": {"linear": [0.03]}}, "expected a number or a linear schedule"),
         ({"policy_kwargs": {"activation_fn": "print"}}, "activation_fn must be one of"),
     ],
 )
