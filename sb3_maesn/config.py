@@ -159,7 +159,7 @@ def typed_value(key: str, value: Any, kind: Any) -> Any:
     """
     if fits(value, kind):
         return value
-    made = to_value(value)
+    made = to_value(key, value)
     if isinstance(made, float) and made.is_integer() and not fits(made, kind):
         made = int(made)
     if not fits(made, kind):
@@ -167,18 +167,21 @@ def typed_value(key: str, value: Any, kind: Any) -> Any:
     return made
 
 
-def to_value(value: Any) -> Any:
+def to_value(key: str, value: Any) -> Any:
     """
     Turn ``"lin_x"`` into a schedule that falls linearly from x to 0, ``{"linear": [start, end, end_fraction]}``, as our
     checkpoints have it, into SB3's ``LinearSchedule``, and ``"1e-3"``, a string to YAML, into a number.
 
+    :param key: for the message
     :param value: value of a hyperparameter
     :return: the schedule, the number, or the value as it is
     :raises ConfigError: if a schedule's numbers are none
     """
     if isinstance(value, Mapping) and "linear" in value:
+        numbers = value["linear"]
+        plain = [to_value(key, part) for part in numbers] if isinstance(numbers, list) else numbers
         try:
-            return decode_value("a schedule", value, None)
+            return decode_value(key, {**value, "linear": plain}, None)
         except CheckpointError as error:
             raise ConfigError(str(error)) from error
     if not isinstance(value, str):
@@ -186,7 +189,7 @@ def to_value(value: Any) -> Any:
     if value.startswith("lin_"):
         slope = _number(value.removeprefix("lin_"))
         if slope is None:
-            raise ConfigError(f"a linear schedule is written lin_<number>, got {value!r}")
+            raise ConfigError(f"{key}: a linear schedule is written lin_<number>, got {value!r}")
         return LinearSchedule(slope, 0.0, 1.0)
     number = _number(value)
     return value if number is None else number

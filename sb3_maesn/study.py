@@ -16,7 +16,7 @@ from functools import partial
 from multiprocessing.connection import wait
 from multiprocessing.context import SpawnProcess
 from pathlib import Path
-from threading import Event, Thread
+from threading import TIMEOUT_MAX, Event, Thread
 from typing import Any
 
 import optuna
@@ -84,7 +84,7 @@ class StudyRequest:
         for name, least in (("n_trials", 0), ("n_jobs", 1)):
             if getattr(self, name) < least:
                 raise ConfigError(f"{name} must be at least {least}, got {getattr(self, name)}")
-        if self.stale_after <= 0:
+        if not 0 < self.stale_after <= TIMEOUT_MAX:
             raise ConfigError(f"stale_after must be a positive number of seconds, got {self.stale_after}")
 
 

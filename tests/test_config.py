@@ -83,6 +83,7 @@ def test_names_become_objects() -> None:
     assert arguments["policy_kwargs"]["activation_fn"] is nn.Tanh
     falling = constructor_arguments({"target_kl": "lin_0.03"}, MAESN)["target_kl"]
     assert falling(0.5) == pytest.approx(0.015)
+    assert constructor_arguments({"target_kl": {"linear": ["3e-2", 0, 1]}}, MAESN)["target_kl"](1.0) == 0.03
     published = {"target_kl": encode_value("target_kl", falling)}  # as in the Hub's config.yml
     assert constructor_arguments(published, MAESN)["target_kl"](0.5) == pytest.approx(0.015)
 
@@ -91,8 +92,9 @@ def test_names_become_objects() -> None:
     ("entry", "message"),
     [
         ({"metabatch_size": 3}, "did you mean meta_batch_size"),
-        ({"learning_rate": "lin_fast"}, "lin_<number>"),
-        ({"target_kl": {"linear": [0.03]}}, "expected a number or a linear schedule"),
+        ({"learning_rate": "lin_fast"}, "learning_rate: a linear schedule is written lin_<number>"),
+        ({"target_kl": {"linear": [0.03]}}, "expected a number or a linear schedule for target_kl"),
+        ({"target_kl": {"linear": 0.03}}, "expected a number or a linear schedule for target_kl"),
         ({"policy_kwargs": {"activation_fn": "print"}}, "activation_fn must be one of"),
     ],
 )

@@ -11,6 +11,7 @@ import pytest
 
 from sb3_maesn.envs import FAMILIES, TaskFamily, make_family, make_vec
 from sb3_maesn.envs.ant import AntGoal
+from sb3_maesn.envs.mujoco_family import MujocoFamily
 from sb3_maesn.envs.mujoco_physics import load_plain_model
 from sb3_maesn.envs.point import PointGoal
 from sb3_maesn.envs.pusher import PusherBlock
@@ -243,6 +244,21 @@ def test_ant_observation_layout() -> None:
 
 
 # Models
+
+
+@pytest.mark.parametrize("family", [WheeledGoal, AntGoal, PusherBlock])
+def test_a_plain_model_has_nothing_that_only_makes_it_faster(family: type[MujocoFamily]) -> None:
+    model = load_plain_model(family.asset)
+    assert (model.npair, model.nexclude, model.opt.disableflags) == (0, 0, 0)
+    trajectories: list[Any] = []
+    for each in (family().model, model):
+        data, rng = mujoco.MjData(each), np.random.default_rng(0)
+        data.qpos[:] = family().initial_qpos
+        for _ in range(100):
+            data.ctrl[:] = rng.uniform(-1, 1, each.nu)
+            mujoco.mj_step(each, data)
+        trajectories.append(np.concatenate([data.qpos, data.qvel]))
+    np.testing.assert_allclose(trajectories[0], trajectories[1], rtol=0, atol=1e-9)
 
 
 def test_wheeled_model() -> None:

@@ -132,13 +132,40 @@ def test_the_trust_region_follows_a_schedule_over_the_budget(tmp_path: Path) -> 
     """... and where a run stops half-way, a resumed one goes on with the rest of it, bit for bit."""
     whole, stopped = (tiny(target_kl=LinearSchedule(0.04, 0.0, 1.0)) for _ in range(2))
     rows = [*log_of(whole, 4)[1:], whole.logger.name_to_value]  # a row has the step before it
-    assert [row["train/target_kl"] for row in rows] == pytest.approx([0.03, 0.02, 0.01, 0.0])
+    assert [row["train/target_kl"] for row in rows] == pytest.approx([0.04, 0.03, 0.02, 0.01])
     stopped.learn(4 * ITERATION, Watch(stop_after=2 * 2 * 20 + 5))  # in the third iteration
     stopped.save(tmp_path / "stopped.zip")
     resumed = MAESN.load(tmp_path / "stopped.zip", env=stopped.env)
     resumed.learn(2 * ITERATION, reset_num_timesteps=False)
     assert_same(resumed, whole)
     assert differ(whole, tiny(target_kl=0.04).learn(4 * ITERATION))
+
+
+def test_a_schedule_may_be_a_function_and_a_budget_a_part_of_an_iteration() -> None:
+    model = tiny(target_kl=lambda left: 0.04 * left).learn(int(2.5 * ITERATION))
+    assert model.logger.name_to_value["train/target_kl"] == pytest.approx(0.04 * 0.5 / 2.5)
+    before = model.policy.log_std.detach().clone()
+    model.learn(1, reset_num_timesteps=False)  # less than an iteration is one
+    assert not th.equal(model.policy.log_std, before)
+
+
+def test_a_schedule_that_goes_below_zero_is_named_where_it_does() -> None:
+    model = tiny(target_kl=lambda left: abs(left - 0.5) - 0.1)
+    with pytest.raises(ValueError, match=r"target_kl must be .*, got -0\.1 where 0\.5 of the training is left"):
+        model.learn(2 * ITERATION)
+
+
+def test_policy_rounds_of_adaptation_take_steps_after_a_schedule_has_ended(tmp_path: Path) -> None:
+    model = tiny(target_kl=LinearSchedule(0.04, 0.0, 1.0)).learn(2 * ITERATION)
+    model.save(tmp_path / "model.zip")
+    model.save_checkpoint(tmp_path / "model")
+    adapted = [
+        each.adapt(POINT, task=[0.0, 1.0], n_rounds=0, n_policy_rounds=2, n_episodes=4, seed=0)
+        for each in (model, MAESN.load(tmp_path / "model.zip"), MAESN.load_checkpoint(tmp_path / "model"))
+    ]
+    assert differ(adapted[0], model)
+    assert not differ(adapted[0], adapted[1])
+    assert not differ(adapted[0], adapted[2])
 
 
 def test_tasks_with_latents_of_their_own_start_from_the_prior_once_they_share_episodes(tmp_path: Path) -> None:
@@ -470,8 +497,12 @@ def test_an_environment_that_does_not_fit_is_refused(make: Callable[[], VecEnv],
         ({"kl_coef": -0.1}, r"kl_coef must be at least 0, got -0\.1"),
         ({"target_kl": 0.0}, r"target_kl must be positive, got 0\.0"),
         ({"target_kl": None}, "target_kl must be a number or a schedule, got None"),
-        ({"target_kl": LinearSchedule(0.0, 0.1, 1.0)}, r"target_kl must begin above 0 .* schedule from 0\.0 to 0\.1"),
-        ({"target_kl": LinearSchedule(0.1, -0.1, 1.0)}, r"end at 0 or above, got a schedule from 0\.1 to -0\.1"),
+        (
+            {"target_kl": LinearSchedule(0.0, 0.0, 1.0)},
+            r"target_kl must not be 0 all the time, .* from 0\.0 to 0\.0",
+        ),
+        ({"target_kl": LinearSchedule(0.1, -0.1, 1.0)}, r"at least 0 at all times, got -0\.1 where 0 of the training"),
+        ({"target_kl": lambda left: str(left)}, r"target_kl must be a number of at least 0 .*, got '1\.0'"),
         ({"target_kl": np.nan}, "target_kl must be positive, got nan"),
         ({"temperature_init": -1.0}, r"temperature_init must be positive, got -1\.0"),
         ({"gamma": 1.5}, r"gamma must be between 0 and 1, got 1\.5"),

@@ -436,7 +436,7 @@ def test_the_scripts_own_keys_are_read_as_by_train() -> None:
     assert script.make_request(script.make_parser().parse_args(flags)).plan.test.rule == "posterior"
 
 
-@pytest.mark.parametrize("seconds", [0.0, -1.0])
+@pytest.mark.parametrize("seconds", [0.0, -1.0, float("nan"), float("inf")])
 def test_a_worker_gets_some_time_before_it_is_taken_for_dead(tmp_path: Path, seconds: float) -> None:
     with pytest.raises(ConfigError, match=f"stale_after must be a positive number of seconds, got {seconds}"):
         request(tmp_path, stale_after=seconds)

@@ -52,8 +52,11 @@ class AdaptableAlgorithm(EpisodicAlgorithm):
             return lambda rollout, _: critic_values(self.policy, rollout)
         return super()._value_function
 
-    @property
-    def _trust_region(self) -> TrustRegion:
+    def _trust_region(self, remaining: float) -> TrustRegion:
+        """Settings of a step.
+
+        :param remaining: the part of the training that is left
+        """
         raise NotImplementedError
 
     @property
@@ -195,7 +198,7 @@ class AdaptableAlgorithm(EpisodicAlgorithm):
         """One trust-region step of theta on one task; the mean return before it."""
         params = read_parameters(self._actor, self.task_latents)
         theta, mean_return = improve_policy(
-            collector, self._trust_region, params, task, n_episodes, self.fisher_subsampling, rng
+            collector, self._trust_region(1.0), params, task, n_episodes, self.fisher_subsampling, rng
         )
         self._set_theta(theta)
         return mean_return

@@ -20,7 +20,7 @@ dimensions are shared by the first ones"""
 
 INNER_UPDATES = ("likelihood_ratio", "reparameterised", "reward_weighted")
 MIN_WEIGHTED_STD = 0.05
-BALANCE_TOLERANCE, MAX_BALANCE_ITERATIONS = 0.01, 1000
+BALANCE_TOLERANCE, MAX_BALANCE_ITERATIONS = 0.05, 1000
 NEVER = -1e30
 """A log weight whose softmax is 0, but no NaN where all are so."""
 
@@ -168,8 +168,10 @@ def reward_weighted_target(
 
 
 def episode_prices(scores: th.Tensor, mask: th.Tensor, groups: th.Tensor) -> th.Tensor:
-    """What to subtract from the tasks' scores so that softmax weights use every shared episode equally, but for
-    ``BALANCE_TOLERANCE`` (Sinkhorn's iteration; Cuturi 2013, arXiv:1306.0895).
+    """What to subtract from the tasks' scores so that softmax weights use every shared episode equally.
+
+    Sinkhorn's iteration (Cuturi 2013, arXiv:1306.0895), until no episode's use is off by more than
+    ``BALANCE_TOLERANCE``; at most ``MAX_BALANCE_ITERATIONS``, which only scores far apart need.
 
     :param scores: log weights before normalisation (B, K)
     :param mask: (B, K); a latent whose episode is not valid for every task of its group has no price

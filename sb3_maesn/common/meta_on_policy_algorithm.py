@@ -27,7 +27,7 @@ from sb3_maesn.common.iteration_log import collection_record, step_record
 from sb3_maesn.common.meta_objective import MetaObjective
 from sb3_maesn.common.meta_parameters import TaskLatents, read_parameters, write_parameters
 from sb3_maesn.common.policies import LatentActorCriticPolicy
-from sb3_maesn.common.settings import NUMBERS, check_fixed, check_settings
+from sb3_maesn.common.settings import NUMBERS, check_fixed, check_settings, value_at
 from sb3_maesn.common.shared_episodes import sample_by_group
 from sb3_maesn.common.trust_region import Evaluate, TrustRegion, trust_region_step
 from sb3_maesn.common.type_aliases import MetaBatch, MetaParameters, ObjectiveValue, StepResult, Tasks
@@ -70,8 +70,9 @@ class MetaOnPolicyAlgorithm(AdaptableAlgorithm):
     :param inner_std_floor: least standard deviation by which the inner update normalises episode advantages
     :param kl_coef: weight of the KL between the tasks' latents and the prior
     :param latent_kl_coef: weight of the latents' own KL in the trust region
-    :param target_kl: trust region, on the mean KL of the post-update action distributions; as SB3's learning rates, it
-        may be a schedule, a function of the part of ``learn``'s budget that is left
+    :param target_kl: trust region, on the mean KL of the post-update action distributions. It may be a schedule: a
+        function of the part that is left of all steps, those of earlier calls of ``learn`` included, as an iteration
+        begins
     :param gamma: discount factor
     :param gae_lambda: of the generalised advantages
     :param baseline: ``linear`` (fitted to each task's batch) or ``critic``
@@ -202,11 +203,9 @@ class MetaOnPolicyAlgorithm(AdaptableAlgorithm):
             self.inner_update, self.adapt_policy, self.first_order, self.inner_std_floor, self.balance_episodes
         )
 
-    @property
-    def _trust_region(self) -> TrustRegion:
-        remaining = max(self._current_progress_remaining, 0.0)  # whole iterations may go beyond the budget
+    def _trust_region(self, remaining: float) -> TrustRegion:
         return TrustRegion(
-            float(self.target_kl(remaining) if callable(self.target_kl) else self.target_kl),
+            value_at("target_kl", self.target_kl, remaining),
             self.cg_max_steps,
             self.cg_damping,
             self.line_search_shrinking_factor,
@@ -327,8 +326,18 @@ class MetaOnPolicyAlgorithm(AdaptableAlgorithm):
 
         return [partial(evaluate, tasks) for tasks in objective.parts()]
 
+    @property
+    def _steps_left(self) -> float:
+        """The part of all steps that was left when the iteration began; SB3 knows what is left when its episodes are
+        played, which is nothing in the last one.
+        """
+        done = self._whole_timesteps or 0
+        return 1.0 - done / self._total_timesteps if self._total_timesteps > done else 1.0
+
     def _meta_step(self, objective: MetaObjective, params: MetaParameters) -> StepResult:
         """One trust-region step on theta, the latents and the step sizes."""
+        trust_region = self._trust_region(self._steps_left)
+        self.logger.record("train/target_kl", trust_region.target_kl)
         stride = objective.stride(self.fisher_subsampling)
 
         def fisher_kl(tasks: slice, leaves: Sequence[th.Tensor]) -> Composition:
@@ -338,7 +347,7 @@ class MetaOnPolicyAlgorithm(AdaptableAlgorithm):
             self._evaluations(objective, params),
             [partial(fisher_kl, tasks) for tasks in objective.parts(stride)],
             params.leaves(),
-            self._trust_region,
+            trust_region,
             seed=int(self._rng().integers(2**62)),
         )
 
@@ -349,7 +358,6 @@ class MetaOnPolicyAlgorithm(AdaptableAlgorithm):
         self.policy.set_training_mode(True)
         batch, self._meta_batch = self._meta_batch, None
         params = self._parameters()
-        self.logger.record("train/target_kl", self._trust_region.target_kl)
         result = self._meta_step(self._objective(batch), params)
         new = self._candidate(params, result.leaves)
         write_parameters(self._actor, self.task_latents, new)

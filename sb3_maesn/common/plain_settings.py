@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping
+from numbers import Integral, Real
 from typing import Any
 
 import torch as th
@@ -63,11 +64,13 @@ def encode_value(name: str, value: Any) -> Any:
     if isinstance(value, ConstantSchedule):
         return value.val
     if isinstance(value, LinearSchedule):
-        return {"linear": [value.start, value.end, value.end_fraction]}
+        return {"linear": [encode_value(name, part) for part in (value.start, value.end, value.end_fraction)]}
     if isinstance(value, list | tuple):
         return [encode_value(name, part) for part in value]
-    if value is None or isinstance(value, bool | int | float | str):
+    if value is None or isinstance(value, bool | str):
         return value
+    if isinstance(value, Real):  # NumPy's numbers too
+        return int(value) if isinstance(value, Integral) else float(value)
     raise ValueError(f"expected a plain value or a linear schedule for {name}, got {value!r}: `save` keeps that")
 
 
@@ -99,7 +102,7 @@ def _linear_schedule(name: str, content: Mapping[str, Any]) -> LinearSchedule:
     numbers = content.get("linear")
     if len(content) == 1 and isinstance(numbers, list) and len(numbers) == 3 and all(map(_is_number, numbers)):
         start, end, end_fraction = numbers
-        if 0 < end_fraction <= 1:
+        if end_fraction > 0:
             return LinearSchedule(start, end, end_fraction)
     raise CheckpointError(f"expected a number or a linear schedule for {name}, got {shown(content)}")
 

@@ -1,7 +1,11 @@
 """The settings of meta-training, checked where a model is made or loaded."""
 
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Mapping
+from numbers import Real
 from typing import Any
+
+from stable_baselines3.common.type_aliases import Schedule as ProgressSchedule
 
 BASELINES = ("linear", "critic")
 
@@ -83,10 +87,27 @@ def check_settings(settings: Mapping[str, Any]) -> None:
     _check_prior_episodes(settings)
 
 
-def _check_schedule(name: str, schedule: Callable[[float], float]) -> None:
-    first, last = schedule(1.0), schedule(0.0)
-    if not (first > 0 and last >= 0):
-        raise ValueError(f"{name} must begin above 0 and end at 0 or above, got a schedule from {first} to {last}")
+def _check_schedule(name: str, schedule: ProgressSchedule) -> None:
+    first, last = (value_at(name, schedule, remaining) for remaining in (1.0, 0.0))
+    if first == last == 0:
+        raise ValueError(f"{name} must not be 0 all the time, got a schedule from {first} to {last}")
+
+
+def value_at(name: str, setting: float | ProgressSchedule, remaining: float) -> float:
+    """What a setting is at a point of the training.
+
+    :param name: for the message
+    :param setting: number or schedule
+    :param remaining: the part of the training that is left
+    :raises ValueError: for a schedule that gives no number, or one below 0
+    """
+    if not callable(setting):
+        return float(setting)
+    value: Any = setting(remaining)  # a user's function may give anything
+    if not (isinstance(value, Real) and 0 <= float(value) < math.inf):
+        when = f"where {remaining:.3g} of the training is left"
+        raise ValueError(f"{name} must be a number of at least 0 at all times, got {value!r} {when}")
+    return float(value)
 
 
 def _check_prior_episodes(settings: Mapping[str, Any]) -> None:
