@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import tkinter
+import sys
+from types import SimpleNamespace
 from typing import Any
 
 import gymnasium as gym
@@ -231,8 +232,8 @@ def test_human_mode_shows_every_step(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_human_mode_without_a_display_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     def no_display() -> None:
-        raise tkinter.TclError("no display name")
+        raise Exception("no display name")  # a TclError, which only exists where tkinter does
 
-    monkeypatch.setattr(tkinter, "Tk", no_display)
+    monkeypatch.setitem(sys.modules, "tkinter", SimpleNamespace(Tk=no_display))
     with pytest.raises(RuntimeError, match=r"render_mode='human' needs a display .*no display name"):
         Window("title", 10)
