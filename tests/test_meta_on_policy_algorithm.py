@@ -298,7 +298,7 @@ def test_log_keys_and_interval() -> None:
         time/collect_seconds time/train_seconds train/surrogate train/kl_divergence train/prior_kl
         train/is_line_search_success train/n_backtracks train/explained_variance train/std train/latent_std
         train/latent_mean_norm train/step_size_mean train/step_size_log_std train/temperature train/target_kl
-            train/n_updates"""
+        train/n_updates"""
     assert set(rows[-1]) == {*expected.split(), "step"}
     assert rows[-1]["rollout/ep_len_mean"] == 20.0
     assert -60.0 < rows[-1]["rollout/ep_rew_mean"] < 0.0

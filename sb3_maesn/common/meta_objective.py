@@ -168,7 +168,7 @@ class MetaObjective:
         :param tasks: which of the B tasks
         """
         initial, adapted = self.adapt(params, tasks, stride)
-        # an adapted theta needs all phases of an episode (results/README.md, on what MAESN makes of them)
+        # an adapted theta needs all phases of an episode
         rollout = every_nth_step(self.batch.post.rollout.at_tasks(tasks), stride, spread=self.spec.thins)
         new = self._distribution(params, adapted, rollout)
         latents = [initial.latents, adapted.latents] if self.latent_kl_coef > 0.0 else []
