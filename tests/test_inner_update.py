@@ -167,6 +167,31 @@ def test_balance_changes_the_reward_weighted_update_of_shared_episodes_only() ->
     assert not th.allclose(step(shared, balance=True), step(shared, balance=False))
 
 
+def test_prices_are_computed_once_for_each_temperature_of_a_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    computed: list[th.Tensor] = []
+
+    def counted(scores: th.Tensor, mask: th.Tensor, groups: th.Tensor) -> th.Tensor:
+        computed.append(scores)
+        return episode_prices(scores, mask, groups)
+
+    monkeypatch.setattr("sb3_maesn.common.inner_update.episode_prices", counted)
+    latents = DiagGaussian(th.zeros(3, 2).double(), th.zeros(3, 2).double())
+    batch = replace(episodes(latents, 6), groups=th.zeros(3, dtype=th.int64))
+
+    def step(batch: EpisodeBatch, log_temperature: float) -> th.Tensor:
+        spec = InnerUpdate("reward_weighted", balance=True)
+        steps = unit_steps(2, log_temperature)
+        return inner_update(spec, no_actor, {}, steps, Adapted(latents, None), batch).latents.mean
+
+    warm, cold = step(batch, 0.0), step(batch, -1.0)
+    assert th.equal(step(batch, 0.0), warm)
+    assert th.equal(step(batch, -1.0), cold)
+    assert len(computed) == 2
+    other = replace(batch, advantages=-batch.advantages)  # which does not inherit them
+    assert not th.allclose(step(other, 0.0), warm)
+    assert len(computed) == 3
+
+
 # Masks
 
 

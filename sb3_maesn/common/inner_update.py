@@ -230,8 +230,11 @@ def _reward_weighted_direction(
     """From the latents to the reward-weighted target; zero for a task without a valid episode."""
     if spec.balance and episodes.groups is not None:
         temperature = th.exp(steps.log_temperature.detach())
-        prices = episode_prices(advantages / temperature, episodes.mask, episodes.groups)
-        advantages = advantages - temperature * prices
+        key = (float(temperature), spec.std_floor)
+        if key not in episodes.prices:
+            scores = advantages / temperature
+            episodes.prices[key] = episode_prices(scores, episodes.mask, episodes.groups)
+        advantages = advantages - temperature * episodes.prices[key]
     target = reward_weighted_target(latents, episodes.noise, advantages, episodes.mask, steps.log_temperature)
     known = episodes.mask.amax(dim=1, keepdim=True)  # (B, 1)
     return DiagGaussian((target.mean - latents.mean) * known, (target.log_std - latents.log_std) * known)

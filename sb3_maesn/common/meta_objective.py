@@ -107,7 +107,7 @@ class MetaObjective:
         path = [Adapted(DiagGaussian(params.latents.mean[ids], params.latents.log_std[ids]), None)]
         for i, batch in enumerate(self.batch.pre):
             update = partial(inner_update, self.spec, self.actor, params.policy, params.step_sizes, path[-1])
-            own = batch.at_tasks(now)
+            own = batch if self.spec.balance else batch.at_tasks(tasks)
             if stride > 1 and self.spec.thins and isinstance(own, TaskBatch):
                 thinned = update(own.every_nth_step(stride, spread=True))
                 path.append(with_value(thinned, at_tasks(self.batch.acted[i + 1], now)))

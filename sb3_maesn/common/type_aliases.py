@@ -4,7 +4,7 @@ Shapes: B tasks, K episodes of each, T time steps, L latent dimensions, O observ
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
@@ -146,6 +146,8 @@ class EpisodeBatch:
     :param mask: (B, K), 1 for a valid episode
     :param groups: the k-th episodes of tasks with the same number have one latent (B,); None where every task has its
         own
+    :param prices: of the episodes, by temperature and least standard deviation; the inner update keeps here what it
+        has computed, since a meta step makes it dozens of times on one batch
     """
 
     latents: th.Tensor
@@ -153,6 +155,7 @@ class EpisodeBatch:
     advantages: th.Tensor
     mask: th.Tensor
     groups: th.Tensor | None = None
+    prices: dict[tuple[float, float], th.Tensor] = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self) -> None:
         for name in ("latents", "noise", "mask"):
