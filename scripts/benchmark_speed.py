@@ -1,17 +1,16 @@
 """Measure speed against bare physics, in ratios that do not depend on the machine. Run it on an idle machine."""
 
 import argparse
-import resource
-import statistics
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-MUJOCO_FAMILIES = ("WheeledGoal-v0", "AntGoal-v0", "PusherBlock-v0")
+import _flags
+from _speed import MUJOCO_FAMILIES, BarePhysics, make_row, ratio_row, seconds_of, speed_of, spread
+
 SECTIONS = ("collect", "iteration", "baselines", "trpo", "memory", "scaling", "single")
 N_TASKS, N_EPISODES = 20, 20
 TRPO_BATCH, TRPO_STEPS = 16_000, 50
@@ -33,23 +32,16 @@ MAML_TARGET = 4.0  # most seconds of MAML's meta step, in those of MAESN's
 
 def make_parser() -> argparse.ArgumentParser:
     """Make the parser of the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser = _flags.make_parser(__doc__)
     add = parser.add_argument
-    add(
-        "families",
-        nargs="*",
-        default=list(MUJOCO_FAMILIES),
-        metavar="FAMILY",
-        help="MuJoCo families, by environment id",
-    )
+    families = list(MUJOCO_FAMILIES)
+    add("families", nargs="*", default=families, metavar="FAMILY", help="MuJoCo families, by environment id")
     add("--sections", nargs="+", default=list(SECTIONS), choices=SECTIONS, help="what to measure")
     add("--repeats", type=int, default=5, help="measurements of which the median counts")
     add("--seed", type=int, default=0, help="seed")
     add("--csv", default="results/speed.csv", help="table to write")
-    add("--verbose", type=int, default=1, help="2: tracebacks")
-    add(
-        "--peak-memory-of", default="", help=argparse.SUPPRESS
-    )  # how the memory section runs one family in a new process
+    # how the memory section measures a family in a process of its own
+    add("--peak-memory-of", default="", help=argparse.SUPPRESS)
     return parser
 
 
@@ -60,28 +52,38 @@ def main(argv: Sequence[str] | None = None) -> int:
     :param argv: arguments of the command line
     :return: exit code
     """
-    args = make_parser().parse_args(argv)
+    return _flags.run(make_parser(), measure, argv)
+
+
+def measure(args: argparse.Namespace) -> None:
+    """
+    Measure, print every row, and write the table.
+
+    :param args: arguments of the command line
+    :raises ValueError: for an unknown family, or less than one repeat
+    """
     import torch
 
-    from sb3_maesn.cli import check_env_id, one_line_errors
+    from sb3_maesn.cli import check_env_id
     from sb3_maesn.results import format_table, provenance, write_table
 
     if args.peak_memory_of:
         print(peak_memory_gb(args.peak_memory_of, args.seed))
-        return 0
-    with one_line_errors(args.verbose):
-        rows: list[dict[str, Any]] = []
-        for family in args.families:
-            check_env_id(family)
-            for section in args.sections:
-                for row in MEASUREMENTS[section](family, args):
-                    print(", ".join(f"{key} {value}" for key, value in row.items()), flush=True)
-                    rows.append(row)
-        threads = torch.get_num_threads()
-        settings = {"repeats": args.repeats, "torch_threads": threads, "trpo": TRPO_SETTINGS, "rl2": RL2_SETTINGS}
-        write_table(args.csv, rows, provenance(args.seed, **settings))
-        print("\n" + format_table(rows))
-    return 0
+        return
+    if args.repeats < 1:
+        raise ValueError(f"--repeats must be at least 1, got {args.repeats}")
+    for family in args.families:
+        check_env_id(family)
+    rows: list[dict[str, Any]] = []
+    for family in args.families:
+        for section in args.sections:
+            for row in MEASUREMENTS[section](family, args):
+                print(", ".join(f"{key} {value}" for key, value in row.items()), flush=True)
+                rows.append(row)
+    threads = torch.get_num_threads()
+    settings = {"repeats": args.repeats, "torch_threads": threads, "trpo": TRPO_SETTINGS, "rl2": RL2_SETTINGS}
+    write_table(args.csv, rows, provenance(args.seed, **settings))
+    print("\n" + format_table(rows))
 
 
 def measure_collect(family: str, args: argparse.Namespace) -> Iterator[dict[str, Any]]:
@@ -279,54 +281,6 @@ MEASUREMENTS: dict[str, Callable[[str, argparse.Namespace], Iterator[dict[str, A
 }
 
 
-class BarePhysics:
-    """
-    The simulator alone: ``Batch.step`` with random controls, an episode from the initial state at each run.
-
-    :param env_id: environment id of a MuJoCo family
-    :param n: number of simulations
-    :param seed: seed of the controls
-    :param plain: simulate the model without what only makes it faster
-    """
-
-    def __init__(self, env_id: str, n: int, seed: int, plain: bool = False) -> None:
-        import numpy as np
-
-        from sb3_maesn.envs import make_family
-        from sb3_maesn.envs.mujoco_family import MujocoFamily
-        from sb3_maesn.envs.mujoco_physics import MujocoPhysics, load_plain_model
-
-        family = make_family(env_id)
-        if not isinstance(family, MujocoFamily):
-            raise ValueError(f"{env_id} has no physics to compare with; expected one of {', '.join(MUJOCO_FAMILIES)}")
-        self.family = family
-        self.physics = MujocoPhysics(load_plain_model(family.asset) if plain else family.model, n)
-        self.rng = np.random.default_rng(seed)
-        self.n = n
-
-    def run(self) -> float:
-        """
-        Run an episode in all simulations; only the steps themselves are timed.
-
-        :return: simulation steps a second
-        """
-        import numpy as np
-
-        batch, controls = self.physics.batch, self.physics.batch.bind("ctrl")
-        tasks = self.family.sample_tasks(self.n, self.rng)
-        starts = [self.family.initial_state(task, self.rng) for task in tasks]
-        qpos, qvel = (np.array(part) for part in zip(*starts, strict=True))
-        self.physics.reset(np.arange(self.n, dtype=np.int32), qpos, qvel)
-        seconds = 0.0
-        for _ in range(self.family.horizon):
-            actions = self.rng.standard_normal((self.n, controls.shape[1])).clip(-1, 1)
-            controls[:] = self.family.controls(actions)
-            start = time.perf_counter()
-            batch.step()
-            seconds += time.perf_counter() - start
-        return self.n * self.family.horizon / seconds
-
-
 def make_model(
     family: str, seed: int, n_tasks: int = N_TASKS, n_episodes: int = N_EPISODES, algorithm: Any = None
 ) -> Any:
@@ -377,94 +331,13 @@ def peak_memory_gb(family: str, seed: int) -> float:
     :param family: environment id
     :param seed: seed
     :return: the process's peak memory
+    :raises ModuleNotFoundError: on Windows, where Python does not tell
     """
+    import resource
+
     iterate(make_model(family, seed, n_episodes=50))
     scale = 2**30 if sys.platform == "darwin" else 2**20  # macOS counts bytes, Linux kilobytes
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / scale
-
-
-def seconds_of(run: Callable[[], int]) -> float:
-    """
-    Time a run.
-
-    :param run: what to time
-    :return: seconds
-    """
-    start = time.perf_counter()
-    run()
-    return time.perf_counter() - start
-
-
-def speed_of(run: Callable[[], int]) -> Callable[[], float]:
-    """
-    Turn a run into a measurement.
-
-    :param run: returns the environment steps it took
-    :return: returns environment steps a second
-    """
-
-    def measure() -> float:
-        start = time.perf_counter()
-        steps = run()
-        return steps / (time.perf_counter() - start)
-
-    return measure
-
-
-def ratio_row(
-    section: str,
-    family: str,
-    ours: Callable[[], float],
-    other: Callable[[], float],
-    repeats: int,
-    target: float | None,
-) -> dict[str, Any]:
-    """
-    Compare two speeds, measured in turn.
-
-    :param section: name of the section
-    :param family: environment id
-    :param ours: returns environment steps a second
-    :param other: likewise, what to compare with
-    :param repeats: number of pairs
-    :param target: least ratio promised
-    :return: row with the median ratio
-    """
-    ours()
-    other()  # both once to warm up
-    pairs = [(ours(), other()) for _ in range(repeats)]
-    row = make_row(section, family, "ratio", *spread([a / b for a, b in pairs]), target)
-    return {**row, "steps_per_second": round(statistics.median(a for a, _ in pairs))}
-
-
-def spread(values: Sequence[float]) -> tuple[float, float, float]:
-    """
-    Median, least and greatest value.
-
-    :param values: measurements
-    :return: the three
-    """
-    return statistics.median(values), min(values), max(values)
-
-
-def make_row(
-    section: str, family: str, measure: str, value: float, low: float | None, high: float | None, target: float | None
-) -> dict[str, Any]:
-    """
-    Make one row of the table.
-
-    :param section: name of the section
-    :param family: environment id
-    :param measure: what the value is
-    :param value: median
-    :param low: least measurement
-    :param high: greatest measurement
-    :param target: what the project promises: a least ratio, or the most memory
-    :return: row
-    """
-    numbers = {"value": value, "low": low, "high": high, "target": target}
-    rounded = {key: "" if number is None else round(number, 4) for key, number in numbers.items()}
-    return {"section": section, "family": family, "measure": measure, **rounded, "steps_per_second": ""}
 
 
 if __name__ == "__main__":

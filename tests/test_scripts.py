@@ -535,6 +535,9 @@ def test_benchmark_refuses_a_family_without_physics(capsys: pytest.CaptureFixtur
     with pytest.raises(SystemExit):
         load("benchmark_speed").main(["PointGoal-v0", "--sections", "collect"])
     assert "PointGoal-v0 has no physics" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        load("benchmark_speed").main(["--repeats", "0"])
+    assert "--repeats must be at least 1, got 0" in capsys.readouterr().err
 
 
 def test_demo_draws_all_figures(
