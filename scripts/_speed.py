@@ -1,0 +1,140 @@
+"""What benchmark_speed.py compares with, bare physics, and how it makes a row of its table."""
+
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+MUJOCO_FAMILIES = ("WheeledGoal-v0", "AntGoal-v0", "PusherBlock-v0")
+
+
+class BarePhysics:
+    """
+    The simulator alone: ``Batch.step`` with random controls, an episode from the initial state at each run.
+
+    :param env_id: environment id of a MuJoCo family
+    :param n: number of simulations
+    :param seed: seed of the controls
+    :param plain: simulate the model without what only makes it faster
+    """
+
+    def __init__(self, env_id: str, n: int, seed: int, plain: bool = False) -> None:
+        import numpy as np
+
+        from sb3_maesn.envs import make_family
+        from sb3_maesn.envs.mujoco_family import MujocoFamily
+        from sb3_maesn.envs.mujoco_physics import MujocoPhysics, load_plain_model
+
+        family = make_family(env_id)
+        if not isinstance(family, MujocoFamily):
+            raise ValueError(f"{env_id} has no physics to compare with; expected one of {', '.join(MUJOCO_FAMILIES)}")
+        self.family = family
+        self.physics = MujocoPhysics(load_plain_model(family.asset) if plain else family.model, n)
+        self.rng = np.random.default_rng(seed)
+        self.n = n
+
+    def run(self) -> float:
+        """
+        Run an episode in all simulations; only the steps themselves are timed.
+
+        :return: simulation steps a second
+        """
+        import numpy as np
+
+        batch, controls = self.physics.batch, self.physics.batch.bind("ctrl")
+        tasks = self.family.sample_tasks(self.n, self.rng)
+        starts = [self.family.initial_state(task, self.rng) for task in tasks]
+        qpos, qvel = (np.array(part) for part in zip(*starts, strict=True))
+        self.physics.reset(np.arange(self.n, dtype=np.int32), qpos, qvel)
+        seconds = 0.0
+        for _ in range(self.family.horizon):
+            actions = self.rng.standard_normal((self.n, controls.shape[1])).clip(-1, 1)
+            controls[:] = self.family.controls(actions)
+            start = time.perf_counter()
+            batch.step()
+            seconds += time.perf_counter() - start
+        return self.n * self.family.horizon / seconds
+
+
+def seconds_of(run: Callable[[], int]) -> float:
+    """
+    Time a run.
+
+    :param run: what to time
+    :return: seconds
+    """
+    start = time.perf_counter()
+    run()
+    return time.perf_counter() - start
+
+
+def speed_of(run: Callable[[], int]) -> Callable[[], float]:
+    """
+    Turn a run into a measurement.
+
+    :param run: returns the environment steps it took
+    :return: returns environment steps a second
+    """
+
+    def measure() -> float:
+        start = time.perf_counter()
+        steps = run()
+        return steps / (time.perf_counter() - start)
+
+    return measure
+
+
+def ratio_row(
+    section: str,
+    family: str,
+    ours: Callable[[], float],
+    other: Callable[[], float],
+    repeats: int,
+    target: float | None,
+) -> dict[str, Any]:
+    """
+    Compare two speeds, measured in turn.
+
+    :param section: name of the section
+    :param family: environment id
+    :param ours: returns environment steps a second
+    :param other: likewise, what to compare with
+    :param repeats: number of pairs
+    :param target: least ratio promised
+    :return: row with the median ratio
+    """
+    ours()
+    other()  # both once to warm up
+    pairs = [(ours(), other()) for _ in range(repeats)]
+    row = make_row(section, family, "ratio", *spread([a / b for a, b in pairs]), target)
+    return {**row, "steps_per_second": round(statistics.median(a for a, _ in pairs))}
+
+
+def spread(values: Sequence[float]) -> tuple[float, float, float]:
+    """
+    Median, least and greatest value.
+
+    :param values: measurements
+    :return: the three
+    """
+    return statistics.median(values), min(values), max(values)
+
+
+def make_row(
+    section: str, family: str, measure: str, value: float, low: float | None, high: float | None, target: float | None
+) -> dict[str, Any]:
+    """
+    Make one row of the table.
+
+    :param section: name of the section
+    :param family: environment id
+    :param measure: what the value is
+    :param value: median
+    :param low: least measurement
+    :param high: greatest measurement
+    :param target: what the project promises: a least ratio, or the most memory
+    :return: row
+    """
+    numbers = {"value": value, "low": low, "high": high, "target": target}
+    rounded = {key: "" if number is None else round(number, 4) for key, number in numbers.items()}
+    return {"section": section, "family": family, "measure": measure, **rounded, "steps_per_second": ""}
