@@ -1,8 +1,8 @@
 """Meta-reinforcement learning that learns to explore, for Stable-Baselines3."""
 
+from sb3_maesn.common.checkpoint.pretrained import list_pretrained
 from sb3_maesn.common.meta_on_policy_algorithm import MetaOnPolicyAlgorithm
 from sb3_maesn.common.policies import LatentActorCriticPolicy, LatentMlpPolicy, MlpPolicy
-from sb3_maesn.common.pretrained import list_pretrained
 from sb3_maesn.common.trial_policy import TrialLstmPolicy
 from sb3_maesn.envs.multi_task import MultiTaskVecEnv
 from sb3_maesn.envs.trials import TrialVecEnv

@@ -15,8 +15,7 @@ from sb3_maesn.trained import TrainedAgent
 
 @dataclass(frozen=True)
 class TestPlan:
-    """
-    How agents are measured.
+    """How agents are measured.
 
     :param n_tasks: tasks of agents that adapt, the first of the set
     :param n_rounds: adaptation rounds of these
@@ -44,8 +43,7 @@ class TestPlan:
 
     @classmethod
     def from_args(cls, args: argparse.Namespace) -> "TestPlan":
-        """
-        Read the flags that the scripts have in common.
+        """Read the flags that the scripts have in common.
 
         :param args: parsed arguments
         """
@@ -63,8 +61,7 @@ class TestPlan:
 
 @dataclass(frozen=True)
 class Outcome:
-    """
-    Episodes that agents are judged by.
+    """Episodes that agents are judged by.
 
     :param returns: (n_tasks, n_episodes)
     :param lengths: (n_tasks, n_episodes)
@@ -82,8 +79,7 @@ class Outcome:
 
 
 def measure_adaptation(agent: TrainedAgent, plan: TestPlan) -> AdaptationResult:
-    """
-    Adapt an agent to the test tasks.
+    """Adapt an agent to the test tasks.
 
     :param agent: from ``load_agent``; it adapts
     :param plan: how
@@ -96,8 +92,7 @@ def measure_adaptation(agent: TrainedAgent, plan: TestPlan) -> AdaptationResult:
 
 
 def benchmark_row(agent: TrainedAgent, plan: TestPlan) -> dict[str, Any]:
-    """
-    Measure an agent: after its last adaptation round, or, if it does not adapt, at the task it was trained on.
+    """Measure an agent: after its last adaptation round, or, if it does not adapt, at the task it was trained on.
 
     :param agent: from ``load_agent``
     :param plan: how
@@ -119,8 +114,7 @@ def benchmark_row(agent: TrainedAgent, plan: TestPlan) -> dict[str, Any]:
 
 
 def measure(agent: TrainedAgent, plan: TestPlan) -> Outcome:
-    """
-    Measure an agent: in its last adaptation round, or, if it does not adapt, at the task it was trained on.
+    """Measure an agent: in its last adaptation round, or, if it does not adapt, at the task it was trained on.
 
     :param agent: from ``load_agent``
     :param plan: how
@@ -141,8 +135,7 @@ def measure(agent: TrainedAgent, plan: TestPlan) -> Outcome:
 
 
 def in_millions(n_timesteps: int) -> str:
-    """
-    Shorten a number of steps as rl-zoo does.
+    """Shorten a number of steps as rl-zoo does.
 
     :param n_timesteps: steps
     :return: such as ``500k`` or ``48M``

@@ -8,8 +8,8 @@ import numpy as np
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.type_aliases import GymEnv
 
-from sb3_maesn.common.adaptation import AdaptationResult
-from sb3_maesn.common.adaptation_state import AdaptationRule
+from sb3_maesn.common.adaptation.rounds import AdaptationResult
+from sb3_maesn.common.adaptation.rule import AdaptationRule
 from sb3_maesn.common.env_util import MAX_MEMBERS, as_multi_task
 from sb3_maesn.common.files import write_atomically
 from sb3_maesn.evaluation import AdaptableModel, evaluate_adaptation

@@ -9,12 +9,12 @@ from typing import Any
 from stable_baselines3.common.type_aliases import GymEnv
 
 from sb3_maesn.cli import find_model_file
-from sb3_maesn.common.checkpoint_file import read_checkpoint
-from sb3_maesn.common.checkpointing import CheckpointMixin
+from sb3_maesn.common.checkpoint.archive import CheckpointError, find_archive, is_checkpoint, shown
+from sb3_maesn.common.checkpoint.file import read_checkpoint
+from sb3_maesn.common.checkpoint.mixin import CheckpointMixin
+from sb3_maesn.common.checkpoint.plain_json import dump_json
+from sb3_maesn.common.checkpoint.pretrained import FOLDER, RESULTS
 from sb3_maesn.common.meta_on_policy_algorithm import MetaOnPolicyAlgorithm
-from sb3_maesn.common.plain_json import dump_json
-from sb3_maesn.common.pretrained import FOLDER, RESULTS
-from sb3_maesn.common.safe_archive import CheckpointError, find_archive, is_checkpoint, shown
 from sb3_maesn.config import ConfigError
 from sb3_maesn.training import ALGOS, find_recipe
 
@@ -38,8 +38,7 @@ MAX_BYTES = 200_000  # of a model that comes with the package
 
 
 def load_checkpoint(path: str | Path, env: GymEnv | str | None = None) -> CheckpointMixin:
-    """
-    Load a checkpoint of whichever algorithm.
+    """Load a checkpoint of whichever algorithm.
 
     :param path: folder or zip file, with or without ``.zip``
     :param env: environment to go on training with
@@ -57,8 +56,7 @@ def load_checkpoint(path: str | Path, env: GymEnv | str | None = None) -> Checkp
 
 
 def load_model(name: str | Path) -> MetaOnPolicyAlgorithm:
-    """
-    Load a model that adapts by its updates, to look at how it does.
+    """Load a model that adapts by its updates, to look at how it does.
 
     :param name: a checkpoint, one's own file of SB3's ``save``, whose code is run, or the name of a pretrained model
     :return: the model, on the CPU; one of a file acts and adapts as the meta-learner that it was saved from
@@ -76,8 +74,7 @@ def load_model(name: str | Path) -> MetaOnPolicyAlgorithm:
 
 
 def load_trained(path: str | Path, algo: str) -> CheckpointMixin:
-    """
-    Load a checkpoint, or one's own file of SB3's ``save``, whose code is run.
+    """Load a checkpoint, or one's own file of SB3's ``save``, whose code is run.
 
     :param path: file or folder, with or without ``.zip``
     :param algo: name of the algorithm, for a file of ``save``
@@ -100,8 +97,7 @@ def export_pretrained(
     env_id: str | None = None,
     folder: Path = FOLDER,
 ) -> Path:
-    """
-    Write a model as one that comes with the package: what acts and adapts, with its scores.
+    """Write a model as one that comes with the package: what acts and adapts, with its scores.
 
     :param model: a trained model
     :param name: under which ``from_pretrained`` finds it, ``"maesn-WheeledGoal-v0"``
@@ -128,8 +124,7 @@ def export_pretrained(
 
 
 def read_rounds(table: Path, rule: str, model: str | None = None) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """
-    Read one model's rows of a table that ``scripts/evaluate.py learning`` wrote.
+    """Read one model's rows of a table that ``scripts/evaluate.py learning`` wrote.
 
     :param table: CSV file, with the JSON file of the same name beside it
     :param rule: of adaptation

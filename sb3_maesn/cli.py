@@ -9,9 +9,9 @@ from typing import Any
 
 import gymnasium as gym
 
+from sb3_maesn.common.checkpoint.archive import is_checkpoint
+from sb3_maesn.common.checkpoint.pretrained import pretrained_folders
 from sb3_maesn.common.env_util import as_multi_task
-from sb3_maesn.common.pretrained import pretrained_folders
-from sb3_maesn.common.safe_archive import is_checkpoint
 from sb3_maesn.config import ConfigError, did_you_mean
 from sb3_maesn.envs import FAMILIES
 from sb3_maesn.envs.multi_task import MultiTaskVecEnv
@@ -22,8 +22,7 @@ USER_ERRORS = (ValueError, OSError, ImportError, IndexError, gym.error.Error)
 
 @contextmanager
 def one_line_errors(verbose: int) -> Iterator[None]:
-    """
-    Report bad input on one line of stderr and exit with code 2.
+    """Report bad input on one line of stderr and exit with code 2.
 
     :param verbose: 2 to keep the traceback
     """
@@ -37,8 +36,7 @@ def one_line_errors(verbose: int) -> Iterator[None]:
 
 
 def check_flag(args: argparse.Namespace, name: str, least: int, default: int | None = None) -> None:
-    """
-    Refuse a flag below its least value.
+    """Refuse a flag below its least value.
 
     :param args: parsed arguments
     :param name: its name among them
@@ -53,8 +51,7 @@ def check_flag(args: argparse.Namespace, name: str, least: int, default: int | N
 
 
 def check_env_id(env_id: str) -> None:
-    """
-    Refuse an environment id that neither this package nor Gymnasium knows.
+    """Refuse an environment id that neither this package nor Gymnasium knows.
 
     :param env_id: environment id; ``module:id`` imports the module first, as ``gymnasium.make`` does
     :raises ConfigError: naming the nearest ids
@@ -65,8 +62,7 @@ def check_env_id(env_id: str) -> None:
 
 
 def sparse_variant(env_id: str) -> str:
-    """
-    Find the environment that adaptation is tested on.
+    """Find the environment that adaptation is tested on.
 
     :param env_id: environment id
     :return: the sparse variant of a built-in family, else the id itself
@@ -76,8 +72,7 @@ def sparse_variant(env_id: str) -> str:
 
 
 def parse_task(words: Sequence[str], env: MultiTaskVecEnv, split: str = "train") -> Any:
-    """
-    Turn the argument ``--task`` into a task.
+    """Turn the argument ``--task`` into a task.
 
     :param words: one integer is an index into a set of tasks, ``validation:3`` one into another set, anything else the
         task's own values
@@ -96,8 +91,7 @@ def parse_task(words: Sequence[str], env: MultiTaskVecEnv, split: str = "train")
 
 
 def find_model_file(name: str | Path) -> Path:
-    """
-    Find a model: a file of SB3's ``save`` or a checkpoint, or one that comes with the package.
+    """Find a model: a file of SB3's ``save`` or a checkpoint, or one that comes with the package.
 
     :param name: path, with or without ``.zip``, or name of a pretrained model
     :return: a file, or the folder of a checkpoint
@@ -113,8 +107,7 @@ def find_model_file(name: str | Path) -> Path:
 
 
 def guess_test_env(model: str | Path) -> str:
-    """
-    Tell from a model's name which environment it is to be tested on.
+    """Tell from a model's name which environment it is to be tested on.
 
     :param model: model file or name of a pretrained model
     :return: the sparse variant of the family that the name, or else the nearest folder, speaks of
@@ -128,8 +121,7 @@ def guess_test_env(model: str | Path) -> str:
 
 
 def find_task(words: Sequence[str], env_id: str, split: str) -> Any:
-    """
-    Turn the argument ``--task`` into a task of an environment that is not made yet.
+    """Turn the argument ``--task`` into a task of an environment that is not made yet.
 
     :param words: as in ``parse_task``
     :param env_id: environment id
@@ -141,8 +133,7 @@ def find_task(words: Sequence[str], env_id: str, split: str) -> Any:
 
 
 def tasks_of(env_id: str, split: str, n_tasks: int) -> list[Any]:
-    """
-    Look up the first tasks of a set.
+    """Look up the first tasks of a set.
 
     :param env_id: environment id
     :param split: ``train``, ``validation`` or ``test``

@@ -8,9 +8,9 @@ from typing import Any
 import yaml
 from stable_baselines3.common.utils import LinearSchedule
 
+from sb3_maesn.common.checkpoint.archive import CheckpointError
+from sb3_maesn.common.checkpoint.plain_settings import CLASSES, decode_value
 from sb3_maesn.common.constructors import constructor_annotations, constructor_parameters, described, fits
-from sb3_maesn.common.plain_settings import CLASSES, decode_value
-from sb3_maesn.common.safe_archive import CheckpointError
 
 #: Keys of an entry that are the training script's, not the constructor's, and the types of their values.
 SCRIPT_KEYS: dict[str, Any] = {"policy": str, "n_timesteps": int | None, "n_envs": int, "eval_rule": str | None}
@@ -23,8 +23,7 @@ class ConfigError(ValueError):
 
 
 def load_yaml(path: str | Path) -> dict[str, Any]:
-    """
-    Read a YAML mapping with plain values only.
+    """Read a YAML mapping with plain values only.
 
     :param path: YAML file
     :return: its content
@@ -42,8 +41,7 @@ def load_yaml(path: str | Path) -> dict[str, Any]:
 
 
 def load_entry(path: str | Path, env_id: str) -> dict[str, Any]:
-    """
-    Read the hyperparameters of one environment, or the entry ``default`` where it has none of its own.
+    """Read the hyperparameters of one environment, or the entry ``default`` where it has none of its own.
 
     :param path: YAML file such as ``zoo_configs/maesn.yml``
     :param env_id: environment id
@@ -61,8 +59,7 @@ def load_entry(path: str | Path, env_id: str) -> dict[str, Any]:
 
 
 def parse_overrides(pairs: Iterable[str], flag: str = "--hyperparams") -> dict[str, Any]:
-    """
-    Parse ``key:value`` arguments of the command line, the values being YAML.
+    """Parse ``key:value`` arguments of the command line, the values being YAML.
 
     :param pairs: such as ``["gamma:0.95", "policy_kwargs:{latent_dim: 3}"]``
     :param flag: flag that they were given to, for the message
@@ -82,8 +79,7 @@ def parse_overrides(pairs: Iterable[str], flag: str = "--hyperparams") -> dict[s
 
 
 def constructor_arguments(entry: Mapping[str, Any], algorithm: type) -> dict[str, Any]:
-    """
-    Turn an entry into keyword arguments of an algorithm: schedules and classes by name become objects.
+    """Turn an entry into keyword arguments of an algorithm: schedules and classes by name become objects.
 
     :param entry: keys and plain values, without the script's own keys
     :param algorithm: class whose constructor takes them
@@ -102,8 +98,7 @@ def constructor_arguments(entry: Mapping[str, Any], algorithm: type) -> dict[str
 
 
 def policy_arguments(policy_kwargs: Mapping[str, Any], algorithm: Any) -> dict[str, Any]:
-    """
-    Check the keyword arguments of a policy; names of activation functions and optimisers become classes.
+    """Check the keyword arguments of a policy; names of activation functions and optimisers become classes.
 
     :param policy_kwargs: keys and plain values
     :param algorithm: class that takes the policy, by one of its names
@@ -120,8 +115,7 @@ def policy_arguments(policy_kwargs: Mapping[str, Any], algorithm: Any) -> dict[s
 
 
 def class_of(key: str, value: Any) -> Any:
-    """
-    Look up the class that a name stands for.
+    """Look up the class that a name stands for.
 
     :param key: key of a policy's arguments
     :param value: its value
@@ -136,8 +130,7 @@ def class_of(key: str, value: Any) -> Any:
 
 
 def script_values(config: Mapping[str, Any]) -> dict[str, Any]:
-    """
-    Check the values of the script's own keys.
+    """Check the values of the script's own keys.
 
     :param config: keys and plain values, the constructor's among them
     :return: the same with whole numbers where the script takes them
@@ -148,8 +141,7 @@ def script_values(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def typed_value(key: str, value: Any, kind: Any) -> Any:
-    """
-    Make a plain value one of a type, if it can stand for one: ``"lin_x"`` for a schedule, ``"1e6"`` for a number.
+    """Make a plain value one of a type, if it can stand for one: ``"lin_x"`` for a schedule, ``"1e6"`` for a number.
 
     :param key: for the message
     :param value: plain value
@@ -168,9 +160,10 @@ def typed_value(key: str, value: Any, kind: Any) -> Any:
 
 
 def to_value(key: str, value: Any) -> Any:
-    """
-    Turn ``"lin_x"`` into a schedule that falls linearly from x to 0, ``{"linear": [start, end, end_fraction]}``, as our
-    checkpoints have it, into SB3's ``LinearSchedule``, and ``"1e-3"``, a string to YAML, into a number.
+    """Turn the notations of YAML files into what constructors take.
+
+    ``"lin_x"`` is a schedule that falls linearly from x to 0, ``{"linear": [start, end, end_fraction]}``, as our
+    checkpoints have it, SB3's ``LinearSchedule``, and ``"1e-3"``, a string to YAML, a number.
 
     :param key: for the message
     :param value: value of a hyperparameter
@@ -203,8 +196,7 @@ def _number(text: str) -> float | None:
 
 
 def check_keys(keys: Iterable[str], known: Sequence[str], owner: str) -> None:
-    """
-    Refuse the first key that is not known.
+    """Refuse the first key that is not known.
 
     :param keys: keys given
     :param known: keys that exist
@@ -217,8 +209,7 @@ def check_keys(keys: Iterable[str], known: Sequence[str], owner: str) -> None:
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """
-    Suggest the nearest known names.
+    """Suggest the nearest known names.
 
     :param name: name given
     :param known: names that exist

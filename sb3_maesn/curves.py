@@ -25,8 +25,7 @@ KEYS = ("results", "successes", "ep_lengths")
 
 
 class Evaluations(NamedTuple):
-    """
-    Evaluations of several runs of one setting.
+    """Evaluations of several runs of one setting.
 
     :param timesteps: (E,) environment steps trained
     :param mean: (E,) mean over runs and episodes
@@ -46,8 +45,7 @@ class Evaluations(NamedTuple):
 
 
 def read_monitor(folder: str | Path) -> dict[str, Array]:
-    """
-    Read all episodes of a run in the order in which they ended.
+    """Read all episodes of a run in the order in which they ended.
 
     :param folder: folder of the run, with ``*.monitor.csv``
     :return: columns such as ``r``, ``l`` and ``t``, each (n_episodes,); none where there is no file
@@ -69,8 +67,7 @@ def _number(text: str) -> float:
 def training_curve(
     folder: str | Path, x_axis: str = "steps", y_axis: str = "reward", window: int = 100, max_steps: float = np.inf
 ) -> tuple[Array, Array] | None:
-    """
-    Smooth the course of training.
+    """Smooth the course of training.
 
     :param folder: folder of the run
     :param x_axis: a key of ``X_AXES``
@@ -95,8 +92,7 @@ def training_curve(
 def merge_evaluations(
     folders: Sequence[str | Path], key: str = "results", max_steps: float = np.inf, min_steps: float = 0
 ) -> Evaluations | None:
-    """
-    Average the evaluations of several runs. Where they were evaluated at different steps, the run with the fewest
+    """Average the evaluations of several runs. Where they were evaluated at different steps, the run with the fewest
     evaluations says where, and the others are interpolated.
 
     :param folders: folders of runs, some perhaps without ``evaluations.npz``
@@ -132,8 +128,7 @@ def merge_evaluations(
 def gather(
     roots: Mapping[str, str], algos: Sequence[str], env_id: str, key: str, max_steps: float, min_steps: float
 ) -> dict[str, Evaluations]:
-    """
-    Average the evaluations of all runs, by algorithm and root.
+    """Average the evaluations of all runs, by algorithm and root.
 
     :param roots: label -> root of logs
     :param algos: algorithms
@@ -152,8 +147,7 @@ def gather(
 
 
 def last_row(env_id: str, name: str, evaluations: Evaluations, median: bool = False) -> dict[str, Any]:
-    """
-    Make the row of a table from last evaluations.
+    """Make the row of a table from last evaluations.
 
     :param env_id: environment id
     :param name: algorithm and root
@@ -173,8 +167,7 @@ def last_row(env_id: str, name: str, evaluations: Evaluations, median: bool = Fa
 
 
 def markdown_table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """
-    Lay rows out as a Markdown table.
+    """Lay rows out as a Markdown table.
 
     :param rows: at least one row; all have the same columns
     :return: its lines

@@ -5,12 +5,12 @@ from typing import Any, TypeAlias
 
 from stable_baselines3.common.type_aliases import GymEnv
 
-from sb3_maesn.common.adaptation import AdaptationResult, adapt_to_tasks
-from sb3_maesn.common.adaptation_state import AdaptationRule
+from sb3_maesn.common.adaptation.learners import make_learner
+from sb3_maesn.common.adaptation.rounds import AdaptationResult, adapt_to_tasks
+from sb3_maesn.common.adaptation.rule import AdaptationRule
 from sb3_maesn.common.env_util import borrowed_env
 from sb3_maesn.common.global_seed import generator_of
 from sb3_maesn.common.meta_on_policy_algorithm import MetaOnPolicyAlgorithm
-from sb3_maesn.common.task_learners import make_learner
 from sb3_maesn.rl2 import RL2
 
 __all__ = ["AdaptableModel", "AdaptationResult", "evaluate_adaptation"]
@@ -39,7 +39,7 @@ def evaluate_adaptation(
     :param tasks: whatever ``set_task`` takes, n_tasks of them
     :param n_rounds: updates for each task
     :param n_episodes: episodes of each round and task
-    :param rule: a name of ``sb3_maesn.common.adaptation_rules.RULES``, a rule, or None for the default; a model whose
+    :param rule: a name of ``sb3_maesn.common.adaptation.rules.RULES``, a rule, or None for the default; a model whose
         meta-training adapts theta does so by ``policy_gradient``, its default where it has no latent
     :param seed: of everything random here
     :param n_eval_episodes: fresh episodes a task, in each round, of the policy that ``adapt`` would return

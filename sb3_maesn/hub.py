@@ -13,12 +13,12 @@ from typing import Any
 import yaml
 
 from sb3_maesn.checkpoints import ALGORITHMS
-from sb3_maesn.common.checkpoint_file import CheckpointConfig, read_config
-from sb3_maesn.common.checkpointing import CheckpointMixin
-from sb3_maesn.common.hub_client import HubError, commit, download
-from sb3_maesn.common.plain_json import dump_json
-from sb3_maesn.common.pretrained import find_pretrained, list_pretrained, read_results
-from sb3_maesn.common.safe_archive import LIMITS
+from sb3_maesn.common.checkpoint.archive import LIMITS
+from sb3_maesn.common.checkpoint.file import CheckpointConfig, read_config
+from sb3_maesn.common.checkpoint.hub_client import HubError, commit, download
+from sb3_maesn.common.checkpoint.mixin import CheckpointMixin
+from sb3_maesn.common.checkpoint.plain_json import dump_json
+from sb3_maesn.common.checkpoint.pretrained import find_pretrained, list_pretrained, read_results
 from sb3_maesn.model_card import CURVE, CardFacts, make_card
 from sb3_maesn.results import Row
 from sb3_maesn.run_folder import file_name, training_command
@@ -33,8 +33,7 @@ SETTINGS_FILES = ("config.yml", "args.yml", "env_kwargs.yml")
 
 @dataclass(frozen=True)
 class Publication:
-    """
-    A model and what is published with it.
+    """A model and what is published with it.
 
     :param repo_id: ``"org/maesn-WheeledGoal-v0"``
     :param model: the model
@@ -91,8 +90,7 @@ def push_to_hub(
     create_pr: bool = False,
     licence: str = "mit",
 ) -> str:
-    """
-    Publish a model: its checkpoint, SB3's own file, settings, results and a card, in one commit.
+    """Publish a model: its checkpoint, SB3's own file, settings, results and a card, in one commit.
 
     :param model: the model
     :param repo_id: ``"org/maesn-WheeledGoal-v0"``; the repository is made if there is none
@@ -123,8 +121,7 @@ def push_publication(
     revision: str | None = None,
     create_pr: bool = False,
 ) -> str:
-    """
-    Publish in one commit.
+    """Publish in one commit.
 
     :param publication: what to publish
     :param commit_message: of the commit
@@ -140,8 +137,7 @@ def push_publication(
 
 
 def publication_files(publication: Publication) -> dict[str, bytes | Path]:
-    """
-    Make all files of a repository.
+    """Make all files of a repository.
 
     :param publication: what to publish
     :return: contents, or paths, by name in the repository
@@ -167,8 +163,7 @@ def publication_files(publication: Publication) -> dict[str, bytes | Path]:
 
 
 def pretrained_publication(name: str, organisation: str) -> Publication:
-    """
-    A model that comes with the package, ready to be published.
+    """A model that comes with the package, ready to be published.
 
     :param name: one of ``list_pretrained()``
     :param organisation: of the Hub
@@ -182,8 +177,7 @@ def pretrained_publication(name: str, organisation: str) -> Publication:
 
 
 def run_files(folder: Path, env_id: str) -> tuple[dict[str, bytes | Path], str]:
-    """
-    What a run's folder adds to its model: settings, raw curves, a video, and the command.
+    """What a run's folder adds to its model: settings, raw curves, a video, and the command.
 
     :param folder: folder of the run
     :param env_id: environment id
@@ -197,8 +191,7 @@ def run_files(folder: Path, env_id: str) -> tuple[dict[str, bytes | Path], str]:
 
 
 def write_files(folder: Path, files: Mapping[str, bytes | Path]) -> None:
-    """
-    Write a repository's files into a folder, to look at them before they are published.
+    """Write a repository's files into a folder, to look at them before they are published.
 
     :param folder: which is made
     :param files: from :func:`publication_files`

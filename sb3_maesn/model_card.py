@@ -16,8 +16,7 @@ CURVE = "adaptation.png"
 
 @dataclass(frozen=True)
 class CardFacts:
-    """
-    What a model card says.
+    """What a model card says.
 
     :param repo_id: repository
     :param algorithm: name of the class
@@ -60,8 +59,7 @@ class CardFacts:
 
 
 def make_card(facts: CardFacts) -> ModelCard:
-    """
-    Write the card.
+    """Write the card.
 
     :param facts: what it says
     :return: the card, whose metadata the Hub reads
@@ -79,8 +77,7 @@ def make_card(facts: CardFacts) -> ModelCard:
 
 
 def model_index(facts: CardFacts) -> list[dict[str, Any]]:
-    """
-    The results as the Hub stores them.
+    """The results as the Hub stores them.
 
     :param facts: of the card
     """

@@ -19,8 +19,7 @@ from sb3_maesn.trained import TrainedAgent
 
 @dataclass(frozen=True)
 class Adaptation:
-    """
-    How to adapt before playing.
+    """How to adapt before playing.
 
     :param task: the task, in the words of ``--task``
     :param split: set of tasks that an index counts in
@@ -39,8 +38,7 @@ class Adaptation:
 
     @classmethod
     def from_args(cls, args: argparse.Namespace) -> "Adaptation":
-        """
-        Read the flags that all scripts have in common.
+        """Read the flags that all scripts have in common.
 
         :param args: parsed arguments
         """
@@ -49,8 +47,7 @@ class Adaptation:
 
 @dataclass(frozen=True)
 class Episode:
-    """
-    What an episode came to.
+    """What an episode came to.
 
     :param reward: sum of its rewards
     :param length: its steps
@@ -63,8 +60,7 @@ class Episode:
 
 
 def prepare(agent: TrainedAgent, adaptation: Adaptation) -> tuple[OnPolicyAlgorithm, Any]:
-    """
-    Find the task and adapt the agent to it; one that does not adapt plays the task it was trained on.
+    """Find the task and adapt the agent to it; one that does not adapt plays the task it was trained on.
 
     :param agent: from ``load_agent``
     :param adaptation: how to adapt
@@ -83,8 +79,7 @@ def prepare(agent: TrainedAgent, adaptation: Adaptation) -> tuple[OnPolicyAlgori
 
 
 def describe_adaptation(model: OnPolicyAlgorithm) -> str:
-    """
-    Lay the rounds of an adaptation out for a terminal.
+    """Lay the rounds of an adaptation out for a terminal.
 
     :param model: from ``prepare``
     :return: a table, empty where there was no adaptation of a latent
@@ -94,8 +89,7 @@ def describe_adaptation(model: OnPolicyAlgorithm) -> str:
 
 
 def make_stage(env_id: str, task: Any, render_mode: str | None = None) -> gym.Env[Any, Any]:
-    """
-    Make the single environment to play in.
+    """Make the single environment to play in.
 
     :param env_id: environment id
     :param task: whatever ``set_task`` takes, None where the environment has no tasks
@@ -123,8 +117,7 @@ def make_stage(env_id: str, task: Any, render_mode: str | None = None) -> gym.En
 def steps(
     model: OnPolicyAlgorithm, env: gym.Env[Any, Any], deterministic: bool = True, seed: int = 0
 ) -> Iterator[Episode | None]:
-    """
-    Play on and on.
+    """Play on and on.
 
     :param model: who plays; its state is carried through an episode
     :param env: where
@@ -153,8 +146,7 @@ def play(
     seed: int = 0,
     watch: Callable[[], Any] = lambda: None,
 ) -> list[Episode]:
-    """
-    Play for a number of steps or of episodes.
+    """Play for a number of steps or of episodes.
 
     :param model: who plays
     :param env: where
@@ -178,8 +170,7 @@ def play(
 
 
 def summarise(episodes: Sequence[Episode]) -> list[str]:
-    """
-    Say what episodes came to, in rl-zoo's words.
+    """Say what episodes came to, in rl-zoo's words.
 
     :param episodes: from ``play``
     :return: lines to print

@@ -22,8 +22,7 @@ INK, GRID = "#333333", "#E3E3E3"
 
 
 def plot_learning_curve(timesteps: Array, returns: Array, success: Array, path: str | Path, title: str = "") -> None:
-    """
-    Draw mean return and success after every adaptation round over the course of meta-training.
+    """Draw mean return and success after every adaptation round over the course of meta-training.
 
     :param timesteps: (n_evals,) environment steps trained at each evaluation
     :param returns: (n_evals, n_rounds + 1, ...) returns; the trailing dimensions are averaged
@@ -50,8 +49,7 @@ def plot_adaptation_curve(
     title: str = "",
     reference: Mapping[str, Array] | None = None,
 ) -> None:
-    """
-    Draw mean return and success by adaptation round, with 95 % intervals over tasks.
+    """Draw mean return and success by adaptation round, with 95 % intervals over tasks.
 
     :param curves: name -> (returns, success), each (n_rounds + 1, n_tasks, n_episodes)
     :param path: image file to write
@@ -66,8 +64,7 @@ def plot_adaptation_curve(
 
 
 def plot_adaptation_tables(tables: Mapping[str, Sequence[Row]], path: str | Path, title: str = "") -> None:
-    """
-    Draw saved tables of adaptation rounds as ``plot_adaptation_curve`` draws arrays.
+    """Draw saved tables of adaptation rounds as ``plot_adaptation_curve`` draws arrays.
 
     :param tables: name -> rows of ``adaptation_rows``, as they are or as read from a CSV file
     :param path: image file to write
@@ -83,8 +80,7 @@ def plot_adaptation_tables(tables: Mapping[str, Sequence[Row]], path: str | Path
 
 
 def plot_curves(curves: Mapping[str, tuple[Array, Array, Array | None]], path: str | Path, x: str, y: str) -> None:
-    """
-    Draw learning curves in one panel.
+    """Draw learning curves in one panel.
 
     :param curves: name -> x, y and half width of a band, or None for none, each (n_points,)
     :param path: image file to write
@@ -103,8 +99,7 @@ def plot_curves(curves: Mapping[str, tuple[Array, Array, Array | None]], path: s
 
 
 def plot_few_episodes(curves: Mapping[str, tuple[Array, Array]], path: str | Path, title: str = "") -> None:
-    """
-    Draw the success of the policy that ``adapt`` would return against the episodes it was given, one line a rule.
+    """Draw the success of the policy that ``adapt`` would return against the episodes it was given, one line a rule.
 
     :param curves: rule -> (n_points,) episodes spent and (n_points, n_tasks) share of fresh episodes that succeed
     :param path: image file to write
@@ -128,8 +123,7 @@ def plot_trajectories(
     radius: float = 0.8,
     title: str = "",
 ) -> None:
-    """
-    Draw trajectories of the prior and of policies adapted to a few goals, one panel each.
+    """Draw trajectories of the prior and of policies adapted to a few goals, one panel each.
 
     :param before: trajectories (T, 2) of the policy before adaptation
     :param after: for each goal the trajectories (T, 2) of the policy adapted to it
@@ -161,8 +155,7 @@ def plot_trajectories(
 def plot_latent_map(
     latents: Array, returns: Array, mean: Array, log_std: Array, path: str | Path, title: str = ""
 ) -> None:
-    """
-    Draw one task's latent space: every episode's latent coloured by its return, and the distribution after every round.
+    """Draw one task's latent space: every episode's latent coloured by its return, and each round's distribution.
 
     :param latents: (n_rounds + 1, n_episodes, 2) latents the episodes ran with
     :param returns: (n_rounds + 1, n_episodes) their returns
@@ -191,8 +184,7 @@ def plot_latent_map(
 def _draw_adaptation(
     lines: Mapping[str, Sequence[tuple[Array, Array]]], path: str | Path, title: str, reference: Mapping[str, Array]
 ) -> None:
-    """
-    Draw return and success by adaptation round.
+    """Draw return and success by adaptation round.
 
     :param lines: name -> mean and half width by round, of the return and of the success
     :param path: image file to write
@@ -215,8 +207,7 @@ def _draw_adaptation(
 
 
 def panels(n: int, title: str, width: float = 4.6, height: float = 3.6, n_rows: int = 1) -> tuple[Figure, list[Axes]]:
-    """
-    Make a figure of panels side by side in the house style.
+    """Make a figure of panels side by side in the house style.
 
     :param n: number of panels in a row
     :param title: title of the figure
@@ -239,8 +230,7 @@ def panels(n: int, title: str, width: float = 4.6, height: float = 3.6, n_rows: 
 
 
 def _line_with_band(ax: Axes, x: Array, mean: Array, half_width: Array, color: str, label: str) -> None:
-    """
-    Draw a line and its interval.
+    """Draw a line and its interval.
 
     :param ax: panel
     :param x: (n,) positions
@@ -254,8 +244,7 @@ def _line_with_band(ax: Axes, x: Array, mean: Array, half_width: Array, color: s
 
 
 def _legend_below(figure: Figure, ax: Axes, always: bool = False) -> None:
-    """
-    Put the legend of a panel below the figure.
+    """Put the legend of a panel below the figure.
 
     :param figure: figure
     :param ax: one of its panels
@@ -267,8 +256,7 @@ def _legend_below(figure: Figure, ax: Axes, always: bool = False) -> None:
 
 
 def _share_limits(axes: Sequence[Axes]) -> tuple[float, float]:
-    """
-    Give all panels the widest limits among them.
+    """Give all panels the widest limits among them.
 
     :param axes: panels
     :return: ranges of x and y
@@ -289,8 +277,7 @@ def _round_name(r: int) -> str:
 
 
 def save(figure: Figure, path: str | Path) -> None:
-    """
-    Write the figure, making the folder if it is missing.
+    """Write the figure, making the folder if it is missing.
 
     :param figure: figure
     :param path: image file

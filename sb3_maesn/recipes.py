@@ -28,8 +28,7 @@ N_LATENTS = 256  # tried in the training tasks in the end
 
 @dataclass(frozen=True)
 class TrainingRun:
-    """
-    What to train, and where to write it.
+    """What to train, and where to write it.
 
     :param algo: name of the algorithm
     :param env_id: environment id
@@ -71,8 +70,7 @@ class TrainingRun:
 
 
 class Recipe(ABC):
-    """
-    How the training script handles an algorithm.
+    """How the training script handles an algorithm.
 
     :param algorithm: class of the algorithm
     :param policy: name of its policy where the configuration names none
@@ -84,16 +82,14 @@ class Recipe(ABC):
 
     @abstractmethod
     def n_members(self, config: Mapping[str, Any]) -> int:
-        """
-        Count the members of the training environment of a new model.
+        """Count the members of the training environment of a new model.
 
         :param config: entry of a configuration file
         """
 
     @abstractmethod
     def n_members_resumed(self, model: Any, run: TrainingRun) -> int:
-        """
-        Count the members of the training environment of a resumed model.
+        """Count the members of the training environment of a resumed model.
 
         :param model: from its file
         :param run: what to train
@@ -101,8 +97,7 @@ class Recipe(ABC):
 
     @abstractmethod
     def make_env(self, run: TrainingRun, n_envs: int, monitor_file: Path | None = None) -> VecEnv:
-        """
-        Make the environment to train or to evaluate on.
+        """Make the environment to train or to evaluate on.
 
         :param run: what to train
         :param n_envs: number of members
@@ -111,40 +106,35 @@ class Recipe(ABC):
 
     @abstractmethod
     def make_evaluation(self, run: TrainingRun, model: Any) -> BaseCallback:
-        """
-        Make the callback that writes ``evaluations.npz`` and ``best_model.zip``.
+        """Make the callback that writes ``evaluations.npz`` and ``best_model.zip``.
 
         :param run: what to train
         :param model: the model
         """
 
     def test_env_id(self, env_id: str) -> str:
-        """
-        Find the environment that agents are judged on while they train.
+        """Find the environment that agents are judged on while they train.
 
         :param env_id: environment id they train on
         """
         return env_id
 
     def finish(self, run: TrainingRun, model: Any) -> None:  # noqa: B027  # most recipes leave nothing to do
-        """
-        Do what is left to do after training.
+        """Do what is left to do after training.
 
         :param run: what was trained
         :param model: the model
         """
 
     def timesteps_per_iteration(self, model: Any) -> int:
-        """
-        Count the environment steps of one iteration.
+        """Count the environment steps of one iteration.
 
         :param model: of this algorithm
         """
         return int(model.timesteps_per_iteration if isinstance(model, TaskAlgorithm) else model.n_steps * model.n_envs)
 
     def default_timesteps(self) -> int | None:
-        """
-        Find the budget where neither flag nor configuration names one.
+        """Find the budget where neither flag nor configuration names one.
 
         :return: None for what ``learn`` takes as its default
         """
@@ -152,8 +142,7 @@ class Recipe(ABC):
 
 
 class MetaLearning(Recipe):
-    """
-    Of an algorithm that trains on all tasks of a family and is evaluated by adapting to some of its validation tasks.
+    """Recipe for algorithms that train on all tasks of a family and are evaluated by adapting to validation tasks.
 
     :param algorithm: class of the algorithm
     :param policy: name of its policy where the configuration names none
@@ -235,8 +224,7 @@ class TrialLearning(MetaLearning):
 
 
 class SingleTask(Recipe):
-    """
-    Of an algorithm that learns one task: one of a family by ``--task``, or an environment that has no tasks.
+    """Of an algorithm that learns one task: one of a family by ``--task``, or an environment that has no tasks.
 
     :param algorithm: class of the algorithm
     :param policy: name of its policy where the configuration names none
@@ -288,8 +276,7 @@ class SingleTask(Recipe):
 
 
 def make_members(env_id: str, n_envs: int, monitor_file: Path | None = None) -> VecEnv:
-    """
-    Make the members that episodes run in: the native VecEnv for a built-in family, single environments for others.
+    """Make the members that episodes run in: the native VecEnv for a built-in family, single environments for others.
 
     :param env_id: environment id
     :param n_envs: number of members
@@ -303,8 +290,7 @@ def make_members(env_id: str, n_envs: int, monitor_file: Path | None = None) -> 
 
 
 def make_tasks_env(env_id: str, n_envs: int, monitor_file: Path | None = None) -> MultiTaskVecEnv:
-    """
-    Make an environment with tasks, for episodes that may run in waves.
+    """Make an environment with tasks, for episodes that may run in waves.
 
     :param env_id: environment id
     :param n_envs: number of members, fewer for single environments
@@ -324,8 +310,7 @@ def make_tasks_env(env_id: str, n_envs: int, monitor_file: Path | None = None) -
 
 @contextmanager
 def closed_on_error(env: VecEnv) -> Iterator[None]:
-    """
-    Close an environment if what is done with it fails.
+    """Close an environment if what is done with it fails.
 
     :param env: the environment
     """

@@ -20,8 +20,7 @@ PACKAGES = ("sb3_maesn", "stable_baselines3", "sb3_contrib", "torch", "gymnasium
 
 
 def provenance(seed: int | None, **settings: Any) -> dict[str, Any]:
-    """
-    Say how a result was made: the command, the seed, the versions and the machine.
+    """Say how a result was made: the command, the seed, the versions and the machine.
 
     :param seed: seed of the run
     :param settings: whatever else matters
@@ -37,8 +36,7 @@ def provenance(seed: int | None, **settings: Any) -> dict[str, Any]:
 
 
 def write_table(path: str | Path, rows: Sequence[Row], about: Mapping[str, Any]) -> None:
-    """
-    Write rows as CSV and, beside it under the same name, a JSON file that says how they were made.
+    """Write rows as CSV and, beside it under the same name, a JSON file that says how they were made.
 
     :param path: CSV file
     :param rows: at least one row; all have the same columns
@@ -54,8 +52,7 @@ def write_table(path: str | Path, rows: Sequence[Row], about: Mapping[str, Any])
 
 
 def format_table(rows: Sequence[Row]) -> str:
-    """
-    Lay rows out for a terminal.
+    """Lay rows out for a terminal.
 
     :param rows: at least one row; all have the same columns
     :return: a header line and one line a row
@@ -67,8 +64,7 @@ def format_table(rows: Sequence[Row]) -> str:
 
 
 def load_evaluations(path: str | Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """
-    Read the learning curve that ``MetaEvalCallback`` wrote.
+    """Read the learning curve that ``MetaEvalCallback`` wrote.
 
     :param path: ``evaluations.npz``
     :return: environment steps (E,), and mean return and success by round, each (E, n_rounds + 1)
@@ -78,8 +74,7 @@ def load_evaluations(path: str | Path) -> tuple[np.ndarray, np.ndarray, np.ndarr
 
 
 def adaptation_rows(returns: np.ndarray, success: np.ndarray) -> list[dict[str, Any]]:
-    """
-    Summarise an adaptation by round. A task is solved if at least half of the round's episodes succeed.
+    """Summarise an adaptation by round. A task is solved if at least half of the round's episodes succeed.
 
     :param returns: (n_rounds + 1, n_tasks, n_episodes)
     :param success: success of the same episodes
@@ -103,8 +98,7 @@ def adaptation_rows(returns: np.ndarray, success: np.ndarray) -> list[dict[str, 
 
 
 def read_adaptation_tables(paths: Sequence[str | Path]) -> dict[str, list[dict[str, str]]]:
-    """
-    Read tables of adaptation rounds.
+    """Read tables of adaptation rounds.
 
     :param paths: CSV files whose rows are those of ``adaptation_rows`` with the columns ``model`` and ``rule`` before
     :return: model and rule -> rows
@@ -121,8 +115,7 @@ def read_adaptation_tables(paths: Sequence[str | Path]) -> dict[str, list[dict[s
 
 
 def latent_rows(result: AdaptationResult, task: int = 0) -> list[dict[str, Any]]:
-    """
-    Summarise the adaptation to one task by round, with its latent distribution.
+    """Summarise the adaptation to one task by round, with its latent distribution.
 
     :param result: from ``evaluate_adaptation`` or ``adapt``
     :param task: its place among the tasks
@@ -138,8 +131,7 @@ def latent_rows(result: AdaptationResult, task: int = 0) -> list[dict[str, Any]]
 
 
 def mean_and_interval(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """
-    Average over tasks with the half width of a 95 % normal interval.
+    """Average over tasks with the half width of a 95 % normal interval.
 
     :param values: (n_points, n_tasks)
     :return: means and half widths, each (n_points,); the half width is 0 where there is one task only
@@ -151,8 +143,7 @@ def mean_and_interval(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def sector_shares(end_points: np.ndarray, radius: float = 1.2, n_sectors: int = 6) -> np.ndarray:
-    """
-    Share of far end points in every sector of the upper half circle.
+    """Share of far end points in every sector of the upper half circle.
 
     :param end_points: (n, 2) where episodes ended
     :param radius: end points within this distance of the origin do not count

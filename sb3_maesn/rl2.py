@@ -20,12 +20,12 @@ from stable_baselines3.common.type_aliases import GymEnv, Schedule
 from stable_baselines3.common.utils import safe_mean
 from stable_baselines3.common.vec_env import VecEnv
 
-from sb3_maesn.common.adaptation import AdaptationResult
+from sb3_maesn.common.adaptation.rounds import AdaptationResult
+from sb3_maesn.common.adaptation.trials import run_trials
 from sb3_maesn.common.env_util import as_multi_task, borrowed_env
 from sb3_maesn.common.global_seed import entropy_of, generator_of, global_seed
 from sb3_maesn.common.settings import check_at_least
 from sb3_maesn.common.task_algorithm import TaskAlgorithm
-from sb3_maesn.common.trial_adaptation import run_trials
 from sb3_maesn.common.trial_policy import Memory, TrialLstmPolicy
 from sb3_maesn.envs.multi_task import MultiTaskVecEnv
 from sb3_maesn.envs.trials import Trial, TrialVecEnv, single_episodes

@@ -12,8 +12,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 
 
 def create_run_folder(log_folder: str | Path, algo: str, env_id: str) -> Path:
-    """
-    Create the next free folder ``{log_folder}/{algo}/{env_id}_{n}``. Two runs that start at once get two folders.
+    """Create the next free folder ``{log_folder}/{algo}/{env_id}_{n}``. Two runs that start at once get two folders.
 
     :param log_folder: root of all logs
     :param algo: name of the algorithm
@@ -35,8 +34,7 @@ def create_run_folder(log_folder: str | Path, algo: str, env_id: str) -> Path:
 
 
 def latest_run_number(parent: Path, env_id: str) -> int:
-    """
-    Find the highest number among the runs of an environment.
+    """Find the highest number among the runs of an environment.
 
     :param parent: folder of an algorithm's runs
     :param env_id: environment id
@@ -48,8 +46,7 @@ def latest_run_number(parent: Path, env_id: str) -> int:
 
 
 def file_name(env_id: str) -> str:
-    """
-    Make an environment id fit for a file name.
+    """Make an environment id fit for a file name.
 
     :param env_id: environment id, such as ``"namespace/Env-v0"``
     :return: the id without slashes
@@ -60,8 +57,7 @@ def file_name(env_id: str) -> str:
 def write_settings(
     folder: Path, env_id: str, config: Mapping[str, Any], args: Mapping[str, Any], argv: Sequence[str]
 ) -> None:
-    """
-    Write ``config.yml``, ``args.yml`` and ``command.txt`` into ``{folder}/{env_id}``, as plain YAML.
+    """Write ``config.yml``, ``args.yml`` and ``command.txt`` into ``{folder}/{env_id}``, as plain YAML.
 
     :param folder: folder of the run
     :param env_id: environment id
@@ -76,8 +72,7 @@ def write_settings(
 
 
 def training_command(folder: Path, env_id: str) -> str:
-    """
-    Read the command of a run.
+    """Read the command of a run.
 
     :param folder: folder of the run
     :param env_id: environment id
@@ -88,8 +83,7 @@ def training_command(folder: Path, env_id: str) -> str:
 
 
 class IterationCheckpoints(BaseCallback):
-    """
-    Save ``rl_model_{steps}_steps.zip`` between two iterations, once every ``save_freq`` environment steps.
+    """Save ``rl_model_{steps}_steps.zip`` between two iterations, once every ``save_freq`` environment steps.
 
     SB3's CheckpointCallback saves within an iteration, whose steps a resumed run then counts twice.
 
@@ -120,8 +114,7 @@ class IterationCheckpoints(BaseCallback):
 
 
 def latest_checkpoint(folder: Path) -> Path | None:
-    """
-    Find the checkpoint with the most steps.
+    """Find the checkpoint with the most steps.
 
     :param folder: folder of a run
     :return: its path, None if there is none
@@ -132,8 +125,7 @@ def latest_checkpoint(folder: Path) -> Path | None:
 
 @dataclass(frozen=True)
 class Run:
-    """
-    A training run found on the disk.
+    """A training run found on the disk.
 
     :param algo: name of the algorithm
     :param env_id: environment id
@@ -145,8 +137,7 @@ class Run:
     folder: Path
 
     def setting(self, file: str, key: str) -> Any:
-        """
-        Look a setting of the run up.
+        """Look a setting of the run up.
 
         :param file: ``config.yml`` or ``args.yml``
         :param key: its key
@@ -158,8 +149,7 @@ class Run:
 
 
 def list_runs(log_folder: str | Path) -> list[Run]:
-    """
-    Find all runs that left their settings.
+    """Find all runs that left their settings.
 
     :param log_folder: root of all logs
     :return: runs by algorithm, environment and number
@@ -180,8 +170,7 @@ def list_runs(log_folder: str | Path) -> list[Run]:
 
 
 def find_run(log_folder: str | Path, algo: str, env_id: str, exp_id: int = 0) -> Path:
-    """
-    Find the folder of a run.
+    """Find the folder of a run.
 
     :param log_folder: root of all logs
     :param algo: name of the algorithm
@@ -202,8 +191,7 @@ def find_run(log_folder: str | Path, algo: str, env_id: str, exp_id: int = 0) ->
 
 
 def find_runs(log_folder: str | Path, algo: str, env_ids: Sequence[str]) -> list[Path]:
-    """
-    Find the folders of all runs of an algorithm on some environments.
+    """Find the folders of all runs of an algorithm on some environments.
 
     :param log_folder: root of all logs
     :param algo: name of the algorithm
@@ -221,8 +209,7 @@ def find_runs(log_folder: str | Path, algo: str, env_ids: Sequence[str]) -> list
 def find_model(
     folder: Path, env_id: str, best: bool = False, checkpoint: int | None = None, last_checkpoint: bool = False
 ) -> Path:
-    """
-    Find a model file of a run, by default the one saved at the end of training.
+    """Find a model file of a run, by default the one saved at the end of training.
 
     :param folder: folder of the run
     :param env_id: environment id

@@ -14,8 +14,7 @@ NET_ARCHS = {"small": [32, 32], "medium": [64, 64], "large": [100, 100]}
 
 
 def maesn(trial: BaseTrial) -> Entry:
-    """
-    MAESN: the inner update and what belongs to it, the prior's episodes, the latent.
+    """MAESN: the inner update and what belongs to it, the prior's episodes, the latent.
 
     :param trial: what suggests the values
     """
@@ -33,8 +32,7 @@ def maesn(trial: BaseTrial) -> Entry:
 
 
 def latent_space(trial: BaseTrial) -> Entry:
-    """
-    LatentSpace: the latent and the step size that adaptation takes.
+    """LatentSpace: the latent and the step size that adaptation takes.
 
     :param trial: what suggests the values
     """
@@ -43,8 +41,7 @@ def latent_space(trial: BaseTrial) -> Entry:
 
 
 def maml(trial: BaseTrial) -> Entry:
-    """
-    MAML: the step size of the inner update, one for all parameters or one for each.
+    """MAML: the step size of the inner update, one for all parameters or one for each.
 
     :param trial: what suggests the values
     """
@@ -55,9 +52,9 @@ def maml(trial: BaseTrial) -> Entry:
 
 
 def rl2(trial: BaseTrial) -> Entry:
-    """
-    RL2: PPO's settings and the length of a trial. Long trials, many epochs, small batches and large memories are left
-    out, which cost several times the others.
+    """RL2: PPO's settings and the length of a trial.
+
+    Long trials, many epochs, small batches and large memories are left out, which cost several times the others.
 
     :param trial: what suggests the values
     """
@@ -77,8 +74,7 @@ def rl2(trial: BaseTrial) -> Entry:
 
 
 def reinforce(trial: BaseTrial) -> Entry:
-    """
-    REINFORCE: its step size and batch.
+    """REINFORCE: its step size and batch.
 
     :param trial: what suggests the values
     """
@@ -92,8 +88,7 @@ def reinforce(trial: BaseTrial) -> Entry:
 
 
 def trpo(trial: BaseTrial) -> Entry:
-    """
-    TRPO: its trust region and critic.
+    """TRPO: its trust region and critic.
 
     :param trial: what suggests the values
     """
@@ -107,8 +102,7 @@ def trpo(trial: BaseTrial) -> Entry:
 
 
 def vime(trial: BaseTrial) -> Entry:
-    """
-    VIME: the weight of the information gain and the network of the dynamics, besides TRPO's.
+    """VIME: the weight of the information gain and the network of the dynamics, besides TRPO's.
 
     :param trial: what suggests the values
     """
@@ -134,8 +128,7 @@ SEARCH_SPACES: dict[str, Callable[[BaseTrial], Entry]] = {
 
 
 def merge(base: Mapping[str, Any], sampled: Mapping[str, Any]) -> Entry:
-    """
-    Put sampled values over an entry; of ``policy_kwargs``, over its single values.
+    """Put sampled values over an entry; of ``policy_kwargs``, over its single values.
 
     :param base: entry of a configuration file
     :param sampled: what a search space returned

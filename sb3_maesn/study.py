@@ -52,8 +52,7 @@ BEATS = 5  # heartbeats in the time after which a worker without them is taken f
 
 @dataclass(frozen=True)
 class StudyRequest:
-    """
-    What to study, and how.
+    """What to study, and how.
 
     :param plan: what every trial does
     :param storage: journal file, or the URL of a database that Optuna knows
@@ -89,8 +88,7 @@ class StudyRequest:
 
 
 def open_storage(storage: str) -> BaseStorage:
-    """
-    Open a storage that several processes may share.
+    """Open a storage that several processes may share.
 
     :param storage: journal file, which is made, or the URL of a database
     :return: the storage
@@ -106,8 +104,7 @@ def open_storage(storage: str) -> BaseStorage:
 
 
 def open_study(request: StudyRequest, worker: int = 0) -> optuna.Study:
-    """
-    Open a study, or begin one.
+    """Open a study, or begin one.
 
     :param request: what to study
     :param worker: number of the process, so that no two draw the same
@@ -132,8 +129,7 @@ def open_study(request: StudyRequest, worker: int = 0) -> optuna.Study:
 
 
 def check_same_plan(study: optuna.Study, plan: TuningPlan) -> None:
-    """
-    Refuse a plan that a study was not begun with: scores of different plans do not compare.
+    """Refuse a plan that a study was not begun with: scores of different plans do not compare.
 
     :param study: the study
     :param plan: what its further trials would do
@@ -158,8 +154,7 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def run_study(request: StudyRequest) -> optuna.Study:
-    """
-    Work on a study until it has as many trials as asked for.
+    """Work on a study until it has as many trials as asked for.
 
     :param request: what to study
     :return: the study
@@ -215,8 +210,7 @@ def _work_in_process(request: StudyRequest, worker: int) -> None:
 
 
 def work(request: StudyRequest, worker: int) -> None:
-    """
-    Do one trial after the other until there are as many as asked for.
+    """Do one trial after the other until there are as many as asked for.
 
     :param request: what to study
     :param worker: number of the process
@@ -277,8 +271,7 @@ def _last_of_this_process(study: optuna.Study) -> FrozenTrial:
 
 
 def worker_name(pid: int | None) -> str:
-    """
-    Name a process among all machines.
+    """Name a process among all machines.
 
     :param pid: its number
     """
@@ -287,8 +280,7 @@ def worker_name(pid: int | None) -> str:
 
 @contextmanager
 def heartbeat(trial: optuna.Trial, every: float) -> Iterator[None]:
-    """
-    Keep telling that a trial's worker lives. Machines' clocks have to agree to a fraction of ``stale_after``.
+    """Keep telling that a trial's worker lives. Machines' clocks have to agree to a fraction of ``stale_after``.
 
     :param trial: the running trial
     :param every: seconds between heartbeats
@@ -314,8 +306,7 @@ def heartbeat(trial: optuna.Trial, every: float) -> Iterator[None]:
 
 
 def is_stale(trial: FrozenTrial, stale_after: float) -> bool:
-    """
-    Whether a running trial's worker has been silent too long.
+    """Whether a running trial's worker has been silent too long.
 
     :param trial: the trial
     :param stale_after: seconds
@@ -326,8 +317,7 @@ def is_stale(trial: FrozenTrial, stale_after: float) -> bool:
 
 
 def give_up(study: optuna.Study, which: Callable[[FrozenTrial], bool]) -> list[int]:
-    """
-    Fail running trials.
+    """Fail running trials.
 
     :param study: the study
     :param which: whether to give a trial up

@@ -12,8 +12,7 @@ PANELS_A_ROW = 4
 
 
 def plot_study_history(trials: Sequence[tuple[int, float, bool]], path: str | Path) -> None:
-    """
-    Draw what every trial came to, and the best so far.
+    """Draw what every trial came to, and the best so far.
 
     :param trials: number, value and whether the trial was complete, by number
     :param path: image file to write
@@ -31,8 +30,7 @@ def plot_study_history(trials: Sequence[tuple[int, float, bool]], path: str | Pa
 
 
 def plot_importances(importances: Mapping[str, float], path: str | Path) -> None:
-    """
-    Draw how much each parameter matters.
+    """Draw how much each parameter matters.
 
     :param importances: name -> share
     :param path: image file to write
@@ -45,8 +43,7 @@ def plot_importances(importances: Mapping[str, float], path: str | Path) -> None
 
 
 def plot_slices(slices: Mapping[str, Sequence[tuple[Any, float]]], path: str | Path) -> None:
-    """
-    Draw what every value of every parameter came to, one panel a parameter.
+    """Draw what every value of every parameter came to, one panel a parameter.
 
     :param slices: name -> values and outcomes
     :param path: image file to write

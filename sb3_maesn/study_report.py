@@ -23,8 +23,7 @@ PICTURES = ("history", "importance", "slices")
 
 
 def write_report(study: optuna.Study, plan: TuningPlan, folder: str | Path) -> list[str]:
-    """
-    Write all there is to know of a study.
+    """Write all there is to know of a study.
 
     :param study: the study
     :param plan: what its trials did
@@ -49,8 +48,7 @@ def write_report(study: optuna.Study, plan: TuningPlan, folder: str | Path) -> l
 
 
 def summary(study: optuna.Study) -> list[str]:
-    """
-    Sum a study up.
+    """Sum a study up.
 
     :param study: the study, with at least one complete trial
     :return: number of trials by their end, the first trial and the best one
@@ -69,8 +67,7 @@ def summary(study: optuna.Study) -> list[str]:
 def describe(
     study: optuna.Study, plan: TuningPlan, lines: Sequence[str], weights: Mapping[str, float]
 ) -> dict[str, Any]:
-    """
-    Say how a study was made, and what came of it.
+    """Say how a study was made, and what came of it.
 
     :param study: the study
     :param plan: what its trials did
@@ -89,8 +86,7 @@ def describe(
 
 
 def trial_rows(study: optuna.Study) -> list[dict[str, Any]]:
-    """
-    Make a table of all trials.
+    """Make a table of all trials.
 
     :param study: the study
     :return: one row a trial; parameters that it did not have are empty
@@ -112,8 +108,7 @@ def trial_rows(study: optuna.Study) -> list[dict[str, Any]]:
 
 
 def write_best(study: optuna.Study, plan: TuningPlan, path: Path, about: list[str]) -> None:
-    """
-    Write the best trial as an entry of ``zoo_configs``: ``train.py --conf-file`` takes the file.
+    """Write the best trial as an entry of ``zoo_configs``: ``train.py --conf-file`` takes the file.
 
     :param study: the study
     :param plan: what its trials did
@@ -127,8 +122,7 @@ def write_best(study: optuna.Study, plan: TuningPlan, path: Path, about: list[st
 
 
 def draw(study: optuna.Study, folder: Path, weights: Mapping[str, float]) -> None:
-    """
-    Draw history, importance and slices.
+    """Draw history, importance and slices.
 
     :param study: the study
     :param folder: folder to write to
@@ -144,8 +138,7 @@ def draw(study: optuna.Study, folder: Path, weights: Mapping[str, float]) -> Non
 
 
 def importances(study: optuna.Study) -> Mapping[str, float]:
-    """
-    Estimate how much each parameter matters (PED-ANOVA: Watanabe et al. 2023, arXiv:2304.10255).
+    """Estimate how much each parameter matters (PED-ANOVA: Watanabe et al. 2023, arXiv:2304.10255).
 
     :param study: the study
     :return: name -> share; none where there are too few trials, or all came to the same
@@ -160,8 +153,7 @@ def importances(study: optuna.Study) -> Mapping[str, float]:
 
 
 def slices(trials: list[FrozenTrial]) -> dict[str, list[tuple[Any, float]]]:
-    """
-    Pair every parameter's values with what they came to.
+    """Pair every parameter's values with what they came to.
 
     :param trials: complete trials
     :return: name -> values and outcomes
@@ -171,8 +163,7 @@ def slices(trials: list[FrozenTrial]) -> dict[str, list[tuple[Any, float]]]:
 
 
 def make_page(study: optuna.Study, folder: Path, lines: list[str]) -> str:
-    """
-    Make a page that holds everything itself, pictures too.
+    """Make a page that holds everything itself, pictures too.
 
     :param study: the study
     :param folder: folder of the pictures

@@ -9,7 +9,7 @@ from typing import Any
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 
 from sb3_maesn.cli import check_env_id, sparse_variant
-from sb3_maesn.common.pretrained import list_pretrained
+from sb3_maesn.common.checkpoint.pretrained import list_pretrained
 from sb3_maesn.envs import FAMILIES
 from sb3_maesn.run_folder import Run, find_model, find_run, list_runs
 from sb3_maesn.training import ALGOS, check_device, find_recipe
@@ -17,8 +17,7 @@ from sb3_maesn.training import ALGOS, check_device, find_recipe
 
 @dataclass(frozen=True)
 class AgentChoice:
-    """
-    Which agent to load, in the words of rl-zoo's flags.
+    """Which agent to load, in the words of rl-zoo's flags.
 
     :param algo: name of the algorithm
     :param env_id: environment id it was trained on
@@ -41,8 +40,7 @@ class AgentChoice:
 
     @classmethod
     def from_args(cls, args: argparse.Namespace) -> "AgentChoice":
-        """
-        Read the flags that all scripts have in common.
+        """Read the flags that all scripts have in common.
 
         :param args: parsed arguments
         """
@@ -57,8 +55,7 @@ class AgentChoice:
 
 @dataclass(frozen=True)
 class TrainedAgent:
-    """
-    A loaded agent.
+    """A loaded agent.
 
     :param algo: name of the algorithm
     :param env_id: environment id it was trained on
@@ -87,8 +84,7 @@ class TrainedAgent:
 
 
 def load_agent(choice: AgentChoice) -> TrainedAgent:
-    """
-    Load an agent from its run, or the one that comes with the package where there is no run.
+    """Load an agent from its run, or the one that comes with the package where there is no run.
 
     :param choice: which
     :return: the agent
@@ -113,8 +109,7 @@ def load_agent(choice: AgentChoice) -> TrainedAgent:
 
 
 def list_agents(log_folder: str, pretrained: bool = True) -> list[AgentChoice]:
-    """
-    List the agents there are: the latest run of each algorithm and environment, and what comes with the package.
+    """List the agents there are: the latest run of each algorithm and environment, and what comes with the package.
 
     :param log_folder: root of all logs; it need not exist
     :param pretrained: whether to list the package's own agents where there is no run of theirs

@@ -12,9 +12,9 @@ from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.utils import get_device
 
 from sb3_maesn.cli import find_model_file
-from sb3_maesn.common.checkpoint_file import read_checkpoint
-from sb3_maesn.common.checkpointing import CheckpointMixin
-from sb3_maesn.common.safe_archive import is_checkpoint
+from sb3_maesn.common.checkpoint.archive import is_checkpoint
+from sb3_maesn.common.checkpoint.file import read_checkpoint
+from sb3_maesn.common.checkpoint.mixin import CheckpointMixin
 from sb3_maesn.config import SCRIPT_KEYS, ConfigError, constructor_arguments, did_you_mean
 from sb3_maesn.latent_space import LatentSpace
 from sb3_maesn.maesn import MAESN
@@ -45,8 +45,7 @@ ALGOS: dict[str, Recipe] = {
 
 
 def find_recipe(name: str) -> Recipe:
-    """
-    Look an algorithm up.
+    """Look an algorithm up.
 
     :param name: its name on the command line
     :return: its class and how it is trained
@@ -58,8 +57,7 @@ def find_recipe(name: str) -> Recipe:
 
 
 def build_model(run: TrainingRun) -> OnPolicyAlgorithm:
-    """
-    Make the model of a run, new or resumed, with its environment and its logger.
+    """Make the model of a run, new or resumed, with its environment and its logger.
 
     :param run: what to train
     :return: the model
@@ -85,8 +83,7 @@ def build_model(run: TrainingRun) -> OnPolicyAlgorithm:
 
 
 def load_to_resume(run: TrainingRun, path: Path, device: th.device, changes: Mapping[str, Any]) -> OnPolicyAlgorithm:
-    """
-    Load a model to go on training; say what a checkpoint lacks of it.
+    """Load a model to go on training; say what a checkpoint lacks of it.
 
     :param run: what to train
     :param path: checkpoint, or file of SB3's ``save``
@@ -109,8 +106,7 @@ def load_to_resume(run: TrainingRun, path: Path, device: th.device, changes: Map
 
 
 def check_policy(policy: str, algorithm: Any) -> str:
-    """
-    Look a policy's name up.
+    """Look a policy's name up.
 
     :param policy: its name
     :param algorithm: class that takes it
@@ -124,8 +120,7 @@ def check_policy(policy: str, algorithm: Any) -> str:
 
 
 def check_device(device: str) -> th.device:
-    """
-    Look a torch device up.
+    """Look a torch device up.
 
     :param device: its name
     :return: the device
@@ -138,8 +133,7 @@ def check_device(device: str) -> th.device:
 
 
 def train(run: TrainingRun, model: OnPolicyAlgorithm, n_timesteps: int | None) -> Path:
-    """
-    Train a model and save it.
+    """Train a model and save it.
 
     :param run: what to train
     :param model: from ``build_model``
@@ -161,8 +155,7 @@ def train(run: TrainingRun, model: OnPolicyAlgorithm, n_timesteps: int | None) -
 
 
 def close(model: OnPolicyAlgorithm) -> None:
-    """
-    Close a model's environment and logs.
+    """Close a model's environment and logs.
 
     :param model: the model
     """
@@ -172,8 +165,7 @@ def close(model: OnPolicyAlgorithm) -> None:
 
 
 def steps_to_train(run: TrainingRun, model: OnPolicyAlgorithm) -> int | None:
-    """
-    Work out the budget of this call of ``learn``.
+    """Work out the budget of this call of ``learn``.
 
     :param run: what to train
     :param model: the model, resumed or new
@@ -196,8 +188,7 @@ def steps_to_train(run: TrainingRun, model: OnPolicyAlgorithm) -> int | None:
 
 
 def make_callbacks(run: TrainingRun, model: OnPolicyAlgorithm) -> list[BaseCallback]:
-    """
-    Make the callbacks that evaluate and save.
+    """Make the callbacks that evaluate and save.
 
     :param run: what to train
     :param model: the model
@@ -214,8 +205,7 @@ def make_callbacks(run: TrainingRun, model: OnPolicyAlgorithm) -> list[BaseCallb
 
 
 def make_logger(run: TrainingRun) -> Logger:
-    """
-    Make a logger that writes ``progress.csv`` and, if asked for, to the terminal and to TensorBoard.
+    """Make a logger that writes ``progress.csv`` and, if asked for, to the terminal and to TensorBoard.
 
     :param run: what to train
     :return: logger

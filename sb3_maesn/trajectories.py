@@ -12,8 +12,7 @@ from sb3_maesn.envs import BatchedTaskVecEnv, make_vec
 
 @dataclass(frozen=True)
 class Plane:
-    """
-    What of a family lies in the plane.
+    """What of a family lies in the plane.
 
     :param position: (observations (n, O), tasks (n, G)) -> (n, 2), what is to reach the goal
     :param goal: tasks (n, G) -> (n, 2)
@@ -27,8 +26,7 @@ class Plane:
 
 @dataclass(frozen=True)
 class Paths:
-    """
-    Paths of one episode for each of n tasks.
+    """Paths of one episode for each of n tasks.
 
     :param positions: (T + 1, n, 2), NaN after an episode's end
     :param success: (n,) whether the episode succeeded
@@ -62,8 +60,7 @@ PLANES: dict[str, Plane] = {
 
 
 def plane_of(env_id: str) -> Plane:
-    """
-    Look up what of a family lies in the plane.
+    """Look up what of a family lies in the plane.
 
     :param env_id: environment id of a built-in family, dense or sparse
     :return: the plane
@@ -78,8 +75,7 @@ def plane_of(env_id: str) -> Plane:
 def record_paths(
     model: BaseAlgorithm, env_id: str, tasks: np.ndarray, seed: int = 0, deterministic: bool = False
 ) -> Paths:
-    """
-    Run one episode of every task with a model and record where it goes.
+    """Run one episode of every task with a model and record where it goes.
 
     :param model: any SB3 model of the family's spaces
     :param env_id: environment id of a built-in family

@@ -15,7 +15,7 @@ from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 
 from sb3_maesn.benchmarking import Outcome, TestPlan, measure
 from sb3_maesn.cli import check_env_id
-from sb3_maesn.common.adaptation_rules import RULES
+from sb3_maesn.common.adaptation.rules import RULES
 from sb3_maesn.config import SCRIPT_KEYS, ConfigError, check_keys, constructor_arguments, script_values
 from sb3_maesn.recipes import TrainingRun
 from sb3_maesn.search_spaces import SEARCH_SPACES, Entry, merge
@@ -30,8 +30,7 @@ TRIALS_TO_SEE_ALL = 100
 
 @dataclass(frozen=True)
 class TuningPlan:
-    """
-    What every trial of a study does.
+    """What every trial of a study does.
 
     :param algo: name of the algorithm
     :param env_id: environment id
@@ -55,8 +54,7 @@ class TuningPlan:
     task: Sequence[str] = ()
 
     def stages(self, seed: int) -> list[int]:
-        """
-        List the environment steps after which an agent is evaluated.
+        """List the environment steps after which an agent is evaluated.
 
         :param seed: its seed; only the first is evaluated on the way
         """
@@ -64,8 +62,7 @@ class TuningPlan:
         return [self.n_timesteps * i // n for i in range(1, n + 1)]
 
     def entry(self, trial: optuna.trial.BaseTrial) -> Entry:
-        """
-        Ask a trial for its values.
+        """Ask a trial for its values.
 
         :param trial: a trial, or a finished one's parameters as a ``FixedTrial``
         :return: entry of a configuration file
@@ -78,8 +75,7 @@ class TuningPlan:
 
 
 def check_plan(plan: TuningPlan) -> None:
-    """
-    Refuse what no trial could do.
+    """Refuse what no trial could do.
 
     :param plan: what every trial does
     :raises ConfigError: for an unknown algorithm, environment, metric, rule or policy, a key that the constructor does
@@ -111,8 +107,7 @@ def _try_out(plan: TuningPlan) -> None:
 
 
 def check_start(algo: str, params: Mapping[str, Any]) -> None:
-    """
-    Refuse parameters, and values, that a search space does not have.
+    """Refuse parameters, and values, that a search space does not have.
 
     :param algo: name of the algorithm
     :param params: names and values
@@ -138,8 +133,7 @@ def _is_within(value: Any, allowed: Numbers) -> bool:
 
 
 def search_space(algo: str) -> dict[str, BaseDistribution]:
-    """
-    List the parameters of a search space, of all its branches.
+    """List the parameters of a search space, of all its branches.
 
     :param algo: name of the algorithm
     :return: name -> its values
@@ -157,8 +151,7 @@ def _random_trials(n: int) -> list[optuna.Trial]:
 
 
 def objective(plan: TuningPlan, trial: optuna.Trial) -> float:
-    """
-    Train a trial's agents one after the other, so that what is not worth going on costs no further seeds.
+    """Train a trial's agents one after the other, so that what is not worth going on costs no further seeds.
 
     What a trial is pruned by is the median of the seeds so far, at the steps that they have trained in all.
 
@@ -219,8 +212,7 @@ def _score(outcome: Outcome, metric: str) -> float:
 
 
 def best_entry(plan: TuningPlan, trial: optuna.trial.FrozenTrial) -> Entry:
-    """
-    Turn a finished trial into an entry of a configuration file.
+    """Turn a finished trial into an entry of a configuration file.
 
     :param plan: of its study
     :param trial: the trial

@@ -21,8 +21,7 @@ PAPER, INK = 255, (51, 51, 51)
 def film(
     model: OnPolicyAlgorithm, env_id: str, task: Any, n_timesteps: int, deterministic: bool = True, seed: int = 0
 ) -> Frames:
-    """
-    Play and keep the frames, at real time.
+    """Play and keep the frames, at real time.
 
     :param model: who plays
     :param env_id: environment id
@@ -51,8 +50,7 @@ def film(
 
 
 def steps_per_frame(render_fps: float | None) -> int:
-    """
-    Choose how many steps pass from frame to frame.
+    """Choose how many steps pass from frame to frame.
 
     :param render_fps: steps a second at real time, None where the environment does not say
     :return: steps
@@ -61,8 +59,7 @@ def steps_per_frame(render_fps: float | None) -> int:
 
 
 def side_by_side(panels: Sequence[Frames], titles: Sequence[str]) -> Frames:
-    """
-    Put videos beside each other, each with its title; the shorter ones wait at their last frame.
+    """Put videos beside each other, each with its title; the shorter ones wait at their last frame.
 
     :param panels: videos of equal height (T_i, height, width_i, 3)
     :param titles: one for each
@@ -90,8 +87,7 @@ def _title(width: int, text: str) -> NDArray[np.uint8]:
 
 
 def write_video(path: str | Path, frames: Frames) -> None:
-    """
-    Write a video, as MP4 (H.264) or as GIF at half its size, depending on the file's ending.
+    """Write a video, as MP4 (H.264) or as GIF at half its size, depending on the file's ending.
 
     :param path: the file; its folder is made
     :param frames: the video

@@ -15,7 +15,7 @@ from stable_baselines3.common.preprocessing import get_flattened_obs_dim
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback
 from stable_baselines3.common.vec_env import VecEnv
 
-from sb3_maesn.common.checkpointing import CheckpointMixin
+from sb3_maesn.common.checkpoint.mixin import CheckpointMixin
 from sb3_maesn.common.global_seed import entropy_of, global_seed
 from sb3_maesn.common.information_gain import Curiosity, Transitions, action_vectors, as_vectors
 from sb3_maesn.common.settings import check_at_least

@@ -32,8 +32,7 @@ def meta_learners() -> dict[str, Recipe]:
 
 
 def register() -> None:
-    """
-    Make ``--algo maesn`` and the others work in the zoo's own scripts, in this process.
+    """Make ``--algo maesn`` and the others work in the zoo's own scripts, in this process.
 
     :raises ImportError: if rl_zoo3 is not installed: ``pip install 'sb3_maesn[zoo]'``
     """
@@ -143,8 +142,7 @@ class TaskManagerMixin:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """
-    Run a script of the zoo with this package's algorithms.
+    """Run a script of the zoo with this package's algorithms.
 
     :param argv: name of the script, such as ``train``, and its arguments
     """

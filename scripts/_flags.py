@@ -5,8 +5,7 @@ from collections.abc import Callable, Sequence
 
 
 def make_parser(description: str | None) -> argparse.ArgumentParser:
-    """
-    Make a parser in the scripts' common style.
+    """Make a parser in the scripts' common style.
 
     :param description: what the script does
     :return: a parser that knows ``--verbose``
@@ -21,8 +20,7 @@ def make_parser(description: str | None) -> argparse.ArgumentParser:
 def run(
     parser: argparse.ArgumentParser, action: Callable[[argparse.Namespace], None], argv: Sequence[str] | None
 ) -> int:
-    """
-    Run a script, reporting bad input on one line.
+    """Run a script, reporting bad input on one line.
 
     :param parser: the script's, which knows ``--verbose``
     :param action: what the script does
@@ -38,8 +36,7 @@ def run(
 
 
 def add_agent_flags(parser: argparse.ArgumentParser) -> None:
-    """
-    Add the flags that choose a trained agent; rl-zoo's.
+    """Add the flags that choose a trained agent; rl-zoo's.
 
     :param parser: parser of a script
     """
@@ -55,8 +52,7 @@ def add_agent_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def add_adaptation_flags(parser: argparse.ArgumentParser) -> None:
-    """
-    Add the flags that say how to adapt to a task, and how to play it then.
+    """Add the flags that say how to adapt to a task, and how to play it then.
 
     :param parser: parser of a script
     """
@@ -71,8 +67,7 @@ def add_adaptation_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def add_test_flags(parser: argparse.ArgumentParser) -> None:
-    """
-    Add the flags that say on which tasks agents are measured.
+    """Add the flags that say on which tasks agents are measured.
 
     :param parser: parser of a script
     """

@@ -9,8 +9,7 @@ MUJOCO_FAMILIES = ("WheeledGoal-v0", "AntGoal-v0", "PusherBlock-v0")
 
 
 class BarePhysics:
-    """
-    The simulator alone: ``Batch.step`` with random controls, an episode from the initial state at each run.
+    """The simulator alone: ``Batch.step`` with random controls, an episode from the initial state at each run.
 
     :param env_id: environment id of a MuJoCo family
     :param n: number of simulations
@@ -34,8 +33,7 @@ class BarePhysics:
         self.n = n
 
     def run(self) -> float:
-        """
-        Run an episode in all simulations; only the steps themselves are timed.
+        """Run an episode in all simulations; only the steps themselves are timed.
 
         :return: simulation steps a second
         """
@@ -57,8 +55,7 @@ class BarePhysics:
 
 
 def seconds_of(run: Callable[[], int]) -> float:
-    """
-    Time a run.
+    """Time a run.
 
     :param run: what to time
     :return: seconds
@@ -69,8 +66,7 @@ def seconds_of(run: Callable[[], int]) -> float:
 
 
 def speed_of(run: Callable[[], int]) -> Callable[[], float]:
-    """
-    Turn a run into a measurement.
+    """Turn a run into a measurement.
 
     :param run: returns the environment steps it took
     :return: returns environment steps a second
@@ -92,8 +88,7 @@ def ratio_row(
     repeats: int,
     target: float | None,
 ) -> dict[str, Any]:
-    """
-    Compare two speeds, measured in turn.
+    """Compare two speeds, measured in turn.
 
     :param section: name of the section
     :param family: environment id
@@ -111,8 +106,7 @@ def ratio_row(
 
 
 def spread(values: Sequence[float]) -> tuple[float, float, float]:
-    """
-    Median, least and greatest value.
+    """Median, least and greatest value.
 
     :param values: measurements
     :return: the three
@@ -123,8 +117,7 @@ def spread(values: Sequence[float]) -> tuple[float, float, float]:
 def make_row(
     section: str, family: str, measure: str, value: float, low: float | None, high: float | None, target: float | None
 ) -> dict[str, Any]:
-    """
-    Make one row of the table.
+    """Make one row of the table.
 
     :param section: name of the section
     :param family: environment id

@@ -36,8 +36,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """
-    Run the script.
+    """Run the script.
 
     :param argv: arguments of the command line
     :return: exit code
@@ -46,8 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def adapt(args: argparse.Namespace) -> None:
-    """
-    Adapt as the arguments say; print the rounds and write what was asked for.
+    """Adapt as the arguments say; print the rounds and write what was asked for.
 
     :param args: parsed arguments
     """
@@ -73,8 +71,7 @@ def adapt(args: argparse.Namespace) -> None:
 
 
 def write_files(args: argparse.Namespace, env_id: str, result: Any, rows: Sequence[dict[str, Any]]) -> None:
-    """
-    Write the table, how it was made, and the figure of the rounds in return, success and latent space.
+    """Write the table, how it was made, and the figure of the rounds in return, success and latent space.
 
     :param args: parsed arguments
     :param env_id: environment id

@@ -25,8 +25,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """
-    Run the script.
+    """Run the script.
 
     :param argv: arguments of the command line
     :return: exit code
@@ -35,8 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def plot(args: argparse.Namespace) -> None:
-    """
-    Draw one figure an environment, and print and write the table.
+    """Draw one figure an environment, and print and write the table.
 
     :param args: parsed arguments
     """

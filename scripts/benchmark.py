@@ -21,8 +21,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """
-    Run the script.
+    """Run the script.
 
     :param argv: arguments of the command line
     :return: exit code
@@ -31,8 +30,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def benchmark(args: argparse.Namespace) -> None:
-    """
-    Measure one agent after the other; an agent that cannot be loaded is reported and left out.
+    """Measure one agent after the other; an agent that cannot be loaded is reported and left out.
 
     :param args: parsed arguments
     """

@@ -46,8 +46,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """
-    Run the script.
+    """Run the script.
 
     :param argv: arguments of the command line
     :return: exit code
@@ -56,8 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def measure(args: argparse.Namespace) -> None:
-    """
-    Measure, print every row, and write the table.
+    """Measure, print every row, and write the table.
 
     :param args: arguments of the command line
     :raises ValueError: for an unknown family, or less than one repeat
@@ -87,8 +85,7 @@ def measure(args: argparse.Namespace) -> None:
 
 
 def measure_collect(family: str, args: argparse.Namespace) -> Iterator[dict[str, Any]]:
-    """
-    Collecting with the policy over bare ``Batch.step`` of the same model, count and threads.
+    """Collecting with the policy over bare ``Batch.step`` of the same model, count and threads.
 
     :param family: environment id
     :param args: arguments of the command line
@@ -128,8 +125,7 @@ def measure_collect(family: str, args: argparse.Namespace) -> Iterator[dict[str,
 
 
 def measure_iteration(family: str, args: argparse.Namespace) -> Iterator[dict[str, Any]]:
-    """
-    A whole meta-iteration of 20 tasks x (20 + 20) episodes over bare physics.
+    """A whole meta-iteration of 20 tasks x (20 + 20) episodes over bare physics.
 
     :param family: environment id
     :param args: arguments of the command line
@@ -143,8 +139,7 @@ def measure_iteration(family: str, args: argparse.Namespace) -> Iterator[dict[st
 def over_bare_physics(
     section: str, family: str, ours: Callable[[], float], args: argparse.Namespace, target: float | None
 ) -> Iterator[dict[str, Any]]:
-    """
-    A speed over that of bare physics.
+    """A speed over that of bare physics.
 
     The families' models name or leave out contacts that MuJoCo would find by itself, and do without its islands. That
     changes nothing but makes physics faster, so that all else weighs more: the plain model is a second measure.
@@ -163,8 +158,7 @@ def over_bare_physics(
 
 
 def measure_baselines(family: str, args: argparse.Namespace) -> Iterator[dict[str, Any]]:
-    """
-    A whole iteration of MAESN's meta-learning baselines over bare physics, and MAML's meta step over MAESN's.
+    """A whole iteration of MAESN's meta-learning baselines over bare physics, and MAML's meta step over MAESN's.
 
     :param family: environment id
     :param args: arguments of the command line
@@ -188,8 +182,7 @@ def measure_baselines(family: str, args: argparse.Namespace) -> Iterator[dict[st
 
 
 def measure_trpo(family: str, args: argparse.Namespace) -> Iterator[dict[str, Any]]:
-    """
-    Training of sb3-contrib's TRPO on the native VecEnv over the same on a DummyVecEnv of 8 single environments.
+    """Training of sb3-contrib's TRPO on the native VecEnv over the same on a DummyVecEnv of 8 single environments.
 
     :param family: environment id
     :param args: arguments of the command line
@@ -219,8 +212,7 @@ def measure_trpo(family: str, args: argparse.Namespace) -> Iterator[dict[str, An
 
 
 def measure_single(family: str, args: argparse.Namespace) -> Iterator[dict[str, Any]]:
-    """
-    An iteration of the algorithms that learn one task, of as many episodes as a rollout of a meta-iteration.
+    """An iteration of the algorithms that learn one task, of as many episodes as a rollout of a meta-iteration.
 
     :param family: environment id
     :param args: arguments of the command line
@@ -243,8 +235,7 @@ def measure_single(family: str, args: argparse.Namespace) -> Iterator[dict[str, 
 
 
 def measure_memory(family: str, args: argparse.Namespace) -> Iterator[dict[str, Any]]:
-    """
-    Peak memory of a meta-iteration at 20 tasks x 50 episodes, in a process of its own.
+    """Peak memory of a meta-iteration at 20 tasks x 50 episodes, in a process of its own.
 
     :param family: environment id
     :param args: arguments of the command line
@@ -256,8 +247,7 @@ def measure_memory(family: str, args: argparse.Namespace) -> Iterator[dict[str, 
 
 
 def measure_scaling(family: str, args: argparse.Namespace) -> Iterator[dict[str, Any]]:
-    """
-    Seconds of a meta-iteration at 5, 10, 20 and 40 tasks.
+    """Seconds of a meta-iteration at 5, 10, 20 and 40 tasks.
 
     :param family: environment id
     :param args: arguments of the command line
@@ -284,8 +274,7 @@ MEASUREMENTS: dict[str, Callable[[str, argparse.Namespace], Iterator[dict[str, A
 def make_model(
     family: str, seed: int, n_tasks: int = N_TASKS, n_episodes: int = N_EPISODES, algorithm: Any = None
 ) -> Any:
-    """
-    Make a meta-learner with the paper's settings.
+    """Make a meta-learner with the paper's settings.
 
     :param family: environment id
     :param seed: seed
@@ -302,8 +291,7 @@ def make_model(
 
 
 def iterate(model: Any) -> int:
-    """
-    Run one meta-iteration.
+    """Run one meta-iteration.
 
     :param model: the model
     :return: environment steps it took
@@ -314,8 +302,7 @@ def iterate(model: Any) -> int:
 
 
 def meta_step_seconds(model: Any) -> float:
-    """
-    Run one meta-iteration.
+    """Run one meta-iteration.
 
     :param model: the model
     :return: seconds of its meta step, collection left out
@@ -325,8 +312,7 @@ def meta_step_seconds(model: Any) -> float:
 
 
 def peak_memory_gb(family: str, seed: int) -> float:
-    """
-    Run one meta-iteration of 20 tasks x (50 + 50) episodes in this process.
+    """Run one meta-iteration of 20 tasks x (50 + 50) episodes in this process.
 
     :param family: environment id
     :param seed: seed

@@ -1,5 +1,4 @@
-"""
-Compare theta's policy gradient with and without VIME's curiosity, on tasks that adaptation of the latent misses.
+"""Compare theta's policy gradient with and without VIME's curiosity, on tasks that adaptation of the latent misses.
 
 A task is missed if none of its episodes succeeds while the latent adapts. From there every eta goes on with the same
 number of episodes, and fresh ones of the policy that comes out say whether the task is solved then: at least half of
@@ -31,8 +30,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """
-    Run the script.
+    """Run the script.
 
     :param argv: arguments of the command line
     :return: exit code
@@ -41,8 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def compare(args: argparse.Namespace) -> None:
-    """
-    Find the tasks that are missed, go on with each, and write the table.
+    """Find the tasks that are missed, go on with each, and write the table.
 
     :param args: parsed arguments
     :raises ConfigError: if no task is missed
@@ -81,8 +78,7 @@ def compare(args: argparse.Namespace) -> None:
 
 
 def outcome(improved: Any, env_id: str, task: Any, args: argparse.Namespace) -> dict[str, Any]:
-    """
-    Play fresh episodes of a policy whose theta has been improved.
+    """Play fresh episodes of a policy whose theta has been improved.
 
     :param improved: the model
     :param env_id: environment id
@@ -102,8 +98,7 @@ def outcome(improved: Any, env_id: str, task: Any, args: argparse.Namespace) -> 
 
 
 def summarise(rows: Sequence[dict[str, Any]], n_tasks: int) -> list[dict[str, Any]]:
-    """
-    Count the missed tasks that are found and solved.
+    """Count the missed tasks that are found and solved.
 
     :param rows: a row for each missed task and eta
     :param n_tasks: of which some were missed

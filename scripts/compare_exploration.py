@@ -27,8 +27,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """
-    Run the script.
+    """Run the script.
 
     :param argv: arguments of the command line
     :return: exit code
@@ -53,8 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def kept_rows(args: argparse.Namespace) -> list[dict[str, Any]]:
-    """
-    Read the rows of an earlier call that this one does not make again.
+    """Read the rows of an earlier call that this one does not make again.
 
     :param args: parsed arguments
     :return: rows, none if there is no table
@@ -72,8 +70,7 @@ def kept_rows(args: argparse.Namespace) -> list[dict[str, Any]]:
 
 
 def explore(args: argparse.Namespace, algo: str, seed: int) -> dict[str, Any]:
-    """
-    Train once and note when an episode succeeds.
+    """Train once and note when an episode succeeds.
 
     :param args: parsed arguments
     :param algo: name of the algorithm
@@ -105,8 +102,7 @@ def explore(args: argparse.Namespace, algo: str, seed: int) -> dict[str, Any]:
 
 
 def first_success(outcomes: Sequence[tuple[int, bool]], n_timesteps: int) -> dict[str, Any]:
-    """
-    Describe a run by its successful episodes.
+    """Describe a run by its successful episodes.
 
     :param outcomes: of every episode, the environment step it ended at and its success
     :param n_timesteps: environment steps of the run
@@ -123,8 +119,7 @@ def first_success(outcomes: Sequence[tuple[int, bool]], n_timesteps: int) -> dic
 
 
 def summarise(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """
-    Count the seeds that found the reward.
+    """Count the seeds that found the reward.
 
     :param rows: of ``explore``
     :return: one row an algorithm

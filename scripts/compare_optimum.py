@@ -1,5 +1,4 @@
-"""
-Train RL2 by its tuned settings and compare it, on held-out tasks and while it learns, with the best there could be.
+"""Train RL2 by its tuned settings and compare it, on held-out tasks and while it learns, with the best there could be.
 
 Bandit: the Bayes-optimal player. PointGoal: a player that knows the goal, in every episode of the trial. The floor is
 what a player without any idea gets: the return of either arm, or of standing still.
@@ -15,8 +14,7 @@ CONFIG = Path(__file__).resolve().parent.parent / "zoo_configs" / "rl2.yml"
 
 
 class Reference(NamedTuple):
-    """
-    What to compare with.
+    """What to compare with.
 
     :param n_tasks: how many tasks
     :param n_trials: trials of each
@@ -31,8 +29,7 @@ class Reference(NamedTuple):
 
 
 def bandit_optimum(tasks: Any) -> float:
-    """
-    Return of the Bayes-optimal player.
+    """Return of the Bayes-optimal player.
 
     :param tasks: not used: it is the mean over all tasks there are
     """
@@ -42,8 +39,7 @@ def bandit_optimum(tasks: Any) -> float:
 
 
 def point_optimum(tasks: Any) -> float:
-    """
-    Mean return of the player that knows the goal.
+    """Mean return of the player that knows the goal.
 
     :param tasks: goals (n, 2), an episode each
     """
@@ -88,8 +84,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """
-    Run the script.
+    """Run the script.
 
     :param argv: arguments of the command line
     :return: exit code
@@ -115,8 +110,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def compare(args: argparse.Namespace) -> list[dict[str, Any]]:
-    """
-    Train and evaluate.
+    """Train and evaluate.
 
     :param args: parsed arguments
     :return: one row for each evaluation and episode of the trial
@@ -147,8 +141,7 @@ def compare(args: argparse.Namespace) -> list[dict[str, Any]]:
 
 
 def every(model: Any, n_steps: int, act: Callable[[], None]) -> Any:
-    """
-    Make a callback that acts between two iterations, about every so many steps.
+    """Make a callback that acts between two iterations, about every so many steps.
 
     :param model: the model
     :param n_steps: environment steps
@@ -169,8 +162,7 @@ def every(model: Any, n_steps: int, act: Callable[[], None]) -> Any:
 
 
 def make_rows(timesteps: int, returns: Any, floor: float, best: float) -> list[dict[str, Any]]:
-    """
-    Compare the episodes of trials with the best and the worst.
+    """Compare the episodes of trials with the best and the worst.
 
     :param timesteps: of the training so far
     :param returns: (K, n_tasks, n_trials)

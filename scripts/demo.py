@@ -28,8 +28,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """
-    Run the script.
+    """Run the script.
 
     :param argv: arguments of the command line
     :return: exit code
@@ -50,8 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def meta_train(args: argparse.Namespace) -> Any:
-    """
-    Meta-train on dense reward, with the learning curve on sparse validation tasks.
+    """Meta-train on dense reward, with the learning curve on sparse validation tasks.
 
     :param args: parsed arguments
     :return: the trained model
@@ -86,8 +84,7 @@ def meta_train(args: argparse.Namespace) -> Any:
 
 
 def adapt_to_unseen(model: Any, test_env: str, args: argparse.Namespace) -> None:
-    """
-    Adapt to validation tasks, which training has not seen; print the table and draw the curve.
+    """Adapt to validation tasks, which training has not seen; print the table and draw the curve.
 
     :param model: the trained model
     :param test_env: environment id with sparse reward
@@ -112,8 +109,7 @@ def adapt_to_unseen(model: Any, test_env: str, args: argparse.Namespace) -> None
 
 
 def draw_trajectories(model: Any, test_env: str, args: argparse.Namespace) -> None:
-    """
-    Draw where the policy goes before adaptation, and after adaptation to a few goals spread over the tasks.
+    """Draw where the policy goes before adaptation, and after adaptation to a few goals spread over the tasks.
 
     :param model: the trained model
     :param test_env: environment id with sparse reward

@@ -18,8 +18,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """
-    Run the script.
+    """Run the script.
 
     :param argv: arguments of the command line
     :return: exit code
@@ -33,8 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def enjoy(args: argparse.Namespace) -> None:
-    """
-    Adapt and play as the arguments say.
+    """Adapt and play as the arguments say.
 
     :param args: parsed arguments
     """

@@ -1,5 +1,4 @@
-"""
-Measure a meta-trained model on the test tasks and write tables and figures, with the command that made them beside.
+"""Measure a meta-trained model on the test tasks and write tables and figures, with the command that made them beside.
 
 learning: adaptation by rounds of many episodes. few-episodes: the success of the adapted policy after 0, 5, 10, 20 and
 45 episodes, for each rule. coverage: where episodes drawn from the prior end.
@@ -57,8 +56,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """
-    Run the script.
+    """Run the script.
 
     :param argv: arguments of the command line
     :return: exit code
@@ -76,8 +74,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def learning(args: argparse.Namespace) -> None:
-    """
-    Adapt to all tasks at once and report every round.
+    """Adapt to all tasks at once and report every round.
 
     :param args: parsed arguments
     """
@@ -106,8 +103,7 @@ def learning(args: argparse.Namespace) -> None:
 
 
 def few_episodes(args: argparse.Namespace) -> None:
-    """
-    Measure the policy that ``adapt`` would return after a few episodes, on fresh episodes that the rule never sees.
+    """Measure the policy that ``adapt`` would return after a few episodes, on fresh episodes that the rule never sees.
 
     :param args: parsed arguments
     """
@@ -115,7 +111,7 @@ def few_episodes(args: argparse.Namespace) -> None:
 
     from sb3_maesn import plots
     from sb3_maesn.cli import tasks_of
-    from sb3_maesn.common.adaptation_rules import RULES
+    from sb3_maesn.common.adaptation.rules import RULES
     from sb3_maesn.evaluation import evaluate_adaptation
 
     rows: list[dict[str, Any]] = []
@@ -147,8 +143,7 @@ def few_episodes(args: argparse.Namespace) -> None:
 
 
 def few_episode_rows(label: dict[str, Any], success: Any, returns: Any) -> list[dict[str, Any]]:
-    """
-    Make one row for each number of episodes.
+    """Make one row for each number of episodes.
 
     :param label: first columns
     :param success: (n_budgets, n_tasks) share of fresh episodes that succeed
@@ -172,8 +167,7 @@ def few_episode_rows(label: dict[str, Any], success: Any, returns: Any) -> list[
 
 
 def coverage(args: argparse.Namespace) -> None:
-    """
-    Count where episodes drawn from the prior end, by sectors of 30 degrees.
+    """Count where episodes drawn from the prior end, by sectors of 30 degrees.
 
     :param args: parsed arguments
     """
@@ -197,8 +191,7 @@ def coverage(args: argparse.Namespace) -> None:
 
 
 def load_models(args: argparse.Namespace) -> list[tuple[str, Any]]:
-    """
-    Load the models, each with a name for the table.
+    """Load the models, each with a name for the table.
 
     :param args: parsed arguments
     :return: names and models
@@ -209,8 +202,7 @@ def load_models(args: argparse.Namespace) -> list[tuple[str, Any]]:
 
 
 def short_name(model: str) -> str:
-    """
-    Shorten a path to the run's folder and the file.
+    """Shorten a path to the run's folder and the file.
 
     :param model: model file or name of a pretrained model
     :return: name for tables and legends
@@ -219,8 +211,7 @@ def short_name(model: str) -> str:
 
 
 def write(args: argparse.Namespace, rows: Sequence[dict[str, Any]]) -> Path:
-    """
-    Print the table and write it, with how it was made beside it.
+    """Print the table and write it, with how it was made beside it.
 
     :param args: parsed arguments
     :param rows: the table
@@ -236,8 +227,7 @@ def write(args: argparse.Namespace, rows: Sequence[dict[str, Any]]) -> Path:
 
 
 def figure_title(args: argparse.Namespace) -> str:
-    """
-    Say what a figure shows.
+    """Say what a figure shows.
 
     :param args: parsed arguments
     :return: title

@@ -26,8 +26,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """
-    Run the script.
+    """Run the script.
 
     :param argv: arguments of the command line
     :return: exit code
@@ -36,14 +35,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def export(args: argparse.Namespace) -> None:
-    """
-    Export as the arguments say.
+    """Export as the arguments say.
 
     :param args: parsed arguments
     """
     from sb3_maesn.checkpoints import export_pretrained, load_trained, read_rounds
     from sb3_maesn.cli import check_env_id
-    from sb3_maesn.common.pretrained import FOLDER
+    from sb3_maesn.common.checkpoint.pretrained import FOLDER
     from sb3_maesn.run_folder import training_command
 
     check_env_id(args.env)

@@ -25,8 +25,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """
-    Run the script.
+    """Run the script.
 
     :param argv: arguments of the command line
     :return: exit code
@@ -41,14 +40,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def fetch(args: argparse.Namespace, command: Sequence[str]) -> Path:
-    """
-    Fetch as the arguments say.
+    """Fetch as the arguments say.
 
     :param args: parsed arguments
     :param command: the command, for the record
     :return: the model's file, in the folder of a new run
     """
-    from sb3_maesn.common.checkpoint_file import read_config
+    from sb3_maesn.common.checkpoint.file import read_config
     from sb3_maesn.hub import download
     from sb3_maesn.run_folder import create_run_folder, file_name, write_settings
     from sb3_maesn.training import find_recipe

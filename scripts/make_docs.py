@@ -12,8 +12,8 @@ ROOT = Path(__file__).resolve().parent.parent
 MODULES = (
     "sb3_maesn",
     "sb3_maesn.callbacks",
-    "sb3_maesn.common.adaptation",
-    "sb3_maesn.common.adaptation_rules",
+    "sb3_maesn.common.adaptation.rounds",
+    "sb3_maesn.common.adaptation.rules",
     "sb3_maesn.envs",
     "sb3_maesn.evaluation",
     "sb3_maesn.zoo",
@@ -28,8 +28,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """
-    Run the script.
+    """Run the script.
 
     :param argv: arguments of the command line
     :return: exit code
@@ -51,8 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def front_page(readme: str) -> str:
-    """
-    Make the README a docstring of the package.
+    """Make the README a docstring of the package.
 
     :param readme: text, with links relative to the project's folder
     :return: text, with links that lead to the same places from a folder beside the package

@@ -24,8 +24,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """
-    Run the script.
+    """Run the script.
 
     :param argv: arguments of the command line
     :return: exit code
@@ -34,8 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def plot(args: argparse.Namespace) -> None:
-    """
-    Draw one line an agent.
+    """Draw one line an agent.
 
     :param args: parsed arguments
     """
@@ -49,8 +47,7 @@ def plot(args: argparse.Namespace) -> None:
 
 
 def measure(args: argparse.Namespace) -> Mapping[str, Sequence[Mapping[str, Any]]]:
-    """
-    Adapt the agents, and print and write the table.
+    """Adapt the agents, and print and write the table.
 
     :param args: parsed arguments
     :return: rows of each agent

@@ -23,8 +23,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """
-    Run the script.
+    """Run the script.
 
     :param argv: arguments of the command line
     :return: exit code
@@ -33,8 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def plot(args: argparse.Namespace) -> None:
-    """
-    Draw one line a run.
+    """Draw one line a run.
 
     :param args: parsed arguments
     """

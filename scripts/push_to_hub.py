@@ -38,8 +38,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """
-    Run the script.
+    """Run the script.
 
     :param argv: arguments of the command line
     :return: exit code
@@ -54,13 +53,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def publications(args: argparse.Namespace) -> Iterator[Any]:
-    """
-    Make what is to be published.
+    """Make what is to be published.
 
     :param args: parsed arguments
     :return: a ``sb3_maesn.hub.Publication`` a repository
     """
-    from sb3_maesn.common.pretrained import list_pretrained
+    from sb3_maesn.common.checkpoint.pretrained import list_pretrained
     from sb3_maesn.hub import Publication, pretrained_publication, run_files
     from sb3_maesn.trained import AgentChoice, load_agent
 
@@ -84,8 +82,7 @@ def publications(args: argparse.Namespace) -> Iterator[Any]:
 
 
 def results(agent: Any, args: argparse.Namespace) -> tuple[Sequence[Any], dict[str, Any]]:
-    """
-    Read or measure how well an agent adapts.
+    """Read or measure how well an agent adapts.
 
     :param agent: from ``load_agent``
     :param args: parsed arguments
@@ -105,8 +102,7 @@ def results(agent: Any, args: argparse.Namespace) -> tuple[Sequence[Any], dict[s
 
 
 def video(path: str) -> Path:
-    """
-    Find the video.
+    """Find the video.
 
     :param path: as given
     :raises ConfigError: if it is missing, or neither mp4 nor gif
@@ -119,8 +115,7 @@ def video(path: str) -> Path:
 
 
 def publish(publication: Any, args: argparse.Namespace) -> None:
-    """
-    Publish, or write the files for a look at them.
+    """Publish, or write the files for a look at them.
 
     :param publication: what to publish
     :param args: parsed arguments

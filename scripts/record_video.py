@@ -20,8 +20,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """
-    Run the script.
+    """Run the script.
 
     :param argv: arguments of the command line
     :return: exit code
@@ -37,8 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def record(args: argparse.Namespace) -> None:
-    """
-    Film as the arguments say.
+    """Film as the arguments say.
 
     :param args: parsed arguments
     """

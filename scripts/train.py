@@ -58,8 +58,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """
-    Run the script.
+    """Run the script.
 
     :param argv: arguments of the command line
     :return: exit code
@@ -72,8 +71,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def run(args: argparse.Namespace, command: Sequence[str]) -> int:
-    """
-    Train as the arguments say.
+    """Train as the arguments say.
 
     :param args: parsed arguments
     :param command: the command, for the record
@@ -125,8 +123,7 @@ def run(args: argparse.Namespace, command: Sequence[str]) -> int:
 
 
 def train(request: Any, args: argparse.Namespace) -> int:
-    """
-    Train; on Ctrl-C say how to go on.
+    """Train; on Ctrl-C say how to go on.
 
     :param request: a ``TrainingRun``
     :param args: parsed arguments
@@ -154,8 +151,7 @@ def train(request: Any, args: argparse.Namespace) -> int:
 
 
 def resume_advice(folder: Path, args: argparse.Namespace, goal: int) -> str:
-    """
-    Say how an interrupted run goes on.
+    """Say how an interrupted run goes on.
 
     :param folder: folder of the run
     :param args: its arguments
@@ -176,8 +172,7 @@ def resume_advice(folder: Path, args: argparse.Namespace, goal: int) -> str:
 
 
 def given_flags(args: argparse.Namespace, without: Sequence[str]) -> list[str]:
-    """
-    Say again what differs from the defaults.
+    """Say again what differs from the defaults.
 
     :param args: parsed arguments
     :param without: names of arguments to leave out
@@ -193,8 +188,7 @@ def given_flags(args: argparse.Namespace, without: Sequence[str]) -> list[str]:
 
 
 def choose_seed(seed: int) -> int:
-    """
-    Draw a seed where none is given.
+    """Draw a seed where none is given.
 
     :param seed: seed, negative for none
     :return: seed

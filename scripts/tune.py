@@ -46,8 +46,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """
-    Run the script.
+    """Run the script.
 
     :param argv: arguments of the command line
     :return: exit code
@@ -60,8 +59,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def tune(args: argparse.Namespace) -> int:
-    """
-    Work on the study and write its report, after Ctrl-C too.
+    """Work on the study and write its report, after Ctrl-C too.
 
     :param args: parsed arguments
     :return: exit code, 130 if interrupted
@@ -81,8 +79,7 @@ def tune(args: argparse.Namespace) -> int:
 
 
 def make_request(args: argparse.Namespace) -> Any:
-    """
-    Turn the arguments into what to study, checked.
+    """Turn the arguments into what to study, checked.
 
     :param args: parsed arguments
     :return: a ``StudyRequest``
@@ -133,8 +130,7 @@ def make_request(args: argparse.Namespace) -> Any:
 
 
 def study_name(args: argparse.Namespace) -> str:
-    """
-    Name the study.
+    """Name the study.
 
     :param args: parsed arguments
     """
@@ -142,8 +138,7 @@ def study_name(args: argparse.Namespace) -> str:
 
 
 def output_folder(args: argparse.Namespace) -> Path:
-    """
-    Find the folder of the report.
+    """Find the folder of the report.
 
     :param args: parsed arguments
     """

@@ -25,9 +25,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from sb3_maesn import MAESN
 from sb3_maesn.checkpoints import load_checkpoint
-from sb3_maesn.common.checkpoint_file import checksums
-from sb3_maesn.common.model_state import read_state
-from sb3_maesn.common.safe_archive import CONFIG, TENSORS, CheckpointError
+from sb3_maesn.common.checkpoint.archive import CONFIG, TENSORS, CheckpointError
+from sb3_maesn.common.checkpoint.file import checksums
+from sb3_maesn.common.checkpoint.model_state import read_state
 from tests.tiny import tiny
 
 Rng = np.random.Generator
@@ -222,8 +222,7 @@ def signed(content: dict[str, Any], tensors: bytes) -> Members:
 
 
 class Fuzzer:
-    """
-    Makes a damaged checkpoint of a number, and looks at what loading it does.
+    """Makes a damaged checkpoint of a number, and looks at what loading it does.
 
     :param folder: to write in
     """
@@ -272,8 +271,7 @@ class Fuzzer:
         return path
 
     def run(self, seed: int) -> tuple[str, str]:
-        """
-        Load the case.
+        """Load the case.
 
         :return: its kind, and ``refused`` or ``loaded``
         :raises AssertionError: for anything but a CheckpointError of one short line, or a model that is as it should be
@@ -313,8 +311,7 @@ class Fuzzer:
 
 
 def run_many(folder: Path, seeds: range) -> Counter[tuple[str, str]]:
-    """
-    Load many cases.
+    """Load many cases.
 
     :param folder: to write in
     :param seeds: of the cases

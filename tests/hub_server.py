@@ -36,8 +36,7 @@ class Repo:
 
 @dataclass
 class Hub:
-    """
-    The state of the server, which tests read and change.
+    """The state of the server, which tests read and change.
 
     :param token: that opens private repositories and is needed to write
     :param break_at: requests whose path holds this are cut off before they are answered

@@ -8,12 +8,12 @@ import pytest
 import torch as th
 
 from sb3_maesn import MAESN, MultiTaskVecEnv
-from sb3_maesn.common import adaptation
-from sb3_maesn.common.adaptation import AdaptationResult, adapt_to_tasks
-from sb3_maesn.common.adaptation_rules import RULES, KernelRule, PolicyGradientRule
-from sb3_maesn.common.adaptation_state import AdaptationRule, AdaptationState
+from sb3_maesn.common.adaptation import rounds
+from sb3_maesn.common.adaptation.learners import DEFAULT_RULE, LatentLearner, make_rule
+from sb3_maesn.common.adaptation.rounds import AdaptationResult, adapt_to_tasks
+from sb3_maesn.common.adaptation.rule import AdaptationRule, AdaptationState
+from sb3_maesn.common.adaptation.rules import RULES, KernelRule, PolicyGradientRule
 from sb3_maesn.common.baselines import estimate_advantages
-from sb3_maesn.common.task_learners import DEFAULT_RULE, LatentLearner, make_rule
 from sb3_maesn.common.type_aliases import Rollout, StepSizes
 from sb3_maesn.envs import make_vec
 from tests.toy import ThirdParty
@@ -57,14 +57,14 @@ class Spy(AdaptationRule):
 def played(monkeypatch: pytest.MonkeyPatch) -> list[tuple[np.ndarray, Rollout]]:
     """Latents and rollouts of all rounds."""
     record: list[tuple[np.ndarray, Rollout]] = []
-    play = adaptation.play
+    play = rounds.play
 
     def noting(agent: Any, env: Any, tasks: Any, latents: np.ndarray, rng: Any, theta: Any) -> Rollout:
         rollout = play(agent, env, tasks, latents, rng, theta)
         record.append((latents, rollout))
         return rollout
 
-    monkeypatch.setattr(adaptation, "play", noting)
+    monkeypatch.setattr(rounds, "play", noting)
     return record
 
 

@@ -8,17 +8,7 @@ import pytest
 import torch as th
 from numpy.typing import NDArray
 
-from sb3_maesn.common.adaptation_rules import (
-    RULES,
-    CrossEntropyRule,
-    KernelRule,
-    NaturalGradientRule,
-    PolicyGradientRule,
-    PosteriorRule,
-    RewardWeightedRule,
-)
-from sb3_maesn.common.adaptation_state import AdaptationRule, AdaptationState
-from sb3_maesn.common.posterior import (
+from sb3_maesn.common.adaptation.posterior import (
     choose_batch,
     fit_scores,
     hit_scores,
@@ -27,7 +17,17 @@ from sb3_maesn.common.posterior import (
     representative_points,
     weighted_quantile,
 )
-from sb3_maesn.common.score_prior import Points, uninformed
+from sb3_maesn.common.adaptation.rule import AdaptationRule, AdaptationState
+from sb3_maesn.common.adaptation.rules import (
+    RULES,
+    CrossEntropyRule,
+    KernelRule,
+    NaturalGradientRule,
+    PolicyGradientRule,
+    PosteriorRule,
+    RewardWeightedRule,
+)
+from sb3_maesn.common.adaptation.score_prior import Points, uninformed
 
 Array = NDArray[np.float64]
 
@@ -51,8 +51,7 @@ def updated(
 
 @dataclass(frozen=True)
 class HalfCircle:
-    """
-    Sparse goals on a half circle of radius 2, returns as in WheeledGoal. A latent leads to an angle: by the normal
+    """Sparse goals on a half circle of radius 2, returns as in WheeledGoal. A latent leads to an angle: by the normal
     distribution function along a direction of the latent space (even tasks) or by its own angle, folded (odd tasks).
 
     :param goals: angle of each task's goal (B,)

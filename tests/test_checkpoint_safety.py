@@ -19,9 +19,9 @@ import torch as th
 
 from sb3_maesn import MAESN
 from sb3_maesn.checkpoints import load_checkpoint
-from sb3_maesn.common.checkpoint_file import checksums
-from sb3_maesn.common.safe_archive import CONFIG, TENSORS, CheckpointError
-from sb3_maesn.common.tensor_file import dump_tensors
+from sb3_maesn.common.checkpoint.archive import CONFIG, TENSORS, CheckpointError
+from sb3_maesn.common.checkpoint.file import checksums
+from sb3_maesn.common.checkpoint.tensor_file import dump_tensors
 from tests.fuzz import run_many
 from tests.tiny import tiny
 
@@ -193,7 +193,7 @@ def test_settings_that_cannot_be_are_refused_with_the_reason(
 def test_tensors_that_do_not_fit_are_refused(
     tmp_path: Path, change: Callable[[dict[str, th.Tensor]], Any], message: str
 ) -> None:
-    from sb3_maesn.common.model_state import read_state
+    from sb3_maesn.common.checkpoint.model_state import read_state
 
     model = tiny()
     model.save_checkpoint(tmp_path / "model")

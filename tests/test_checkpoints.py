@@ -22,10 +22,10 @@ from sb3_maesn.checkpoints import (
     read_rounds,
 )
 from sb3_maesn.common import files
-from sb3_maesn.common.checkpoint_file import read_config
-from sb3_maesn.common.checkpointing import CheckpointMixin
-from sb3_maesn.common.model_state import read_state
-from sb3_maesn.common.safe_archive import CheckpointError
+from sb3_maesn.common.checkpoint.archive import CheckpointError
+from sb3_maesn.common.checkpoint.file import read_config
+from sb3_maesn.common.checkpoint.mixin import CheckpointMixin
+from sb3_maesn.common.checkpoint.model_state import read_state
 from sb3_maesn.config import ConfigError
 from sb3_maesn.envs import make_vec
 from sb3_maesn.envs.multi_task import MultiTaskVecEnv

@@ -9,8 +9,8 @@ from stable_baselines3.common.utils import LinearSchedule
 from torch import nn
 
 from sb3_maesn import MAESN, MAML
+from sb3_maesn.common.checkpoint.plain_settings import encode_value
 from sb3_maesn.common.constructors import constructor_annotations, constructor_parameters, fits
-from sb3_maesn.common.plain_settings import encode_value
 from sb3_maesn.config import (
     SCRIPT_KEYS,
     ConfigError,

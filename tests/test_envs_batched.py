@@ -1,7 +1,5 @@
 """The batched VecEnv: the same as a plain MuJoCo loop and as single environments, and Stable-Baselines3's contract."""
 
-from __future__ import annotations
-
 import sys
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """The task families: tasks, reward, success and termination against values worked out by hand, and the physics."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import mujoco

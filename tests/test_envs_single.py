@@ -1,7 +1,5 @@
 """The single environments: Gymnasium's and Stable-Baselines3's checks, tasks, and rendering."""
 
-from __future__ import annotations
-
 import sys
 from types import SimpleNamespace
 from typing import Any

@@ -9,7 +9,7 @@ import torch as th
 from stable_baselines3.common.vec_env import DummyVecEnv
 
 from sb3_maesn import MAESN, MultiTaskVecEnv
-from sb3_maesn.common.adaptation_rules import CrossEntropyRule
+from sb3_maesn.common.adaptation.rules import CrossEntropyRule
 from sb3_maesn.envs import make_env, make_vec
 from sb3_maesn.evaluation import AdaptationResult, evaluate_adaptation
 from tests.toy import ThirdParty

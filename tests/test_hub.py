@@ -17,8 +17,8 @@ from huggingface_hub import ModelCard, close_session
 
 from sb3_maesn import MAESN, list_pretrained
 from sb3_maesn.checkpoints import load_checkpoint
-from sb3_maesn.common.hub_client import HubError, download
-from sb3_maesn.common.safe_archive import CheckpointError
+from sb3_maesn.common.checkpoint.archive import CheckpointError
+from sb3_maesn.common.checkpoint.hub_client import HubError, download
 from sb3_maesn.hub import pretrained_publication, publication_files, push_to_hub, run_files
 from sb3_maesn.run_folder import create_run_folder, write_settings
 from tests.hub_server import Hub, Repo, running_hub

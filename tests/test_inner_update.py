@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch as th
 
-from sb3_maesn.common.adaptation_rules import PolicyGradientRule
+from sb3_maesn.common.adaptation.rules import PolicyGradientRule
 from sb3_maesn.common.distributions import DiagGaussian
 from sb3_maesn.common.inner_update import (
     INNER_UPDATES,

@@ -12,7 +12,7 @@ from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.vec_env import DummyVecEnv
 
 from sb3_maesn import MAESN, MultiTaskVecEnv
-from sb3_maesn.common.adaptation_rules import RULES
+from sb3_maesn.common.adaptation.rules import RULES
 from sb3_maesn.envs import make_env, make_vec
 from sb3_maesn.evaluation import evaluate_adaptation
 from tests.toy import Walk

@@ -9,7 +9,7 @@ import pytest
 
 from sb3_maesn import MAESN, list_pretrained
 from sb3_maesn.checkpoints import MAX_BYTES
-from sb3_maesn.common.pretrained import FOLDER, find_pretrained
+from sb3_maesn.common.checkpoint.pretrained import FOLDER, find_pretrained
 from sb3_maesn.envs import FAMILIES
 
 

@@ -8,11 +8,11 @@ import pytest
 from numpy.typing import NDArray
 
 from sb3_maesn import MAESN, MAML
-from sb3_maesn.common import training_scores
-from sb3_maesn.common.adaptation_rules import PosteriorRule
-from sb3_maesn.common.posterior import excess_over_floor, hit_scores, prior_points
-from sb3_maesn.common.score_prior import ScorePrior, learn_score_prior, uninformed
-from sb3_maesn.common.task_learners import make_rule
+from sb3_maesn.common.adaptation import training_scores
+from sb3_maesn.common.adaptation.learners import make_rule
+from sb3_maesn.common.adaptation.posterior import excess_over_floor, hit_scores, prior_points
+from sb3_maesn.common.adaptation.rules import PosteriorRule
+from sb3_maesn.common.adaptation.score_prior import ScorePrior, learn_score_prior, uninformed
 from sb3_maesn.envs import make_vec
 from sb3_maesn.envs.multi_task import MultiTaskVecEnv
 from tests.test_adaptation_rules import HalfCircle, run

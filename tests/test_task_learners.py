@@ -8,10 +8,10 @@ import pytest
 import torch as th
 
 from sb3_maesn import MAESN, MAML, MetaOnPolicyAlgorithm, MultiTaskVecEnv
-from sb3_maesn.common.adaptation import adapt_to_tasks, play
-from sb3_maesn.common.adaptation_rules import KernelRule, step_scale
+from sb3_maesn.common.adaptation.learners import InnerLearner, LatentLearner, Round, TaskLearner, make_learner
+from sb3_maesn.common.adaptation.rounds import adapt_to_tasks, play
+from sb3_maesn.common.adaptation.rules import KernelRule, step_scale
 from sb3_maesn.common.inner_update import inner_update
-from sb3_maesn.common.task_learners import InnerLearner, LatentLearner, Round, TaskLearner, make_learner
 from sb3_maesn.common.type_aliases import Adapted
 from sb3_maesn.envs import make_vec
 

@@ -8,8 +8,12 @@ import numpy as np
 import torch as th
 from stable_baselines3.common.type_aliases import GymEnv
 
-from sb3_maesn.common.adaptation import AdaptationResult, adapt_to_tasks
-from sb3_maesn.common.adaptation_state import AdaptationRule
+from sb3_maesn.common.adaptation.learners import Agent, make_learner
+from sb3_maesn.common.adaptation.policy_improvement import improve_policy
+from sb3_maesn.common.adaptation.rounds import AdaptationResult, adapt_to_tasks
+from sb3_maesn.common.adaptation.rule import AdaptationRule
+from sb3_maesn.common.adaptation.score_prior import RANK, ScorePrior
+from sb3_maesn.common.adaptation.training_scores import score_prior_of
 from sb3_maesn.common.baselines import ValueFunction
 from sb3_maesn.common.collection import Collector
 from sb3_maesn.common.critic import critic_values
@@ -19,11 +23,7 @@ from sb3_maesn.common.episodic_algorithm import EpisodicAlgorithm
 from sb3_maesn.common.global_seed import generator_of
 from sb3_maesn.common.inner_update import InnerUpdate
 from sb3_maesn.common.meta_parameters import TaskLatents, read_parameters, write_parameters
-from sb3_maesn.common.policy_improvement import improve_policy
-from sb3_maesn.common.score_prior import RANK, ScorePrior
 from sb3_maesn.common.settings import check_at_least
-from sb3_maesn.common.task_learners import Agent, make_learner
-from sb3_maesn.common.training_scores import score_prior_of
 from sb3_maesn.common.trust_region import TrustRegion
 from sb3_maesn.common.type_aliases import NamedParameters
 

@@ -14,7 +14,7 @@ from stable_baselines3.common.type_aliases import Schedule as ProgressSchedule
 from stable_baselines3.common.utils import get_device
 
 from sb3_maesn.common.adaptable_algorithm import AdaptableAlgorithm
-from sb3_maesn.common.adaptation import AdaptationResult
+from sb3_maesn.common.adaptation.rounds import AdaptationResult
 from sb3_maesn.common.baselines import RIDGE
 from sb3_maesn.common.collection import Collector, Schedule, collect_meta_batch
 from sb3_maesn.common.constructors import check_types

@@ -15,7 +15,7 @@ from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback
 from stable_baselines3.common.utils import check_for_correct_spaces
 from stable_baselines3.common.vec_env import VecEnv
 
-from sb3_maesn.common.checkpointing import CheckpointMixin
+from sb3_maesn.common.checkpoint.mixin import CheckpointMixin
 from sb3_maesn.common.env_util import MAX_MEMBERS, as_multi_task
 from sb3_maesn.common.files import write_atomically
 from sb3_maesn.common.progress import StepsProgressBar

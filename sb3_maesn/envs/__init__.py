@@ -1,7 +1,5 @@
 """The task families, each as a batched ``VecEnv`` and as a single ``gymnasium.Env``."""
 
-from __future__ import annotations
-
 import difflib
 from collections.abc import Callable
 from functools import partial
@@ -47,8 +45,7 @@ FAMILIES: dict[str, Callable[[], TaskFamily]] = {
 
 
 def make_family(env_id: str) -> TaskFamily:
-    """
-    Make one of the built-in task families.
+    """Make one of the built-in task families.
 
     :param env_id: a key of ``FAMILIES``
     :return: the family
@@ -62,8 +59,7 @@ def make_family(env_id: str) -> TaskFamily:
 
 
 def make_vec(env_id: str, n_envs: int, n_threads: int = 0, render_mode: str | None = None) -> BatchedTaskVecEnv:
-    """
-    Make a batched ``VecEnv`` of one of the built-in task families.
+    """Make a batched ``VecEnv`` of one of the built-in task families.
 
     :param env_id: a key of ``FAMILIES``, e.g. ``"WheeledGoal-v0"``
     :param n_envs: number of members
@@ -77,8 +73,7 @@ def make_vec(env_id: str, n_envs: int, n_threads: int = 0, render_mode: str | No
 
 
 def make_env(env_id: str, render_mode: str | None = None, width: int = 480, height: int = 360) -> TaskEnv:
-    """
-    Make the single environment of one of the built-in task families, as ``gymnasium.make(env_id)`` does.
+    """Make the single environment of one of the built-in task families, as ``gymnasium.make(env_id)`` does.
 
     :param env_id: a key of ``FAMILIES``
     :param render_mode: None, ``"rgb_array"`` or ``"human"``

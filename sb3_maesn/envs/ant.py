@@ -1,7 +1,5 @@
 """AntGoal: a four-legged robot that has to walk to a goal on a half circle."""
 
-from __future__ import annotations
-
 import numpy as np
 from gymnasium import spaces
 
@@ -20,8 +18,7 @@ TORSO = 1  # body index in ant.xml
 
 
 class AntGoal(MujocoFamily):
-    """
-    Walk to a goal at distance 2 that is not observed (Gupta et al. 2018, section 6).
+    """Walk to a goal at distance 2 that is not observed (Gupta et al. 2018, section 6).
 
     Observation (125): qpos 15, qvel 14, contact forces of the 14 bodies clipped to [-1, 1] (84), the torso's rotation
     matrix 9 and the centre of mass 3. Action (8): torques in [-1, 1]. Dense reward: 4.05 - |com - goal|_1

@@ -1,7 +1,5 @@
 """Bandit: two Bernoulli arms, the smallest family that rewards exploration, and what its best player earns."""
 
-from __future__ import annotations
-
 from functools import cache
 
 import numpy as np
@@ -17,8 +15,7 @@ NO_ARM = -1.0
 
 
 class BanditPhysics:
-    """
-    ``n`` bandits, each with the chances of a whole episode drawn beforehand.
+    """``n`` bandits, each with the chances of a whole episode drawn beforehand.
 
     ``qpos`` (n, N_PULLS, N_ARMS) holds uniform numbers, which pay where they are below an arm's probability; ``arm``
     (n, 1) the arm pulled last, ``pulls`` (n, 1) the number of pulls so far.
@@ -52,8 +49,7 @@ class BanditPhysics:
 
 
 class Bandit(TaskFamily):
-    """
-    Pull one of two arms ten times (Duan et al. 2016, arXiv:1611.02779, section 3.1, where every pull is an episode;
+    """Pull one of two arms ten times (Duan et al. 2016, arXiv:1611.02779, section 3.1, where every pull is an episode;
     Wang et al. 2016, arXiv:1611.05763, where the ten are, as here).
 
     Observation (1): always 0. Action: the arm, 0 or 1. Reward: 1 with the arm's probability, else 0. Task: the two
@@ -83,8 +79,7 @@ class Bandit(TaskFamily):
         return rng.random((N_PULLS, N_ARMS)), np.zeros(0)
 
     def controls(self, actions: Array) -> Array:
-        """
-        The arms.
+        """The arms.
 
         :param actions: actions (n,)
         :return: the same (n,)
@@ -116,8 +111,7 @@ class Bandit(TaskFamily):
 
 
 class BarRenderer:
-    """
-    Draws the arms' probabilities as two bars, and a bright one for the arm that was pulled.
+    """Draws the arms' probabilities as two bars, and a bright one for the arm that was pulled.
 
     :param width: frame width in pixels
     :param height: frame height in pixels
@@ -143,8 +137,7 @@ class BarRenderer:
 
 
 def bayes_optimal_return(n_pulls: int) -> float:
-    """
-    What the best player of a random task earns on average in ``n_pulls`` pulls.
+    """What the best player of a random task earns on average in ``n_pulls`` pulls.
 
     Dynamic programming over the arms' posteriors: after s successes and f failures an arm that was uniform at first has
     the distribution Beta(1 + s, 1 + f), and pays with probability (1 + s) / (2 + s + f).

@@ -1,7 +1,5 @@
 """The native batched ``VecEnv``: all members of a task family step in one call."""
 
-from __future__ import annotations
-
 import warnings
 from collections.abc import Sequence
 from typing import Any, TypeAlias
@@ -20,8 +18,7 @@ BatchedStep: TypeAlias = tuple[Array, NDArray[np.float32], Mask, list[dict[str, 
 
 
 class BatchedTaskVecEnv(VecEnv):
-    """
-    A Stable-Baselines3 ``VecEnv`` whose members may have different tasks of one family.
+    """A Stable-Baselines3 ``VecEnv`` whose members may have different tasks of one family.
 
     A member's task counts from its next reset on; until one is set, every episode draws its own. At an episode's end
     the info has ``is_success``, ``terminal_observation``, ``TimeLimit.truncated`` and, where the simulation diverged,
@@ -53,8 +50,7 @@ class BatchedTaskVecEnv(VecEnv):
         return int(self.simulator.n_diverged.sum())
 
     def set_tasks(self, tasks: ArrayLike, indices: ArrayLike | None = None) -> None:
-        """
-        Give members tasks, which count from their next reset on.
+        """Give members tasks, which count from their next reset on.
 
         :param tasks: tasks (m, G)
         :param indices: the members (m,), all by default
@@ -64,8 +60,7 @@ class BatchedTaskVecEnv(VecEnv):
         self.simulator.set_tasks(tasks, indices)
 
     def reset(self) -> Array:
-        """
-        Start new episodes in all members, with the seeds and options set since the last reset.
+        """Start new episodes in all members, with the seeds and options set since the last reset.
 
         :return: the first observations (n, O)
         """
@@ -79,8 +74,7 @@ class BatchedTaskVecEnv(VecEnv):
         return self.simulator.reset(np.arange(self.num_envs))
 
     def step(self, actions: NDArray[Any]) -> BatchedStep:
-        """
-        Step all members, and start a new episode in those whose episode ended.
+        """Step all members, and start a new episode in those whose episode ended.
 
         :param actions: actions (n, A)
         :return: observations (n, O), rewards (n,), dones (n,) and infos
@@ -90,16 +84,14 @@ class BatchedTaskVecEnv(VecEnv):
         return self.step_wait()
 
     def step_async(self, actions: NDArray[Any]) -> None:
-        """
-        Keep the actions for ``step_wait``.
+        """Keep the actions for ``step_wait``.
 
         :param actions: actions (n, A)
         """
         self.actions = actions
 
     def step_wait(self) -> BatchedStep:
-        """
-        Take the step of ``step`` with the actions of ``step_async``.
+        """Take the step of ``step`` with the actions of ``step_async``.
 
         :return: see ``step``
         """
@@ -166,8 +158,7 @@ class BatchedTaskVecEnv(VecEnv):
         return [member.render() for member in self.members]
 
     def render(self, mode: str | None = None) -> NDArray[np.uint8] | None:
-        """
-        Draw all members in one image, or show it in one window.
+        """Draw all members in one image, or show it in one window.
 
         :param mode: ``"rgb_array"`` or ``"human"``, the environment's render mode by default
         :return: the image (height, width, 3), None for ``"human"``

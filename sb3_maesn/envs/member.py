@@ -1,7 +1,5 @@
 """One member of a simulator, with what a ``gymnasium.Env`` of the family offers besides ``reset`` and ``step``."""
 
-from __future__ import annotations
-
 import warnings
 from typing import Any
 
@@ -15,8 +13,7 @@ from sb3_maesn.envs.task_family import Array
 
 
 class TaskMember:
-    """
-    One member of a simulator, with the attributes and methods a ``gymnasium.Env`` of the family has.
+    """One member of a simulator, with the attributes and methods a ``gymnasium.Env`` of the family has.
 
     :param simulator: the simulator
     :param index: the member
@@ -63,8 +60,7 @@ class TaskMember:
         return int(self._simulator.n_diverged[self._index])
 
     def set_task(self, task: ArrayLike | None) -> None:
-        """
-        Give the member a task, which counts from its next reset on.
+        """Give the member a task, which counts from its next reset on.
 
         :param task: the task (G,), or None to draw one at every reset
         :raises ValueError: if it is not one of the family's
@@ -75,8 +71,7 @@ class TaskMember:
             self._simulator.set_tasks(np.asarray(task, dtype=np.float64)[None], [self._index])
 
     def apply_options(self, options: dict[str, Any] | None) -> None:
-        """
-        Apply the options of a reset.
+        """Apply the options of a reset.
 
         :param options: ``{"task": task}`` gives the member a task as ``set_task`` does; None or empty for none
         :raises ValueError: for another option
@@ -89,8 +84,7 @@ class TaskMember:
         self.set_task(options["task"])
 
     def sample_tasks(self, n: int) -> Array:
-        """
-        Draw tasks from the family's distribution, with the member's generator.
+        """Draw tasks from the family's distribution, with the member's generator.
 
         :param n: number of tasks
         :return: tasks (n, G)
@@ -98,8 +92,7 @@ class TaskMember:
         return self.family.sample_tasks(n, self.np_random)
 
     def task_set(self, split: str, n_tasks: int = 100) -> Array:
-        """
-        One of the family's fixed task sets.
+        """One of the family's fixed task sets.
 
         :param split: ``"train"``, ``"validation"`` or ``"test"``
         :param n_tasks: number of tasks
@@ -108,8 +101,7 @@ class TaskMember:
         return self.family.task_set(split, n_tasks)
 
     def render(self) -> Frame | None:
-        """
-        Draw the member as its render mode says.
+        """Draw the member as its render mode says.
 
         :return: an RGB image (height, width, 3) for ``"rgb_array"``, else None
         """

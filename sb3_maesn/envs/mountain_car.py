@@ -1,7 +1,5 @@
 """Gymnasium's continuous mountain car with a reward at the goal only, on which VIME's paper tests exploration."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import gymnasium as gym
@@ -11,8 +9,7 @@ HORIZON = 500
 
 
 class SparseMountainCar(gym.Wrapper[np.ndarray, np.ndarray, np.ndarray, np.ndarray]):
-    """
-    ``MountainCarContinuous-v0`` with a reward of 1 where the goal is reached, which ends the episode, and else 0
+    """``MountainCarContinuous-v0`` with a reward of 1 where the goal is reached, which ends the episode, and else 0
     (Houthooft et al. 2016, section 3). Actions cost nothing. Position and velocity are scaled to [-1, 1]: a policy
     network would hardly see velocities of 0.07.
 
@@ -27,8 +24,7 @@ class SparseMountainCar(gym.Wrapper[np.ndarray, np.ndarray, np.ndarray, np.ndarr
         super().__init__(gym.wrappers.RescaleObservation(car, np.float32(-1.0), np.float32(1.0)))
 
     def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
-        """
-        Take one step.
+        """Take one step.
 
         :param action: the force (1,)
         :return: scaled position and velocity (2,), reward, terminated, truncated and info, which has ``is_success``

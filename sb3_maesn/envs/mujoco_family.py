@@ -1,7 +1,5 @@
 """What the MuJoCo task families share."""
 
-from __future__ import annotations
-
 import functools
 from abc import abstractmethod
 from typing import TYPE_CHECKING, ClassVar
@@ -20,8 +18,7 @@ QVEL_NOISE = 0.1
 
 
 class MujocoFamily(TaskFamily):
-    """
-    A task family simulated by MuJoCo, from a model in ``assets``.
+    """A task family simulated by MuJoCo, from a model in ``assets``.
 
     :param sparse: use the reward of meta-testing
     """
@@ -33,7 +30,7 @@ class MujocoFamily(TaskFamily):
     stage: ClassVar[str] = "none"
 
     @functools.cached_property
-    def model(self) -> mujoco.MjModel:
+    def model(self) -> "mujoco.MjModel":
         """The compiled model."""
         return load_model(self.asset)
 
@@ -57,8 +54,7 @@ class MujocoFamily(TaskFamily):
 
     @abstractmethod
     def marker(self, task: Array) -> Marker:
-        """
-        How the goal is drawn.
+        """How the goal is drawn.
 
         :param task: the task (G,)
         :return: the marker

@@ -1,7 +1,5 @@
 """The only importer of ``mujoco.batch``: many simulations of one MuJoCo model on a thread pool."""
 
-from __future__ import annotations
-
 import contextlib
 import functools
 import os
@@ -24,8 +22,7 @@ STAGES = {"none": 0, "pos": 1, "vel": 2, "acc": 3}  # mjtStage, spelled out beca
 
 
 def load_model(asset: str) -> mujoco.MjModel:
-    """
-    Compile a model that ships with the package.
+    """Compile a model that ships with the package.
 
     :param asset: file name in ``sb3_maesn/envs/assets``
     :return: the model
@@ -34,8 +31,7 @@ def load_model(asset: str) -> mujoco.MjModel:
 
 
 def load_plain_model(asset: str) -> mujoco.MjModel:
-    """
-    Compile a model without what only makes it faster: MuJoCo finds all contacts by itself, and constraint islands.
+    """Compile a model without what only makes it faster: MuJoCo finds all contacts by itself, and constraint islands.
 
     :param asset: file name in ``sb3_maesn/envs/assets``
     :return: the model
@@ -52,8 +48,7 @@ def load_plain_model(asset: str) -> mujoco.MjModel:
 
 
 def load_spec(asset: str) -> mujoco.MjSpec:
-    """
-    Read a model that ships with the package, to be changed before it is compiled.
+    """Read a model that ships with the package, to be changed before it is compiled.
 
     :param asset: file name in ``sb3_maesn/envs/assets``
     :return: its specification
@@ -63,8 +58,7 @@ def load_spec(asset: str) -> mujoco.MjSpec:
 
 
 def require_batch() -> Any:
-    """
-    The batch API of mujoco 4.
+    """The batch API of mujoco 4.
 
     :return: the module ``mujoco.batch``
     :raises ImportError: if the installed mujoco is older
@@ -99,8 +93,7 @@ def _quiet_config() -> Any:
 
 
 class MujocoPhysics:
-    """
-    ``n`` simulations of one model in a ``mujoco.batch.Batch``.
+    """``n`` simulations of one model in a ``mujoco.batch.Batch``.
 
     :param model: the model
     :param n: number of simulations

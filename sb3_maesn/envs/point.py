@@ -1,7 +1,5 @@
 """PointGoal: a point in the plane, in plain NumPy, for tests, examples and documentation."""
 
-from __future__ import annotations
-
 import numpy as np
 from gymnasium import spaces
 from numpy.typing import NDArray
@@ -26,8 +24,7 @@ STEP_SIZE = 0.1
 
 
 class PointPhysics:
-    """
-    ``n`` points that move by their control.
+    """``n`` points that move by their control.
 
     :param n: number of points
     """
@@ -55,8 +52,7 @@ class PointPhysics:
 
 
 class PointGoal(TaskFamily):
-    """
-    Move a point to a goal at distance 1 that is not observed.
+    """Move a point to a goal at distance 1 that is not observed.
 
     Observation (2): the position. Action (2): the movement, in tenths. Dense reward: -distance to the goal; sparse: the
     distance from the origin to the goal instead, wherever the point is further than 0.3 from it. Solved: the episode
@@ -112,8 +108,7 @@ class PointGoal(TaskFamily):
 
 
 def best_controls(positions: Array, goals: Array) -> Array:
-    """
-    What a player that knows the goal does, with either reward.
+    """What a player that knows the goal does, with either reward.
 
     The coordinates move independently, and the reward never falls as one of them comes nearer to the goal's: so nothing
     beats approaching in both as fast as possible.

@@ -1,7 +1,5 @@
 """PusherBlock: a planar hand that has to push the right one of five blocks to a goal."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -25,8 +23,7 @@ BLOCK_OFFSETS = np.array([[0.2 * (i + 1), 0.0] for i in range(N_BLOCKS)])
 
 
 class PusherBlock(MujocoFamily):
-    """
-    Push one of five blocks to a goal; neither which one nor where to is observed (Gupta et al. 2018, section 6).
+    """Push one of five blocks to a goal; neither which one nor where to is observed (Gupta et al. 2018, section 6).
 
     Task (13): the block's index, the goal's x and y, and the layout, x and y of block 0, ..., 4 at the start.
     Observation (26): the hand's qpos (x, y, yaw), x and y of the five blocks, and qvel. Action (3): forces on the

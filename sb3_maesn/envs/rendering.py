@@ -1,7 +1,5 @@
 """Frames of a member, and a window to show them in."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -19,8 +17,7 @@ GOAL_COLOUR = (0.1, 0.65, 0.35)
 
 
 class Marker(NamedTuple):
-    """
-    A disc on the floor.
+    """A disc on the floor.
 
     :param position: its centre (3,)
     :param radius: its radius
@@ -33,8 +30,7 @@ class Marker(NamedTuple):
 
 
 class MujocoSceneRenderer:
-    """
-    Draws a MuJoCo model from its camera ``view``, with a marker on the floor for the goal.
+    """Draws a MuJoCo model from its camera ``view``, with a marker on the floor for the goal.
 
     :param model: the model
     :param marker: what marks a task's goal
@@ -43,7 +39,7 @@ class MujocoSceneRenderer:
     :raises RuntimeError: if no OpenGL context can be made
     """
 
-    def __init__(self, model: mujoco.MjModel, marker: Callable[[Array], Marker], width: int, height: int) -> None:
+    def __init__(self, model: "mujoco.MjModel", marker: Callable[[Array], Marker], width: int, height: int) -> None:
         import mujoco
 
         self._marker = marker
@@ -59,7 +55,7 @@ class MujocoSceneRenderer:
         flags[int(mujoco.mjtRndFlag.mjRND_SHADOW)] = 0
         flags[int(mujoco.mjtRndFlag.mjRND_REFLECTION)] = 0
 
-    def render(self, snapshot: mujoco.MjData, task: Array) -> Frame:
+    def render(self, snapshot: "mujoco.MjData", task: Array) -> Frame:
         """See ``Renderer.render``."""
         self._renderer.update_scene(snapshot, camera="view")
         marker = self._marker(task)
@@ -88,8 +84,7 @@ class MujocoSceneRenderer:
 
 
 class PlaneRenderer:
-    """
-    Draws a point in the plane, in plain NumPy.
+    """Draws a point in the plane, in plain NumPy.
 
     :param width: frame width in pixels
     :param height: frame height in pixels
@@ -131,8 +126,7 @@ class PlaneRenderer:
 
 
 class Window:
-    """
-    Shows frames on the screen, with nothing but Python's tkinter.
+    """Shows frames on the screen, with nothing but Python's tkinter.
 
     :param title: the window's title
     :param fps: frames per second not to exceed
@@ -156,8 +150,7 @@ class Window:
         self._next = time.monotonic()
 
     def show(self, frame: Frame) -> None:
-        """
-        Show a frame, no earlier than the frame rate allows.
+        """Show a frame, no earlier than the frame rate allows.
 
         :param frame: an RGB image (height, width, 3)
         """

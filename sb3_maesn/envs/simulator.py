@@ -1,7 +1,5 @@
 """The rules of an episode, once: what the batched ``VecEnv`` and the single ``gymnasium.Env`` both run."""
 
-from __future__ import annotations
-
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,8 +14,7 @@ MAX_VALUE = 1e10
 
 
 class Transition(NamedTuple):
-    """
-    What one step of all members gave; new arrays.
+    """What one step of all members gave; new arrays.
 
     :param observations: the observations after the step (n, O)
     :param rewards: rewards (n,)
@@ -35,8 +32,7 @@ class Transition(NamedTuple):
     diverged: Mask
 
     def end_info(self, index: int) -> dict[str, Any]:
-        """
-        What the info says about a member whose episode ended.
+        """What the info says about a member whose episode ended.
 
         :param index: the member
         :return: ``is_success``, and ``diverged`` where that is so
@@ -48,8 +44,7 @@ class Transition(NamedTuple):
 
 
 def check_render_mode(render_mode: str | None) -> None:
-    """
-    Check a render mode.
+    """Check a render mode.
 
     :param render_mode: None, ``"rgb_array"`` or ``"human"``
     :raises ValueError: if it is another
@@ -59,8 +54,7 @@ def check_render_mode(render_mode: str | None) -> None:
 
 
 class TaskSimulator:
-    """
-    ``n`` members of a task family, each with its own task, random generator and episode.
+    """``n`` members of a task family, each with its own task, random generator and episode.
 
     :param family: the task family
     :param n: number of members
@@ -89,8 +83,7 @@ class TaskSimulator:
         self._window: Window | None = None
 
     def generator(self, index: int) -> np.random.Generator:
-        """
-        One member's source of randomness, as Gymnasium seeds it; without a seed, an unpredictable one.
+        """One member's source of randomness, as Gymnasium seeds it; without a seed, an unpredictable one.
 
         :param index: the member
         :return: its generator
@@ -102,8 +95,7 @@ class TaskSimulator:
         return generator
 
     def set_generator(self, index: int, generator: np.random.Generator) -> None:
-        """
-        Replace one member's source of randomness.
+        """Replace one member's source of randomness.
 
         :param index: the member
         :param generator: its new generator
@@ -111,8 +103,7 @@ class TaskSimulator:
         self._generators[index] = generator
 
     def seed(self, index: int, seed: int) -> None:
-        """
-        Seed one member as ``gymnasium.Env.reset(seed=seed)`` does.
+        """Seed one member as ``gymnasium.Env.reset(seed=seed)`` does.
 
         :param index: the member
         :param seed: the seed
@@ -124,8 +115,7 @@ class TaskSimulator:
         self._seeds[index], self._generators[index] = seed, None
 
     def set_tasks(self, tasks: ArrayLike, indices: ArrayLike | None = None) -> None:
-        """
-        Give members tasks, which count from their next reset on.
+        """Give members tasks, which count from their next reset on.
 
         :param tasks: tasks (m, G)
         :param indices: the members (m,), all by default
@@ -139,16 +129,14 @@ class TaskSimulator:
         self.next_tasks[members] = checked
 
     def clear_task(self, index: int) -> None:
-        """
-        Let a member draw a task from the family's distribution at every reset, as it does before its first task.
+        """Let a member draw a task from the family's distribution at every reset, as it does before its first task.
 
         :param index: the member
         """
         self.next_tasks[index] = np.nan
 
     def check_indices(self, indices: ArrayLike | None) -> NDArray[np.int64]:
-        """
-        Check member indices a caller gives.
+        """Check member indices a caller gives.
 
         :param indices: an index, indices or None for all; negative ones count from the end
         :return: the indices (m,), all in [0, n)
@@ -167,8 +155,7 @@ class TaskSimulator:
         return members.astype(np.int64) % self.n
 
     def reset(self, ids: NDArray[np.int64]) -> Array:
-        """
-        Start new episodes.
+        """Start new episodes.
 
         :param ids: sorted, unique members (m,)
         :return: their first observations, a new array (m, O)
@@ -190,8 +177,7 @@ class TaskSimulator:
             self.tasks[i] = self.family.sample_tasks(1, self.generator(int(i)))[0]
 
     def step(self, actions: ArrayLike) -> Transition:
-        """
-        Take one step in every member.
+        """Take one step in every member.
 
         :param actions: actions (n, A)
         :return: the transition, without any reset
@@ -238,8 +224,7 @@ class TaskSimulator:
         return checked
 
     def render(self, index: int) -> Frame:
-        """
-        Draw a member.
+        """Draw a member.
 
         :param index: the member
         :return: an RGB image (height, width, 3)
@@ -252,8 +237,7 @@ class TaskSimulator:
         return self._renderer.render(self.physics.snapshot(index), self.tasks[index])
 
     def show(self, frame: Frame) -> None:
-        """
-        Show a frame in the simulator's window.
+        """Show a frame in the simulator's window.
 
         :param frame: an RGB image (height, width, 3)
         """

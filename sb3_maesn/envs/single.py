@@ -1,7 +1,5 @@
 """One member of a task family as a ``gymnasium.Env``."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import gymnasium as gym
@@ -14,8 +12,7 @@ from sb3_maesn.envs.task_family import Array, TaskFamily
 
 
 class TaskEnv(TaskMember, gym.Env[Array, NDArray[np.float32]]):
-    """
-    One member of a task family as a ``gymnasium.Env``; it behaves as a member of ``BatchedTaskVecEnv`` bit for bit.
+    """One member of a task family as a ``gymnasium.Env``; it behaves as a member of ``BatchedTaskVecEnv`` bit for bit.
 
     The task counts from the next reset on; until one is set, every episode draws its own. The reset option
     ``{"task": task}`` sets one too. The environment truncates at the family's horizon by itself.
@@ -32,8 +29,7 @@ class TaskEnv(TaskMember, gym.Env[Array, NDArray[np.float32]]):
         self.metadata = {"render_modes": ["human", "rgb_array"], "render_fps": family.render_fps}
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Array, dict[str, Any]]:
-        """
-        Start a new episode.
+        """Start a new episode.
 
         :param seed: seeds the environment's generator; None goes on with it
         :param options: ``{"task": task}`` sets a task
@@ -54,8 +50,7 @@ class TaskEnv(TaskMember, gym.Env[Array, NDArray[np.float32]]):
         return observation, {}
 
     def step(self, action: NDArray[np.float32]) -> tuple[Array, float, bool, bool, dict[str, Any]]:
-        """
-        Take one step.
+        """Take one step.
 
         :param action: the action (A,)
         :return: observation (O,), reward, terminated, truncated and info, which has ``is_success`` where the episode

@@ -1,7 +1,5 @@
 """What a task family is: its tasks, and reset, observation, reward and success on arrays."""
 
-from __future__ import annotations
-
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, Protocol
@@ -26,8 +24,7 @@ class Physics(Protocol):
         """Live arrays over the simulations."""
 
     def reset(self, ids: NDArray[np.int32], qpos: Array, qvel: Array) -> None:
-        """
-        Start the simulations ``ids`` afresh from the given positions and velocities.
+        """Start the simulations ``ids`` afresh from the given positions and velocities.
 
         :param ids: sorted simulation indices (m,)
         :param qpos: positions (m, nq)
@@ -35,23 +32,20 @@ class Physics(Protocol):
         """
 
     def step(self, controls: Array) -> Mask:
-        """
-        Advance every simulation by one control step; ``state`` then describes the state after it.
+        """Advance every simulation by one control step; ``state`` then describes the state after it.
 
         :param controls: controls (n, nu)
         :return: the simulations that are known to have diverged (n,)
         """
 
     def restart(self, ids: NDArray[np.int32]) -> None:
-        """
-        Put simulations that diverged back to the model's default state.
+        """Put simulations that diverged back to the model's default state.
 
         :param ids: sorted simulation indices (m,)
         """
 
     def snapshot(self, index: int) -> Any:
-        """
-        One simulation's data, for the renderer.
+        """One simulation's data, for the renderer.
 
         :param index: the simulation
         :return: whatever the family's renderer draws
@@ -59,8 +53,7 @@ class Physics(Protocol):
 
 
 class TaskFamily(ABC):
-    """
-    A distribution over tasks that share one simulated body, observation and action.
+    """A distribution over tasks that share one simulated body, observation and action.
 
     Everything a family defines takes and returns arrays over n simulations, so that the same definition serves the
     batched ``VecEnv`` and the single ``gymnasium.Env``.
@@ -92,8 +85,7 @@ class TaskFamily(ABC):
 
     @abstractmethod
     def sample_tasks(self, n: int, rng: np.random.Generator) -> Array:
-        """
-        Draw tasks from the family's distribution.
+        """Draw tasks from the family's distribution.
 
         :param n: number of tasks
         :param rng: source of randomness
@@ -101,8 +93,7 @@ class TaskFamily(ABC):
         """
 
     def task_set(self, split: str, n_tasks: int = 100) -> Array:
-        """
-        Tasks drawn once with a fixed seed; a smaller set is the beginning of a larger one.
+        """Tasks drawn once with a fixed seed; a smaller set is the beginning of a larger one.
 
         :param split: ``"train"``, ``"validation"`` or ``"test"``
         :param n_tasks: number of tasks
@@ -119,8 +110,7 @@ class TaskFamily(ABC):
         return self.sample_tasks(n, rng)
 
     def check_tasks(self, tasks: ArrayLike) -> Array:
-        """
-        Check tasks a caller gives.
+        """Check tasks a caller gives.
 
         :param tasks: tasks (n, G)
         :return: the tasks as a new float64 array (n, G)
@@ -147,8 +137,7 @@ class TaskFamily(ABC):
 
     @abstractmethod
     def make_physics(self, n: int, n_threads: int = 0) -> Physics:
-        """
-        The simulations.
+        """The simulations.
 
         :param n: how many
         :param n_threads: threads that step them, 0 for one per CPU
@@ -157,8 +146,7 @@ class TaskFamily(ABC):
 
     @abstractmethod
     def initial_state(self, task: Array, rng: np.random.Generator) -> tuple[Array, Array]:
-        """
-        Draw the state one episode starts from.
+        """Draw the state one episode starts from.
 
         :param task: the episode's task (G,)
         :param rng: the episode's source of randomness
@@ -168,8 +156,7 @@ class TaskFamily(ABC):
     def initial_states(
         self, tasks: Array, ids: Sequence[int] | NDArray[np.int64], generator: Callable[[int], np.random.Generator]
     ) -> tuple[Array, Array]:
-        """
-        Draw the states that several episodes start from; for families that can do so faster than one by one.
+        """Draw the states that several episodes start from; for families that can do so faster than one by one.
 
         :param tasks: the episodes' tasks (m, G)
         :param ids: numbers of the episodes (m,)
@@ -181,8 +168,7 @@ class TaskFamily(ABC):
         return qpos, qvel
 
     def controls(self, actions: Array) -> Array:
-        """
-        What the motors receive.
+        """What the motors receive.
 
         :param actions: actions (n, nu)
         :return: controls (n, nu)
@@ -191,16 +177,14 @@ class TaskFamily(ABC):
 
     @abstractmethod
     def observation(self, state: State) -> Array:
-        """
-        What the policy sees; never the task.
+        """What the policy sees; never the task.
 
         :param state: the simulations' state
         :return: a new array (n, O)
         """
 
     def state_of(self, observation: Array) -> State:
-        """
-        What the reward needs of a state, read from its observation.
+        """What the reward needs of a state, read from its observation.
 
         :param observation: observations (n, O)
         :return: fields (n, ...), enough for ``reward``
@@ -209,8 +193,7 @@ class TaskFamily(ABC):
         raise NotImplementedError(f"the observation of {self.name} does not tell its reward")
 
     def dynamics_groups(self, tasks: Array) -> NDArray[np.int_]:
-        """
-        Which tasks differ in their reward only, so that an episode of one says what it would return in another.
+        """Which tasks differ in their reward only, so that an episode of one says what it would return in another.
 
         :param tasks: tasks (n, G)
         :return: group numbers from 0 (n,)
@@ -219,8 +202,7 @@ class TaskFamily(ABC):
 
     @abstractmethod
     def reward(self, state: State, controls: Array, tasks: Array) -> Array:
-        """
-        The reward of arriving in ``state``.
+        """The reward of arriving in ``state``.
 
         :param state: the state after the step
         :param controls: the controls of the step (n, nu)
@@ -229,8 +211,7 @@ class TaskFamily(ABC):
         """
 
     def terminated(self, state: State) -> Mask:
-        """
-        Whether an episode ends before the horizon.
+        """Whether an episode ends before the horizon.
 
         :param state: the state after the step
         :return: mask (n,)
@@ -239,8 +220,7 @@ class TaskFamily(ABC):
 
     @abstractmethod
     def success(self, state: State, tasks: Array) -> Mask:
-        """
-        Whether an episode that reached the horizon in ``state`` solved its task.
+        """Whether an episode that reached the horizon in ``state`` solved its task.
 
         :param state: the state at the horizon
         :param tasks: tasks (n, G)
@@ -250,9 +230,8 @@ class TaskFamily(ABC):
     # Rendering
 
     @abstractmethod
-    def make_renderer(self, width: int, height: int) -> Renderer:
-        """
-        What draws one member.
+    def make_renderer(self, width: int, height: int) -> "Renderer":
+        """What draws one member.
 
         :param width: frame width in pixels
         :param height: frame height in pixels
@@ -264,8 +243,7 @@ class Renderer(Protocol):
     """Draws one simulation of a family."""
 
     def render(self, snapshot: Any, task: Array) -> NDArray[np.uint8]:
-        """
-        Draw one frame.
+        """Draw one frame.
 
         :param snapshot: what ``Physics.snapshot`` returned
         :param task: the member's task (G,), whose goal is marked
@@ -277,8 +255,7 @@ class Renderer(Protocol):
 
 
 def unbounded_box(size: int) -> spaces.Box:
-    """
-    The observation space of ``size`` numbers without bounds.
+    """The observation space of ``size`` numbers without bounds.
 
     :param size: number of components
     :return: Box (size,) float64
@@ -287,8 +264,7 @@ def unbounded_box(size: int) -> spaces.Box:
 
 
 def action_box(size: int) -> spaces.Box:
-    """
-    The action space of ``size`` motors.
+    """The action space of ``size`` motors.
 
     :param size: number of motors
     :return: Box(-1, 1) (size,) float32
@@ -297,8 +273,7 @@ def action_box(size: int) -> spaces.Box:
 
 
 def half_circle_goals(n: int, radius: float, rng: np.random.Generator) -> Array:
-    """
-    Draw goals on the upper half circle, the angle uniform on (0, pi).
+    """Draw goals on the upper half circle, the angle uniform on (0, pi).
 
     :param n: number of goals
     :param radius: radius of the circle
@@ -310,8 +285,7 @@ def half_circle_goals(n: int, radius: float, rng: np.random.Generator) -> Array:
 
 
 def distance(a: Array, b: Array) -> Array:
-    """
-    Euclidean distances in the plane.
+    """Euclidean distances in the plane.
 
     :param a: points (n, 2)
     :param b: points (n, 2)
@@ -322,8 +296,7 @@ def distance(a: Array, b: Array) -> Array:
 
 
 def norm(a: Array) -> Array:
-    """
-    Lengths of vectors in the plane.
+    """Lengths of vectors in the plane.
 
     :param a: vectors (n, 2)
     :return: lengths (n,)

@@ -1,7 +1,5 @@
 """WheeledGoal: a differential-drive cart that has to find a goal on a half circle."""
 
-from __future__ import annotations
-
 import numpy as np
 from gymnasium import spaces
 
@@ -15,8 +13,7 @@ CONTROL_COST = 0.05
 
 
 class WheeledGoal(MujocoFamily):
-    """
-    Drive to a goal at distance 2 (Gupta et al. 2018, section 6; the goal is not observed).
+    """Drive to a goal at distance 2 (Gupta et al. 2018, section 6; the goal is not observed).
 
     Observation (12): qpos (x, y, z, yaw, two wheels) and qvel. Action (2): the wheels' torques, in [-1, 1].
     Dense reward: -distance to the goal - 0.05 * sum(controls^2); sparse: the distance term is the distance from the

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from gymnasium import spaces
 
-from sb3_maesn.common.safe_archive import CheckpointError, shown
+from sb3_maesn.common.checkpoint.archive import CheckpointError, shown
 
 DTYPES = ("float32", "float64", "uint8", "int8", "int16", "int32", "int64")
 MAX_ELEMENTS = 2**20  # of an observation or an action

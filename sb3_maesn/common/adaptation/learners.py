@@ -8,13 +8,13 @@ import numpy as np
 import torch as th
 from numpy.typing import NDArray
 
-from sb3_maesn.common.adaptation_rules import RULES, PolicyGradientRule, PosteriorRule, step_scale
-from sb3_maesn.common.adaptation_state import AdaptationRule, AdaptationState
+from sb3_maesn.common.adaptation.rule import AdaptationRule, AdaptationState
+from sb3_maesn.common.adaptation.rules import RULES, PolicyGradientRule, PosteriorRule, step_scale
+from sb3_maesn.common.adaptation.score_prior import ScorePrior
 from sb3_maesn.common.baselines import ValueFunction, estimate_advantages, linear_values
 from sb3_maesn.common.distributions import DiagGaussian
 from sb3_maesn.common.inner_update import ActorFunction, InnerUpdate, inner_update
 from sb3_maesn.common.policies import LatentActorCriticPolicy
-from sb3_maesn.common.score_prior import ScorePrior
 from sb3_maesn.common.type_aliases import (
     Adapted,
     NamedParameters,

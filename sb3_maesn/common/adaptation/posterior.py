@@ -1,5 +1,4 @@
-"""
-The return of a latent, inferred from the episodes of one task: hit scores and a Gaussian process, all tasks at once.
+"""The return of a latent, inferred from the episodes of one task: hit scores and a Gaussian process, all tasks at once.
 
 With sparse reward almost every return is a floor plus nuisance (control cost, noise), and an episode that meets the
 goal stands far above it. The functions below first turn returns into *hit scores* in [0, 1], which do not depend on
@@ -13,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch as th
 
-from sb3_maesn.common.score_prior import Array, Points, ScorePrior
+from sb3_maesn.common.adaptation.score_prior import Array, Points, ScorePrior
 
 # Share of a task's returns below its floor, where it is known how far hits stand above that.
 LOW_RETURNS = 0.25
@@ -24,8 +23,7 @@ PICK_NOISE_STD = 0.05
 
 
 def typical_scale(latent_dim: int) -> float:
-    """
-    How much larger distances are under the prior of this dimension than under the 2-dimensional one.
+    """How much larger distances are under the prior of this dimension than under the 2-dimensional one.
 
     :param latent_dim: L
     :return: sqrt(L / 2)
@@ -34,8 +32,7 @@ def typical_scale(latent_dim: int) -> float:
 
 
 def prior_radius(latent_dim: int) -> float:
-    """
-    Radius of the ball that holds about 95 % of N(0, I), within 1 % for any L.
+    """Radius of the ball that holds about 95 % of N(0, I), within 1 % for any L.
 
     :param latent_dim: L
     :return: the radius
@@ -44,9 +41,10 @@ def prior_radius(latent_dim: int) -> float:
 
 
 def prior_points(n_points: int, shift: Array) -> Array:
-    """
-    Points spread evenly over the prior N(0, I): a shifted Kronecker sequence (its generator is the generalised golden
-    ratio, so any first n points are spread evenly too) through the normal quantile function.
+    """Points spread evenly over the prior N(0, I).
+
+    A shifted Kronecker sequence (its generator is the generalised golden ratio, so any first n points are spread evenly
+    too) through the normal quantile function.
 
     :param n_points: how many points (N)
     :param shift: uniform shift of the sequence in [0, 1), shape (..., L); a uniform draw makes every point N(0, I)
@@ -63,9 +61,9 @@ def prior_points(n_points: int, shift: Array) -> Array:
 
 
 def representative_points(n_points: int, latent_dim: int, n_reference: int = 1024, n_iterations: int = 50) -> Array:
-    """
-    The points that stand best for the prior N(0, I): its support points, which minimise the energy distance to it, by
-    the fixed-point iteration of Mak and Joseph, "Support points", Annals of Statistics 2018, Eq. 22.
+    """The points that stand best for the prior N(0, I): its support points, which minimise the energy distance to it.
+
+    By the fixed-point iteration of Mak and Joseph, "Support points", Annals of Statistics 2018, Eq. 22.
 
     :param n_points: how many points (N)
     :param latent_dim: L
@@ -85,8 +83,7 @@ def representative_points(n_points: int, latent_dim: int, n_reference: int = 102
 
 
 def random_rotations(n_rotations: int, latent_dim: int, rng: np.random.Generator) -> Array:
-    """
-    Random orthogonal matrices: rotations, some of them with a reflection.
+    """Random orthogonal matrices: rotations, some of them with a reflection.
 
     :param n_rotations: how many (B)
     :param latent_dim: L
@@ -97,8 +94,7 @@ def random_rotations(n_rotations: int, latent_dim: int, rng: np.random.Generator
 
 
 def squared_distances(left: Array, right: Array) -> Array:
-    """
-    Squared distances between all pairs.
+    """Squared distances between all pairs.
 
     :param left: (B, N, L)
     :param right: (B, M, L)
@@ -110,8 +106,7 @@ def squared_distances(left: Array, right: Array) -> Array:
 
 
 def weighted_quantile(values: Array, weights: Array, quantile: float) -> Array:
-    """
-    Quantile of weighted values: the smallest value at or below which lies the given share of the weight.
+    """Quantile of weighted values: the smallest value at or below which lies the given share of the weight.
 
     :param values: (B, N)
     :param weights: positive weights (B, N)
@@ -125,8 +120,7 @@ def weighted_quantile(values: Array, weights: Array, quantile: float) -> Array:
 
 
 def hit_scores(latents: Array, returns: Array, prior: ScorePrior | None = None) -> tuple[Array, Array]:
-    """
-    How far each return stands above the floor of its task, on a scale from 0 (floor) to 1 (the best so far).
+    """How far each return stands above the floor of its task, on a scale from 0 (floor) to 1 (the best so far).
 
     The floor and its spread are the median and the median absolute deviation of the returns, every episode weighted by
     the inverse of the episodes' density, so that many episodes at one good latent do not become the floor. Until the
@@ -156,9 +150,9 @@ def hit_scores(latents: Array, returns: Array, prior: ScorePrior | None = None) 
 
 
 def excess_over_floor(latents: Array, returns: Array) -> Array:
-    """
-    By how much returns exceed the floor of their task, the ``LOW_RETURNS`` quantile: less than the median, so that the
-    floor of a task that many latents solve is none of its hits.
+    """By how much returns exceed the floor of their task, the ``LOW_RETURNS`` quantile.
+
+    Less than the median, so that the floor of a task that many latents solve is none of its hits.
 
     :param latents: whitened latents (B, N, L)
     :param returns: (B, N)
@@ -176,8 +170,7 @@ def _inverse_density(latents: Array) -> Array:
 
 @dataclass(frozen=True)
 class ScoreModel:
-    """
-    A Gaussian process per task, conditioned on that task's hit scores.
+    """A Gaussian process per task, conditioned on that task's hit scores.
 
     :param points: the latents of the episodes so far, N a task
     :param whitener: inverse of the lower Cholesky factor of the scores' covariance (B, N, N)
@@ -193,8 +186,7 @@ class ScoreModel:
     score_std: float
 
     def kernel(self, left: Points, right: Points) -> Array:
-        """
-        Prior covariance of the mean scores.
+        """Prior covariance of the mean scores.
 
         :param left: N points a task
         :param right: M points a task
@@ -205,8 +197,7 @@ class ScoreModel:
         return unexplained + left.features @ np.swapaxes(right.features, 1, 2)
 
     def prior_variance(self, points: Points) -> Array:
-        """
-        Prior variance of the mean scores.
+        """Prior variance of the mean scores.
 
         :param points: M a task
         :return: (B, M)
@@ -214,8 +205,7 @@ class ScoreModel:
         return self.score_std**2 + np.sum(points.features**2, axis=2)
 
     def predict(self, points: Points) -> tuple[Array, Array]:
-        """
-        Posterior mean of the score, and what its covariances need.
+        """Posterior mean of the score, and what its covariances need.
 
         :param points: M a task
         :return: mean (B, M) and explained (B, N, M): cov(i, j) = kernel(i, j) - sum_n explained_ni explained_nj
@@ -225,8 +215,7 @@ class ScoreModel:
 
 
 def correlation(square: Array, length_scale: Array) -> Array:
-    """
-    Matern-5/2 correlation (Rasmussen and Williams, Eq. 4.17).
+    """Matern-5/2 correlation (Rasmussen and Williams, Eq. 4.17).
 
     :param square: squared distances (B, N, M)
     :param length_scale: (B,)
@@ -237,8 +226,7 @@ def correlation(square: Array, length_scale: Array) -> Array:
 
 
 def fit_scores(points: Points, scores: Array, length_scales: Array, score_std: float, noise_std: float) -> ScoreModel:
-    """
-    Condition a Gaussian process on the scores, with the length scale of the highest marginal likelihood per task.
+    """Condition a Gaussian process on the scores, with the length scale of the highest marginal likelihood per task.
 
     :param points: the latents of the episodes, N a task
     :param scores: (B, N)
@@ -263,8 +251,7 @@ def fit_scores(points: Points, scores: Array, length_scales: Array, score_std: f
 
 
 def solve_lower(factor: Array, right: Array) -> Array:
-    """
-    Solution of ``factor @ x = right``.
+    """Solution of ``factor @ x = right``.
 
     :param factor: lower triangular (B, N, N)
     :param right: (B, N, M)
@@ -275,8 +262,7 @@ def solve_lower(factor: Array, right: Array) -> Array:
 
 
 def log_likelihood(factor: Array, residual: Array) -> Array:
-    """
-    Log density of N(0, factor factor^T), up to a constant (Rasmussen and Williams, Eq. 2.30).
+    """Log density of N(0, factor factor^T), up to a constant (Rasmussen and Williams, Eq. 2.30).
 
     :param factor: lower Cholesky factors (B, N, N)
     :param residual: (B, N)
@@ -288,8 +274,7 @@ def log_likelihood(factor: Array, residual: Array) -> Array:
 
 
 def choose_batch(model: ScoreModel, candidates: Points, n_picks: int, optimism: float) -> Array:
-    """
-    Latents to try next: each maximises an upper confidence bound of the score given all picks before it, whose
+    """Latents to try next: each maximises an upper confidence bound of the score given all picks before it, whose
     outcomes are taken to be what the model expects (Desautels et al., "Parallelizing exploration-exploitation
     tradeoffs in Gaussian process bandit optimization", JMLR 2014).
 

@@ -12,9 +12,9 @@ from stable_baselines3.common.preprocessing import get_flattened_obs_dim
 from stable_baselines3.common.save_util import recursive_getattr
 from torch import nn
 
-from sb3_maesn.common.plain_settings import decode_value, encode_value
-from sb3_maesn.common.safe_archive import CheckpointError, shown
-from sb3_maesn.common.tensor_file import StoredTensor, to_tensor
+from sb3_maesn.common.checkpoint.archive import CheckpointError, shown
+from sb3_maesn.common.checkpoint.plain_settings import decode_value, encode_value
+from sb3_maesn.common.checkpoint.tensor_file import StoredTensor, to_tensor
 
 #: Networks of so many weights (16 MB) may be built whatever the file holds; larger ones only if it holds their weights.
 HARMLESS = 2**22

@@ -1,5 +1,4 @@
-"""
-What the training tasks tell about a new one: which latents are likely to score, and which score together.
+"""What the training tasks tell about a new one: which latents are likely to score, and which score together.
 
 A Gaussian process whose mean and covariance are those of earlier tasks needs far fewer episodes of a new one than one
 that knows nothing (Wang et al., "Pre-trained Gaussian processes for Bayesian optimization", JMLR 2024, section 4.2:
@@ -20,8 +19,7 @@ WIDTH = 0.15  # of the interpolation between the latents that were tried, in pri
 
 
 class Points(NamedTuple):
-    """
-    Latents, and what is expected of their scores before a task's first episode.
+    """Latents, and what is expected of their scores before a task's first episode.
 
     :param latents: whitened (B, M, L)
     :param mean: expected score (B, M)
@@ -34,8 +32,7 @@ class Points(NamedTuple):
     features: Array
 
     def take(self, picks: NDArray[np.int64]) -> "Points":
-        """
-        Some points of each task.
+        """Some points of each task.
 
         :param picks: their indices (B, K)
         :return: K points a task
@@ -50,8 +47,7 @@ class Points(NamedTuple):
 
 @dataclass(frozen=True)
 class ScorePrior:
-    """
-    Mean and covariance of the scores of some latents over many tasks, and by interpolation of all others.
+    """Mean and covariance of the scores of some latents over many tasks, and by interpolation of all others.
 
     :param latents: whitened latents that were tried in all tasks (N, L)
     :param mean: their mean scores (N,)
@@ -76,8 +72,7 @@ class ScorePrior:
             raise ValueError(f"expected the excess of good returns to be positive, got {self.excess}")
 
     def at(self, latents: Array) -> Points:
-        """
-        What is expected at any latents: the kernel-weighted mean over the latents that were tried.
+        """What is expected at any latents: the kernel-weighted mean over the latents that were tried.
 
         :param latents: whitened (B, M, L)
         :return: the points
@@ -95,8 +90,7 @@ class ScorePrior:
 
 
 def uninformed(latents: Array, mean: float) -> Points:
-    """
-    Points of which nothing is known but a mean score.
+    """Points of which nothing is known but a mean score.
 
     :param latents: whitened (B, M, L)
     :param mean: expected score
@@ -106,8 +100,7 @@ def uninformed(latents: Array, mean: float) -> Points:
 
 
 def learn_score_prior(latents: Array, scores: Array, excess: float) -> ScorePrior:
-    """
-    Mean and covariance over tasks; of the covariance, the ``RANK`` largest components.
+    """Mean and covariance over tasks; of the covariance, the ``RANK`` largest components.
 
     :param latents: whitened latents, the same in all tasks (N, L)
     :param scores: in each of J tasks (J, N)

@@ -10,8 +10,8 @@ from stable_baselines3.common.torch_layers import FlattenExtractor
 from stable_baselines3.common.utils import ConstantSchedule, FloatSchedule, LinearSchedule
 from torch import nn
 
-from sb3_maesn.common.plain_spaces import count
-from sb3_maesn.common.safe_archive import CheckpointError, shown
+from sb3_maesn.common.checkpoint.archive import CheckpointError, shown
+from sb3_maesn.common.checkpoint.plain_spaces import count
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {
     "relu": nn.ReLU,

@@ -9,9 +9,9 @@ import numpy as np
 import torch as th
 from numpy.typing import NDArray
 
+from sb3_maesn.common.adaptation.learners import Agent, Array, LatentLearner, Round, TaskLearner, worst_for_diverged
 from sb3_maesn.common.distributions import DiagGaussian
 from sb3_maesn.common.rollouts import Behaviour, collect
-from sb3_maesn.common.task_learners import Agent, Array, LatentLearner, Round, TaskLearner, worst_for_diverged
 from sb3_maesn.common.type_aliases import Adapted, NamedParameters, Rollout
 from sb3_maesn.envs.multi_task import MultiTaskVecEnv
 

@@ -1,5 +1,4 @@
-"""
-What adaptation knows about the tasks at hand, and what a rule of adaptation is.
+"""What adaptation knows about the tasks at hand, and what a rule of adaptation is.
 
 A rule is an immutable object; all that it knows about the tasks at hand is in an :class:`AdaptationState`, a value that
 is passed in and returned. Every rule handles all tasks at once (leading axis B) and never looks across tasks.
@@ -15,15 +14,14 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from sb3_maesn.common.score_prior import Array
+from sb3_maesn.common.adaptation.score_prior import Array
 
 ALL_TASKS = slice(None)
 
 
 @dataclass(frozen=True)
 class AdaptationState:
-    """
-    What is known about B tasks: the prior, the current latent distribution, and every episode so far (N of them).
+    """What is known about B tasks: the prior, the current latent distribution, and every episode so far (N of them).
 
     :param prior_mean: (B, L)
     :param prior_log_std: (B, L)
@@ -71,8 +69,7 @@ class AdaptationState:
         return (self.latents - self.prior_mean[:, None]) * np.exp(-self.prior_log_std[:, None])
 
     def unwhiten(self, whitened: Array, tasks: NDArray[np.int64] | slice = ALL_TASKS) -> Array:
-        """
-        Latents from latents in units of the prior.
+        """Latents from latents in units of the prior.
 
         :param whitened: (B, K, L), of ``tasks``
         :param tasks: which tasks, all by default
@@ -90,8 +87,7 @@ class AdaptationRule(ABC):
     """Base of all rules: keeps the history, draws from the current distribution, leaves the update to the subclass."""
 
     def start(self, prior_mean: Array, prior_log_std: Array, rng: np.random.Generator) -> AdaptationState:
-        """
-        State before the first round.
+        """State before the first round.
 
         :param prior_mean: (B, L)
         :param prior_log_std: (B, L)
@@ -106,8 +102,7 @@ class AdaptationRule(ABC):
         return AdaptationState(mean, log_std, mean, log_std, np.zeros((n_tasks, 0, latent_dim)), none, none)
 
     def propose(self, state: AdaptationState, n_episodes: int, rng: np.random.Generator) -> Array:
-        """
-        Latents of the next round's episodes.
+        """Latents of the next round's episodes.
 
         :param state: what is known
         :param n_episodes: episodes of that round, per task (K)
@@ -122,8 +117,7 @@ class AdaptationRule(ABC):
     def update(
         self, state: AdaptationState, latents: Array, returns: Array, advantages: Array, rng: np.random.Generator
     ) -> AdaptationState:
-        """
-        State after a round.
+        """State after a round.
 
         :param state: what was known before
         :param latents: the round's latents (B, K, L)
@@ -147,8 +141,7 @@ class AdaptationRule(ABC):
         return replace(known, mean=mean, log_std=log_std)
 
     def distribution(self, state: AdaptationState) -> tuple[Array, Array]:
-        """
-        The latent distribution of the adapted policy.
+        """The latent distribution of the adapted policy.
 
         :param state: what is known
         :return: mean and log std, both (B, L)
@@ -157,8 +150,7 @@ class AdaptationRule(ABC):
 
     @abstractmethod
     def _adapt(self, state: AdaptationState, n_new: int, rng: np.random.Generator) -> tuple[Array, Array]:
-        """
-        The new latent distribution.
+        """The new latent distribution.
 
         :param state: all episodes, the last ``n_new`` of each task being new, with the distribution that proposed those
         :param n_new: episodes of the last round (K)
@@ -176,8 +168,7 @@ def _append(old: Array, new: Array, name: str) -> Array:
 
 
 def check_range(name: str, value: float, low: float, high: float) -> None:
-    """
-    Refuse a value out of range.
+    """Refuse a value out of range.
 
     :param name: of the argument
     :param value: its value

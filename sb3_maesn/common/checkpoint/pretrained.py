@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sb3_maesn.common.checkpoint_file import read_config
-from sb3_maesn.common.hub_client import download
-from sb3_maesn.common.safe_archive import CONFIG
+from sb3_maesn.common.checkpoint.archive import CONFIG
+from sb3_maesn.common.checkpoint.file import read_config
+from sb3_maesn.common.checkpoint.hub_client import download
 
-FOLDER = Path(__file__).resolve().parent.parent / "pretrained"
+FOLDER = Path(__file__).resolve().parents[2] / "pretrained"
 RESULTS = "results.json"
 
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from sb3_maesn.common.adaptation import AdaptationResult
+from sb3_maesn.common.adaptation.rounds import AdaptationResult
 from sb3_maesn.common.global_seed import global_seed
 from sb3_maesn.common.trial_policy import Memory, TrialLstmPolicy
 from sb3_maesn.envs.multi_task import MultiTaskVecEnv

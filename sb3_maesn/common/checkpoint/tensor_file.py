@@ -7,7 +7,7 @@ import torch as th
 from safetensors import SafetensorError, deserialize
 from safetensors.torch import save
 
-from sb3_maesn.common.safe_archive import TENSORS, CheckpointError, shown
+from sb3_maesn.common.checkpoint.archive import TENSORS, CheckpointError, shown
 
 DTYPES = {"F32": th.float32, "F64": th.float64, "I64": th.int64}
 MAX_TENSORS = 10_000

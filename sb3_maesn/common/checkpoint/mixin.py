@@ -12,14 +12,19 @@ import torch as th
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.type_aliases import GymEnv
 
-from sb3_maesn.common.checkpoint_file import Checkpoint, CheckpointConfig, read_checkpoint, write_checkpoint
+from sb3_maesn.common.checkpoint.archive import CheckpointError, shown
+from sb3_maesn.common.checkpoint.file import Checkpoint, CheckpointConfig, read_checkpoint, write_checkpoint
+from sb3_maesn.common.checkpoint.model_state import check_sizes, count_elements, read_state, write_state
+from sb3_maesn.common.checkpoint.plain_settings import (
+    decode_policy_kwargs,
+    decode_value,
+    encode_policy_kwargs,
+    encode_value,
+)
+from sb3_maesn.common.checkpoint.plain_spaces import count, decode_space, encode_space
+from sb3_maesn.common.checkpoint.pretrained import find_pretrained
+from sb3_maesn.common.checkpoint.tensor_file import StoredTensor, to_tensor
 from sb3_maesn.common.constructors import constructor_parameters
-from sb3_maesn.common.model_state import check_sizes, count_elements, read_state, write_state
-from sb3_maesn.common.plain_settings import decode_policy_kwargs, decode_value, encode_policy_kwargs, encode_value
-from sb3_maesn.common.plain_spaces import count, decode_space, encode_space
-from sb3_maesn.common.pretrained import find_pretrained
-from sb3_maesn.common.safe_archive import CheckpointError, shown
-from sb3_maesn.common.tensor_file import StoredTensor, to_tensor
 
 if TYPE_CHECKING:
     Base = BaseAlgorithm

@@ -5,7 +5,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from sb3_maesn.common.safe_archive import CheckpointError, shown
+from sb3_maesn.common.checkpoint.archive import CheckpointError, shown
 
 MAX_DIGITS = 40  # of a number; a float64 needs 24
 MAX_DEPTH = 8

@@ -5,11 +5,11 @@ from typing import Any
 
 import numpy as np
 
-from sb3_maesn.common.adaptation import play
-from sb3_maesn.common.posterior import excess_over_floor, prior_points
-from sb3_maesn.common.score_prior import Array, ScorePrior, learn_score_prior
+from sb3_maesn.common.adaptation.learners import Agent, worst_for_diverged
+from sb3_maesn.common.adaptation.posterior import excess_over_floor, prior_points
+from sb3_maesn.common.adaptation.rounds import play
+from sb3_maesn.common.adaptation.score_prior import Array, ScorePrior, learn_score_prior
 from sb3_maesn.common.shared_episodes import dynamics_groups
-from sb3_maesn.common.task_learners import Agent, worst_for_diverged
 from sb3_maesn.common.type_aliases import Rollout, Tasks
 from sb3_maesn.envs.multi_task import MultiTaskVecEnv
 from sb3_maesn.envs.relabel import relabelled_returns

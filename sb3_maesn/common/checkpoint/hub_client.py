@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from sb3_maesn.common.safe_archive import LIMITS
+from sb3_maesn.common.checkpoint.archive import LIMITS
 
 
 class HubError(OSError):

@@ -6,11 +6,7 @@ import numpy as np
 import torch as th
 from numpy.typing import NDArray
 
-from sb3_maesn.common.adaptation_state import AdaptationRule, AdaptationState, check_range
-from sb3_maesn.common.distributions import DiagGaussian
-from sb3_maesn.common.inner_update import likelihood_ratio_gradient, reward_weighted_target
-from sb3_maesn.common.objectives import normalise_episodes
-from sb3_maesn.common.posterior import (
+from sb3_maesn.common.adaptation.posterior import (
     ScoreModel,
     choose_batch,
     fit_scores,
@@ -22,12 +18,15 @@ from sb3_maesn.common.posterior import (
     squared_distances,
     typical_scale,
 )
-from sb3_maesn.common.score_prior import Array, Points, ScorePrior, uninformed
+from sb3_maesn.common.adaptation.rule import AdaptationRule, AdaptationState, check_range
+from sb3_maesn.common.adaptation.score_prior import Array, Points, ScorePrior, uninformed
+from sb3_maesn.common.distributions import DiagGaussian
+from sb3_maesn.common.inner_update import likelihood_ratio_gradient, reward_weighted_target
+from sb3_maesn.common.objectives import normalise_episodes
 
 
 def step_scale(n_rounds: int) -> float:
-    """
-    What the gradient rules multiply their step sizes by: they halve every round from the third on.
+    """What the gradient rules multiply their step sizes by: they halve every round from the third on.
 
     :param n_rounds: number of the round, from 1
     :return: 1, 1, 1/2, 1/4, ...
@@ -36,8 +35,7 @@ def step_scale(n_rounds: int) -> float:
 
 
 class PolicyGradientRule(AdaptationRule):
-    """
-    The paper's rule (Gupta et al. 2018, Eqs. 3 and 5): one likelihood-ratio gradient step on mean and log std after
+    """The paper's rule (Gupta et al. 2018, Eqs. 3 and 5): one likelihood-ratio gradient step on mean and log std after
     every round, with the step sizes that were learned in meta-training, halved every round from the third on.
 
     :param step_size_mean: step size of the latent mean (L,)
@@ -58,8 +56,7 @@ class PolicyGradientRule(AdaptationRule):
         self.std_floor = std_floor
 
     def start(self, prior_mean: Array, prior_log_std: Array, rng: np.random.Generator) -> AdaptationState:
-        """
-        State before the first round.
+        """State before the first round.
 
         :param prior_mean: (B, L)
         :param prior_log_std: (B, L)
@@ -99,9 +96,10 @@ def _normalised(advantages: Array, std_floor: float) -> th.Tensor:
 
 
 class NaturalGradientRule(PolicyGradientRule):
-    """
-    As :class:`PolicyGradientRule`, the gradient multiplied by the inverse Fisher matrix of the latent Gaussian, which
-    is diag(std^2) for the mean and 1/2 for the log std (Amari, "Natural gradient works efficiently in learning", 1998).
+    """The policy gradient multiplied by the inverse Fisher matrix of the latent Gaussian.
+
+    That is diag(std^2) for the mean and 1/2 for the log std (Amari, "Natural gradient works efficiently in learning",
+    1998). All else is as in :class:`PolicyGradientRule`.
     """
 
     def _precondition(self, state: AdaptationState, mean: Array, log_std: Array) -> tuple[Array, Array]:
@@ -109,11 +107,11 @@ class NaturalGradientRule(PolicyGradientRule):
 
 
 class RewardWeightedRule(AdaptationRule):
-    """
-    Softmax-weighted mean and std of the latents of all rounds together (Peters and Schaal, "Reinforcement learning by
-    reward-weighted regression", ICML 2007), the update of training with ``inner_update="reward_weighted"``. The prior
-    takes part as imagined episodes of average advantage at its 2 L sigma points; the std stays near the prior's where
-    no hit stands out.
+    """Softmax-weighted mean and std of the latents of all rounds together.
+
+    The update of training with ``inner_update="reward_weighted"`` (Peters and Schaal, "Reinforcement learning by
+    reward-weighted regression", ICML 2007). The prior takes part as imagined episodes of average advantage at its 2 L
+    sigma points; the std stays near the prior's where no hit stands out.
 
     :param temperature: of the softmax over normalised advantages
     :param prior_episodes: weight of the prior, in episodes of average advantage
@@ -142,8 +140,7 @@ class RewardWeightedRule(AdaptationRule):
 
 
 class CrossEntropyRule(AdaptationRule):
-    """
-    Cross-entropy method (Rubinstein and Kroese 2004): mean and std of the best latents of all rounds together.
+    """Cross-entropy method (Rubinstein and Kroese 2004): mean and std of the best latents of all rounds together.
 
     :param elite_fraction: share of the episodes that count, at least one
     :param prior_episodes: weight of the prior, in episodes
@@ -165,8 +162,7 @@ class CrossEntropyRule(AdaptationRule):
 
 
 def _widened(state: AdaptationState, mean: Array, std: Array, evidence: Array) -> tuple[Array, Array]:
-    """
-    Keep exploring as long as no hit stands out: the std is drawn to the prior's, and the mean is the prior's where
+    """Keep exploring as long as no hit stands out: the std is drawn to the prior's, and the mean is the prior's where
     all returns are equal.
 
     :param mean: whitened (B, L)
@@ -179,8 +175,7 @@ def _widened(state: AdaptationState, mean: Array, std: Array, evidence: Array) -
 
 
 def _moments_with_prior(state: AdaptationState, weights: Array, n_prior: float, min_std: float) -> tuple[Array, Array]:
-    """
-    Mean and log std of the weighted latents and ``n_prior`` episodes of the prior, wider where no hit stands out.
+    """Mean and log std of the weighted latents and ``n_prior`` episodes of the prior, wider where no hit stands out.
 
     :param weights: non-negative (B, N)
     :return: mean and log std, both (B, L)
@@ -195,8 +190,7 @@ def _moments_with_prior(state: AdaptationState, weights: Array, n_prior: float, 
 
 
 class KernelRule(AdaptationRule):
-    """
-    The best latent tried so far, judged by the kernel-smoothed hit score of all episodes around it; the std halves
+    """The best latent tried so far, judged by the kernel-smoothed hit score of all episodes around it; the std halves
     every round, but stays near the prior's where no hit stands out.
 
     :param width: width of the smoothing kernel, in prior stds
@@ -227,15 +221,14 @@ class KernelRule(AdaptationRule):
 
 
 class PosteriorRule(AdaptationRule):
-    """
-    Sequential Bayesian optimisation: every latent is chosen from what all earlier episodes returned.
+    """Sequential Bayesian optimisation: every latent is chosen from what all earlier episodes returned.
 
-    A Gaussian process on the latent models the hit score (:mod:`sb3_maesn.common.posterior`), whose mean and covariance
-    are those of the training tasks where they are known (:mod:`sb3_maesn.common.score_prior`). Where they are not, the
-    first round stands for the prior as well as its number of episodes can. The other rounds maximise an upper
-    confidence bound over points of the prior and neighbours of the best latents so far. In a task where a hit stands
-    out, at most ``n_explore`` episodes of a round are spent so; the others are drawn from the distribution that
-    adaptation would return, around the latent with the highest lower confidence bound.
+    A Gaussian process on the latent models the hit score (:mod:`sb3_maesn.common.adaptation.posterior`). Its mean and
+    covariance are those of the training tasks where they are known (:mod:`sb3_maesn.common.adaptation.score_prior`).
+    Where they are not, the first round stands for the prior as well as its number of episodes can. The other rounds
+    maximise an upper confidence bound over points of the prior and neighbours of the best latents so far. In a task
+    where a hit stands out, at most ``n_explore`` episodes of a round are spent so; the others are drawn from the
+    distribution that adaptation would return, around the latent with the highest lower confidence bound.
 
     :param optimism: posterior standard deviations of the upper confidence bound
     :param caution: posterior standard deviations of the lower confidence bound
@@ -284,8 +277,7 @@ class PosteriorRule(AdaptationRule):
         self.prior = prior
 
     def propose(self, state: AdaptationState, n_episodes: int, rng: np.random.Generator) -> Array:
-        """
-        Latents of the next round's episodes, see the class.
+        """Latents of the next round's episodes, see the class.
 
         :param state: what is known
         :param n_episodes: episodes of that round, per task (K)
@@ -327,8 +319,7 @@ class PosteriorRule(AdaptationRule):
         return uninformed(latents, self.score_mean) if self.prior is None else self.prior.at(latents)
 
     def _candidates(self, state: AdaptationState, scores: Array, rng: np.random.Generator) -> Array:
-        """
-        Latents to choose from: points of the prior, the task's best latents, and points around those, all within the
+        """Latents to choose from: points of the prior, the task's best latents, and points around those, all within the
         ball that holds most of the prior.
 
         :return: whitened latents (B, M, L)

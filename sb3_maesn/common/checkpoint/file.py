@@ -10,8 +10,7 @@ from typing import Any
 
 import torch as th
 
-from sb3_maesn.common.plain_json import dump_json, parse_json
-from sb3_maesn.common.safe_archive import (
+from sb3_maesn.common.checkpoint.archive import (
     CONFIG,
     TENSORS,
     CheckpointError,
@@ -20,7 +19,8 @@ from sb3_maesn.common.safe_archive import (
     shown,
     write_archive,
 )
-from sb3_maesn.common.tensor_file import StoredTensor, dump_tensors, parse_tensors
+from sb3_maesn.common.checkpoint.plain_json import dump_json, parse_json
+from sb3_maesn.common.checkpoint.tensor_file import StoredTensor, dump_tensors, parse_tensors
 
 FORMAT, FORMAT_VERSION = "sb3_maesn checkpoint", 1
 PACKAGES = ("sb3_maesn", "stable_baselines3", "sb3_contrib", "torch", "mujoco", "gymnasium", "numpy")
