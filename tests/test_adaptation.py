@@ -147,7 +147,7 @@ def test_the_last_round_can_be_left_out() -> None:
     ]
     assert [len(result.returns) for result, _ in results] == [3, 2]
     assert (results[0][0].returns[:2] == results[1][0].returns).all()
-    assert bool((results[0][1].latents.mean == results[1][1].latents.mean).all())
+    assert bool((results[0][1].omega.mean == results[1][1].omega.mean).all())
 
 
 class Unstable(ThirdParty):

@@ -92,8 +92,8 @@ def test_both_gradients_have_the_known_mean(estimator: str) -> None:
     before = unadapted(th.tensor([[mean]]).double(), th.tensor([[log_std]]).double())
     after = inner_update(InnerUpdate(estimator), actor, {}, unit_steps(1), before, batch)
     scale = batch.advantages[0].std(correction=0).item()  # both estimators divide by it
-    got_mean = (after.latents.mean - before.latents.mean).item() * scale
-    got_log_std = (after.latents.log_std - before.latents.log_std).item() * scale
+    got_mean = (after.omega.mean - before.omega.mean).item() * scale
+    got_log_std = (after.omega.log_std - before.omega.log_std).item() * scale
     assert got_mean == pytest.approx(-4 * 0.7 * (0.7 * mean - 2.0), rel=0.02)
     assert got_log_std == pytest.approx(-4 * 0.49 * math.exp(2 * log_std), rel=0.05)
 
@@ -102,7 +102,7 @@ def test_the_step_at_test_time_is_the_step_of_meta_training() -> None:
     latents = DiagGaussian(normal(3, 2), 0.3 * normal(3, 2, seed=5))
     batch = episodes(latents, 8)
     steps = StepSizes(th.tensor([0.5, 0.2]).double(), th.tensor([0.1, 0.4]).double(), th.tensor(0.0).double(), {})
-    after = inner_update(InnerUpdate(), no_actor, {}, steps, Adapted(latents, None), batch).latents
+    after = inner_update(InnerUpdate(), no_actor, {}, steps, Adapted(latents, None), batch).omega
     rule, rng = PolicyGradientRule([0.5, 0.2], [0.1, 0.4]), np.random.default_rng(0)
     state = rule.start(latents.mean.numpy(), latents.log_std.numpy(), rng)
     state = rule.update(state, batch.latents.numpy(), batch.advantages.numpy(), batch.advantages.numpy(), rng)
@@ -135,8 +135,8 @@ def test_a_cold_reward_weighted_step_goes_to_the_best_episode() -> None:
         InnerUpdate("reward_weighted"), no_actor, {}, unit_steps(3, math.log(1e-3)), Adapted(latents, None), batch
     )
     best = batch.latents[th.arange(2), batch.advantages.argmax(dim=1)]
-    assert th.allclose(after.latents.mean, best)
-    assert th.allclose(after.latents.log_std.exp(), th.tensor(0.05).double())  # the least std
+    assert th.allclose(after.omega.mean, best)
+    assert th.allclose(after.omega.log_std.exp(), th.tensor(0.05).double())  # the least std
 
 
 @pytest.mark.parametrize("scale", [2.0, 30.0])
@@ -161,35 +161,10 @@ def test_balance_changes_the_reward_weighted_update_of_shared_episodes_only() ->
 
     def step(batch: EpisodeBatch, balance: bool) -> th.Tensor:
         spec = InnerUpdate("reward_weighted", balance=balance)
-        return inner_update(spec, no_actor, {}, unit_steps(2), Adapted(latents, None), batch).latents.mean
+        return inner_update(spec, no_actor, {}, unit_steps(2), Adapted(latents, None), batch).omega.mean
 
     assert th.equal(step(own, balance=True), step(own, balance=False))
     assert not th.allclose(step(shared, balance=True), step(shared, balance=False))
-
-
-def test_prices_are_computed_once_for_each_temperature_of_a_batch(monkeypatch: pytest.MonkeyPatch) -> None:
-    computed: list[th.Tensor] = []
-
-    def counted(scores: th.Tensor, mask: th.Tensor, groups: th.Tensor) -> th.Tensor:
-        computed.append(scores)
-        return episode_prices(scores, mask, groups)
-
-    monkeypatch.setattr("sb3_maesn.common.inner_update.episode_prices", counted)
-    latents = DiagGaussian(th.zeros(3, 2).double(), th.zeros(3, 2).double())
-    batch = replace(episodes(latents, 6), groups=th.zeros(3, dtype=th.int64))
-
-    def step(batch: EpisodeBatch, log_temperature: float) -> th.Tensor:
-        spec = InnerUpdate("reward_weighted", balance=True)
-        steps = unit_steps(2, log_temperature)
-        return inner_update(spec, no_actor, {}, steps, Adapted(latents, None), batch).latents.mean
-
-    warm, cold = step(batch, 0.0), step(batch, -1.0)
-    assert th.equal(step(batch, 0.0), warm)
-    assert th.equal(step(batch, -1.0), cold)
-    assert len(computed) == 2
-    other = replace(batch, advantages=-batch.advantages)  # which does not inherit them
-    assert not th.allclose(step(other, 0.0), warm)
-    assert len(computed) == 3
 
 
 # Masks
@@ -205,7 +180,7 @@ def test_an_invalid_episode_is_as_if_it_had_not_been_played(estimator: str) -> N
     kept = [0, 1, 2, 3, 5]
     fewer = EpisodeBatch(*(part[:, kept] for part in (batch.latents, batch.noise, batch.advantages, batch.mask)))
     results = [
-        inner_update(InnerUpdate(estimator), no_actor, {}, unit_steps(2), Adapted(latents, None), part).latents
+        inner_update(InnerUpdate(estimator), no_actor, {}, unit_steps(2), Adapted(latents, None), part).omega
         for part in (batch, fewer)
     ]
     for with_invalid, without in zip(*results, strict=True):
@@ -220,11 +195,11 @@ def test_a_task_without_a_valid_episode_stays_where_it_was(estimator: str) -> No
     batch.rollout.mask[:, 1] = 0.0
     batch.advantages[:, 1] = 0.0
     params, ids = problem.params, problem.batch_of.tasks.ids
-    latents = DiagGaussian(*(part[ids].clone().requires_grad_() for part in params.latents))
+    latents = DiagGaussian(*(part[ids].clone().requires_grad_() for part in params.omega))
     after = inner_update(
-        InnerUpdate(estimator), problem.actor, params.policy, params.step_sizes, Adapted(latents, None), batch
+        InnerUpdate(estimator), problem.actor, params.theta, params.step_sizes, Adapted(latents, None), batch
     )
-    for old, new in zip(latents, after.latents, strict=True):
+    for old, new in zip(latents, after.omega, strict=True):
         assert th.allclose(new[1], old[1])
         assert not th.allclose(new[0], old[0])
         (gradient,) = th.autograd.grad(new.sum(), old, retain_graph=True)
@@ -238,7 +213,7 @@ def test_std_floor_keeps_small_differences_small() -> None:
 
     def shift(part: EpisodeBatch, floor: float) -> float:
         spec = InnerUpdate(std_floor=floor)
-        return inner_update(spec, no_actor, {}, unit_steps(1), Adapted(latents, None), part).latents.mean.item()
+        return inner_update(spec, no_actor, {}, unit_steps(1), Adapted(latents, None), part).omega.mean.item()
 
     assert shift(tiny, 1e-8) == pytest.approx(shift(batch, 1e-8))
     assert shift(tiny, 3.0) == pytest.approx(0.01 * shift(batch, 3.0))
@@ -250,14 +225,14 @@ def test_std_floor_keeps_small_differences_small() -> None:
 def test_each_task_adapts_its_own_theta_by_its_own_gradient() -> None:
     problem = MetaProblem(adapt_policy=True)
     params, ids, batch = problem.params, problem.batch_of.tasks.ids, problem.batch_of.pre[0]
-    before = unadapted(params.latents.mean[ids], params.latents.log_std[ids])
+    before = unadapted(params.omega.mean[ids], params.omega.log_std[ids])
     spec = InnerUpdate(adapt_policy=True)
-    after = inner_update(spec, problem.actor, params.policy, params.step_sizes, before, batch)
-    assert after.policy is not None
+    after = inner_update(spec, problem.actor, params.theta, params.step_sizes, before, batch)
+    assert after.theta is not None
     assert isinstance(batch, TaskBatch)
     rollout = batch.rollout
     for task in range(problem.batch):
-        theta = {name: value.clone().requires_grad_() for name, value in params.policy.items()}
+        theta = {name: value.clone().requires_grad_() for name, value in params.theta.items()}
         z = rollout.latents[None, task].expand(problem.steps, *rollout.latents[task].shape)
         log_prob = problem.actor(theta, rollout.observations[:, task], z).log_prob(rollout.actions[:, task])
         mask = rollout.mask[:, task]
@@ -265,19 +240,19 @@ def test_each_task_adapts_its_own_theta_by_its_own_gradient() -> None:
         normalised = (advantages - advantages.mean()) / (advantages.std(correction=0) + 1e-8)
         objective = (log_prob[mask > 0] * normalised).mean()
         for name, gradient in zip(theta, th.autograd.grad(objective, list(theta.values())), strict=True):
-            step = params.step_sizes.policy[name] * gradient
-            assert th.allclose(after.policy[name][task], params.policy[name] + step, atol=1e-12), name
+            step = params.step_sizes.theta[name] * gradient
+            assert th.allclose(after.theta[name][task], params.theta[name] + step, atol=1e-12), name
 
 
 def test_the_update_needs_no_graph_around_it() -> None:
     problem = MetaProblem(n_inner_steps=2, adapt_policy=True)
     params, ids = problem.params, problem.batch_of.tasks.ids
-    adapted = unadapted(params.latents.mean[ids], params.latents.log_std[ids])
+    adapted = unadapted(params.omega.mean[ids], params.omega.log_std[ids])
     spec = InnerUpdate("reparameterised", adapt_policy=True)
     with th.no_grad():
         for batch in problem.batch_of.pre:
-            adapted = inner_update(spec, problem.actor, params.policy, params.step_sizes, adapted, batch)
-    assert not adapted.latents.mean.requires_grad
+            adapted = inner_update(spec, problem.actor, params.theta, params.step_sizes, adapted, batch)
+    assert not adapted.omega.mean.requires_grad
     assert all(not leaf.requires_grad for leaf in params.leaves())  # and leaves its arguments alone
 
 

@@ -12,7 +12,15 @@ from torch.autograd.functional import hessian, jacobian
 
 from sb3_maesn.common.distributions import DiagGaussian
 from sb3_maesn.common.gauss_newton import Composition
-from sb3_maesn.common.inner_update import INNER_UPDATES, InnerUpdate, apply_actor, inner_update, sample_z
+from sb3_maesn.common.inner_update import (
+    INNER_UPDATES,
+    InnerUpdate,
+    apply_actor,
+    episode_prices,
+    inner_update,
+    sample_z,
+    whole,
+)
 from sb3_maesn.common.meta_objective import MetaObjective
 from sb3_maesn.common.objectives import normalise_steps, policy_kl, surrogate
 from sb3_maesn.common.parallel import Workers
@@ -109,7 +117,7 @@ def test_what_tasks_contribute_to_the_variants_adds_up(name: str) -> None:
 def scores(problem: MetaProblem, batch: TaskBatch) -> tuple[th.Tensor, th.Tensor]:
     """The gradient of each valid step's log probability in theta (n, P), and the tasks that the steps belong to."""
     rollout, theta = batch.rollout, list(problem.module.parameters())
-    for parameter, value in zip(theta, problem.params.policy.values(), strict=True):
+    for parameter, value in zip(theta, problem.params.theta.values(), strict=True):
         parameter.data.copy_(value)
     at = (rollout.mask > 0).nonzero()  # (n, 3)
     steps = [tuple(i) for i in at.tolist()]
@@ -129,16 +137,16 @@ def test_low_variance_curvature_adds_the_scores_outer_products(discrete: bool) -
         objective = objective_of(problem, "likelihood_ratio", True, low_variance_curvature=curvature)
 
         def after(*theta: th.Tensor, objective: MetaObjective = objective) -> th.Tensor:
-            params = replace(problem.params, policy=dict(zip(problem.params.policy, theta, strict=True)))
-            theta_after = objective.adapt(params)[1].policy
+            params = replace(problem.params, theta=dict(zip(problem.params.theta, theta, strict=True)))
+            theta_after = objective.adapt(params)[1].theta
             assert theta_after is not None
             return th.cat([value.flatten(1) for value in theta_after.values()], dim=1)  # (B, P)
 
-        theta = tuple(problem.params.policy.values())
+        theta = tuple(problem.params.theta.values())
         adapted[curvature] = after(*theta)
         jacobians[curvature] = th.cat([part.flatten(2) for part in jacobian(after, theta)], dim=2)  # (B, P, P)
     assert th.allclose(adapted[True], adapted[False], rtol=1e-12)
-    steps = flatten(list(problem.params.step_sizes.policy.values()))
+    steps = flatten(list(problem.params.step_sizes.theta.values()))
     score, task = scores(problem, batch)
     advantages = normalise_steps(batch.advantages, batch.rollout.mask)[batch.rollout.mask > 0]
     for i in range(3):
@@ -160,7 +168,7 @@ def test_e_maml_credits_actions_before_the_update_with_rewards_after_it(discrete
     for objective in (plain, replace(plain, exploration_coef=0.7)):
         leaves = leaves_of(problem.params)
         value = objective(problem.params.with_leaves(leaves)).objective
-        gradients.append(flatten(th.autograd.grad(value, leaves[: len(problem.params.policy)])))
+        gradients.append(flatten(th.autograd.grad(value, leaves[: len(problem.params.theta)])))
     post = problem.batch_of.post.rollout
     rewards = post.rewards[post.mask > 0]
     standardised = (post.rewards - rewards.mean()) / rewards.std(correction=0)
@@ -190,8 +198,8 @@ def test_every_meta_parameter_has_a_gradient(estimator: str) -> None:
     params = problem.displaced()
     leaves = leaves_of(params)
     value = objective_of(problem, estimator, adapt_policy=True)(params.with_leaves(leaves)).objective
-    names = [*params.policy, "mean", "log_std", "mean_step", "log_std_step", "log_temperature"]
-    names += [f"step of {name}" for name in params.policy]
+    names = [*params.theta, "mean", "log_std", "mean_step", "log_std_step", "log_temperature"]
+    names += [f"step of {name}" for name in params.theta]
     for name, gradient in zip(names, th.autograd.grad(value, leaves, allow_unused=True), strict=True):
         only_reward_weighted = name == "log_temperature" and estimator != "reward_weighted"
         assert (gradient is None) == only_reward_weighted, name
@@ -216,8 +224,8 @@ def as_collected(objective: MetaObjective, params: MetaParameters) -> MetaObject
     """The same objective as if ``params`` had acted after the inner updates."""
     path = objective.path(params)
     adapted, post = path[-1], objective.batch.post
-    z = sample_z(adapted.latents, post.rollout.noise)
-    acting = apply_actor(objective.actor, params.policy, adapted, post.rollout.observations, z)
+    z = sample_z(adapted.omega, post.rollout.noise)
+    acting = apply_actor(objective.actor, params.theta, adapted, post.rollout.observations, z)
     rollout = replace(post.rollout, distribution=type(acting)(*(part.detach() for part in acting)))
     acted = tuple(detached(value) for value in path)
     return replace(objective, batch=replace(objective.batch, post=replace(post, rollout=rollout), acted=acted))
@@ -252,8 +260,8 @@ def test_a_thinned_fisher_product_thins_the_jacobian_but_not_the_update(n_inner_
 
     def flat_adapted(*own: th.Tensor, stride: int = 2) -> th.Tensor:
         _, adapted = objective.adapt(params.with_leaves(own), stride=stride)
-        assert adapted.policy is not None
-        return flatten([*adapted.latents, *adapted.policy.values()])
+        assert adapted.theta is not None
+        return flatten([*adapted.omega, *adapted.theta.values()])
 
     assert th.allclose(flat_adapted(*leaves), flat_adapted(*leaves, stride=1), rtol=1e-12)
     jacobians = {
@@ -275,12 +283,12 @@ def test_a_thinned_fisher_product_thins_the_jacobian_but_not_the_update(n_inner_
 def thinned_kl(objective: MetaObjective, params: MetaParameters, flat: th.Tensor) -> th.Tensor:
     """The KL on every second post-update step as a function of what is adapted."""
     _, like = objective.adapt(params)
-    assert like.policy is not None
-    parts = unflatten(flat, [*like.latents, *like.policy.values()])
-    adapted = Adapted(DiagGaussian(*parts[:2]), dict(zip(like.policy, parts[2:], strict=True)))
+    assert like.theta is not None
+    parts = unflatten(flat, [*like.omega, *like.theta.values()])
+    adapted = Adapted(DiagGaussian(*parts[:2]), dict(zip(like.theta, parts[2:], strict=True)))
     rollout = every_nth_step(objective.batch.post.rollout, 2, spread=True)
-    z = sample_z(adapted.latents, rollout.noise)
-    new = apply_actor(objective.actor, params.policy, adapted, rollout.observations, z)
+    z = sample_z(adapted.omega, rollout.noise)
+    new = apply_actor(objective.actor, params.theta, adapted, rollout.observations, z)
     return policy_kl(rollout.distribution, new, rollout.mask)
 
 
@@ -294,7 +302,7 @@ def test_latents_own_fisher_matrix_has_its_closed_form() -> None:
     without = MetaObjective(InnerUpdate(), problem.actor, batch, kl_coef=0.0)
     leaves = leaves_of(params)
     directions = [th.zeros_like(leaf) for leaf in leaves]
-    n_policy = len(params.policy)
+    n_policy = len(params.theta)
     directions[n_policy], directions[n_policy + 1] = problem.normal(4, 2), problem.normal(4, 2)
     products = []
     for objective in (without, replace(without, latent_kl_coef=0.5)):
@@ -304,7 +312,7 @@ def test_latents_own_fisher_matrix_has_its_closed_form() -> None:
     mean, log_std = (products[1][i] - products[0][i] for i in (n_policy, n_policy + 1))
     chosen = th.zeros(4, 1, dtype=th.float64)
     chosen[batch.tasks.ids] = 2 * 0.5 / 3  # before and after the inner updates, weight, mean over 3 tasks
-    assert th.allclose(mean, chosen * th.exp(-2 * params.latents.log_std) * directions[n_policy])
+    assert th.allclose(mean, chosen * th.exp(-2 * params.omega.log_std) * directions[n_policy])
     assert th.allclose(log_std, chosen * 2.0 * directions[n_policy + 1])
 
 
@@ -312,24 +320,24 @@ def post_update_objective(problem: MetaProblem, params: MetaParameters, directio
     """The objective as if the inner update's direction were a constant: what a first-order gradient differentiates."""
     ids = problem.batch_of.tasks.ids
     moved = DiagGaussian(
-        params.latents.mean[ids] + params.step_sizes.mean * directions[0],
-        params.latents.log_std[ids] + params.step_sizes.log_std * directions[1],
+        params.omega.mean[ids] + params.step_sizes.mean * directions[0],
+        params.omega.log_std[ids] + params.step_sizes.log_std * directions[1],
     )
     batch = MetaBatch(Tasks(np.arange(len(ids)), problem.batch_of.tasks.values), (), problem.batch_of.post)
     objective = MetaObjective(InnerUpdate(), problem.actor, batch, kl_coef=0.0)
-    return objective(replace(params, latents=moved)).objective
+    return objective(replace(params, omega=moved)).objective
 
 
 @pytest.mark.parametrize("estimator", INNER_UPDATES)
 def test_first_order_takes_the_inner_direction_for_a_constant(estimator: str) -> None:
     problem = MetaProblem()
     params, ids = problem.displaced(), problem.batch_of.tasks.ids
-    before = unadapted(params.latents.mean[ids], params.latents.log_std[ids])
+    before = unadapted(params.omega.mean[ids], params.omega.log_std[ids])
     spec = InnerUpdate(estimator)
-    after = inner_update(spec, problem.actor, params.policy, params.step_sizes, before, problem.batch_of.pre[0])
+    after = inner_update(spec, problem.actor, params.theta, params.step_sizes, before, problem.batch_of.pre[0])
     directions = [
-        ((after.latents.mean - before.latents.mean) / params.step_sizes.mean).detach(),
-        ((after.latents.log_std - before.latents.log_std) / params.step_sizes.log_std).detach(),
+        ((after.omega.mean - before.omega.mean) / params.step_sizes.mean).detach(),
+        ((after.omega.log_std - before.omega.log_std) / params.step_sizes.log_std).detach(),
     ]
     leaves = leaves_of(params)
     grad = partial(th.autograd.grad, inputs=leaves, allow_unused=True, materialize_grads=True)
@@ -348,16 +356,16 @@ def test_first_order_takes_the_gradient_of_theta_for_a_constant(latent_dim: int)
     params = problem.displaced()
     objective = replace(objective_of(problem, "likelihood_ratio", True, first_order=True), kl_coef=0.0)
     _, adapted = objective.adapt(params)
-    assert adapted.policy is not None
-    steps = params.step_sizes.policy
-    constant = {name: ((adapted.policy[name] - theta) / steps[name]).detach() for name, theta in params.policy.items()}
+    assert adapted.theta is not None
+    steps = params.step_sizes.theta
+    constant = {name: ((adapted.theta[name] - theta) / steps[name]).detach() for name, theta in params.theta.items()}
     leaves = leaves_of(params)
     own = params.with_leaves(leaves)
-    moved = {name: theta + own.step_sizes.policy[name] * constant[name] for name, theta in own.policy.items()}
+    moved = {name: theta + own.step_sizes.theta[name] * constant[name] for name, theta in own.theta.items()}
     _, moved_latents = replace(objective, spec=InnerUpdate(first_order=True)).adapt(own)
     rollout = problem.batch_of.post.rollout
-    z = sample_z(moved_latents.latents, rollout.noise)
-    new = apply_actor(problem.actor, own.policy, Adapted(moved_latents.latents, moved), rollout.observations, z)
+    z = sample_z(moved_latents.omega, rollout.noise)
+    new = apply_actor(problem.actor, own.theta, Adapted(moved_latents.omega, moved), rollout.observations, z)
     advantages = normalise_steps(problem.batch_of.post.advantages, rollout.mask)
     value = surrogate(new.log_prob(rollout.actions), rollout.log_prob, advantages, rollout.mask)
     grad = partial(th.autograd.grad, inputs=leaves, allow_unused=True, materialize_grads=True)
@@ -373,7 +381,7 @@ def test_at_the_parameters_that_acted_the_surrogate_has_mean_zero_and_the_kl_is_
     value = objective_of(problem, "likelihood_ratio")(problem.params)
     ids = problem.batch_of.tasks.ids
     prior = th.distributions.Normal(th.zeros(3, 2).double(), 1.0)
-    latents = th.distributions.Normal(problem.params.latents.mean[ids], problem.params.latents.log_std[ids].exp())
+    latents = th.distributions.Normal(problem.params.omega.mean[ids], problem.params.omega.log_std[ids].exp())
     expected = th.distributions.kl_divergence(latents, prior).sum(dim=1).mean()
     assert abs(value.surrogate.item()) < 1e-12
     assert abs(value.kl.item()) < 1e-12
@@ -422,6 +430,32 @@ def test_what_tasks_contribute_adds_up_to_the_whole(estimator: str, adapt_policy
         assert total == pytest.approx(number.item(), rel=1e-10), name
     kl = sum(objective.fisher_kl(params, 2, part).value.item() for part in parts)
     assert kl == pytest.approx(objective.fisher_kl(params, 2).value.item(), rel=1e-10)
+
+
+def test_balanced_tasks_add_up_too_and_their_prices_are_computed_once_a_temperature(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    problem = MetaProblem()
+    own = whole(problem.batch_of.pre[0]).episodes
+    shared = replace(own, groups=th.zeros(3, dtype=th.int64), mask=th.ones(3, 5).double())
+    spec = InnerUpdate("reward_weighted", balance=True)
+    objective = MetaObjective(spec, problem.actor, replace(problem.batch_of, pre=(shared,)), 0.1)
+    computed: list[th.Tensor] = []
+
+    def counted(scores: th.Tensor, mask: th.Tensor, groups: th.Tensor) -> th.Tensor:
+        computed.append(scores)
+        return episode_prices(scores, mask, groups)
+
+    monkeypatch.setattr("sb3_maesn.common.inner_update.episode_prices", counted)
+    for params in (problem.params, problem.displaced(), problem.params):  # of two temperatures
+        total = objective(params).objective.item()
+        parts = [objective(params, part).objective.item() for part in (slice(0, 1), slice(1, 3))]
+        assert sum(parts) == pytest.approx(total)
+        ids = th.as_tensor(problem.batch_of.tasks.ids)
+        before = unadapted(params.omega.mean[ids], params.omega.log_std[ids])
+        after = inner_update(spec, problem.actor, params.theta, params.step_sizes, before, shared)
+        assert th.equal(objective.adapt(params)[1].omega.mean, after.omega.mean)
+    assert len(computed) == 2 + 3  # those of the updates without the objective are their own
 
 
 def test_parts_hold_every_task_once() -> None:

@@ -56,8 +56,8 @@ def test_the_update_is_meta_trainings_own(kwargs: dict[str, Any]) -> None:
     state = learner.start(agent, len(tasks), rng)
     for n_rounds in (1, 2, 3):
         latents = learner.propose(state, 5, rng)
-        rollout = play(agent, model.env, tasks, latents, rng, learner.adapted(state).policy)
-        mean, log_std = state.adapted.latents
+        rollout = play(agent, model.env, tasks, latents, rng, learner.adapted(state).theta)
+        mean, log_std = state.adapted.omega
         noise = (th.as_tensor(latents, dtype=th.float32) - mean.unsqueeze(1)) / log_std.exp().unsqueeze(1)
         batch = agent.judge(replace(rollout, noise=noise))
         steps = agent.step_sizes.scaled(step_scale(n_rounds))
@@ -70,14 +70,14 @@ def test_the_update_is_meta_trainings_own(kwargs: dict[str, Any]) -> None:
 
 
 def flat(adapted: Adapted) -> list[th.Tensor]:
-    assert adapted.policy is not None
-    return [*adapted.latents, *adapted.policy.values()]
+    assert adapted.theta is not None
+    return [*adapted.omega, *adapted.theta.values()]
 
 
 def test_draws_come_from_the_tasks_own_latent_distributions() -> None:
     learner, rng = InnerLearner(), np.random.default_rng(0)
     state = learner.start(maesn(adapt_policy=True).agent(), 2, rng)
-    state.adapted.latents.mean[1] += 3.0
+    state.adapted.omega.mean[1] += 3.0
     draws = learner.propose(state, 500, rng)
     assert draws.mean(axis=1)[0] == pytest.approx(0.0, abs=0.2)
     assert draws.mean(axis=1)[1] == pytest.approx(3.0, abs=0.2)
@@ -113,8 +113,8 @@ def test_a_round_in_which_all_episodes_of_a_task_diverged_moves_nothing() -> Non
     rollout.rewards[:, 0] = 0.0
     start = learner.start(agent, 2, rng)
     after = learner.update(start, agent, Round(rollout, np.zeros((2, 4, 0)), np.zeros((2, 4))), rng).adapted
-    assert after.policy is not None
-    for name, value in after.policy.items():
+    assert after.theta is not None
+    for name, value in after.theta.items():
         assert th.equal(value[0], agent.theta[name])
         assert not th.equal(value[1], agent.theta[name])
 
@@ -126,5 +126,5 @@ def test_the_history_has_the_latents_of_a_model_that_adapts_both() -> None:
     task, rng = model.env.task_set("test")[:1], np.random.default_rng(0)
     result, adapted = adapt_to_tasks(agent, model.env, task, InnerLearner(), 2, 6, rng)
     assert result.mean.shape == (3, 1, 2)
-    assert np.allclose(result.mean[2, 0], adapted.latents.mean[0])
+    assert np.allclose(result.mean[2, 0], adapted.omega.mean[0])
     assert not np.allclose(result.mean[0], result.mean[1])

@@ -198,7 +198,7 @@ class MetaProblem:
 
     def _meta_batch(self, n_inner_steps: int) -> MetaBatch:
         tasks = Tasks(np.array([0, 2, 3]), ["a", "b", "c"])
-        latents = DiagGaussian(*(part[tasks.ids] for part in self.params.latents))
+        latents = DiagGaussian(*(part[tasks.ids] for part in self.params.omega))
         pre = tuple(self._task_batch(latents) for _ in range(n_inner_steps))
         return MetaBatch(tasks, pre, self._task_batch(latents))
 
@@ -210,7 +210,7 @@ class MetaProblem:
         noise = self.normal(self.batch, self.episodes, self.latent_dim)
         z = sample_z(latents, noise)
         observations = self.normal(*shape, 3)
-        distribution = self.actor(self.params.policy, observations, z.expand(self.steps, *z.shape))
+        distribution = self.actor(self.params.theta, observations, z.expand(self.steps, *z.shape))
         actions = distribution.sample(self.generator)
         kept = type(distribution)(*(part.detach() for part in distribution))
         rollout = Rollout(

@@ -75,7 +75,7 @@ class AdaptableAlgorithm(EpisodicAlgorithm):
         return Agent(
             self.policy,
             self._actor_function,
-            params.policy,
+            params.theta,
             params.step_sizes,
             self.gamma,
             self.gae_lambda,
@@ -205,4 +205,4 @@ class AdaptableAlgorithm(EpisodicAlgorithm):
 
     def _set_theta(self, theta: NamedParameters) -> None:
         params = read_parameters(self._actor, self.task_latents)
-        write_parameters(self._actor, self.task_latents, replace(params, policy=theta))
+        write_parameters(self._actor, self.task_latents, replace(params, theta=theta))

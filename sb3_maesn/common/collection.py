@@ -71,7 +71,7 @@ class Collector:
         """
         shape = (1 if common_noise else len(tasks.values), n_episodes, self.policy.latent_dim)
         noise = th.from_numpy(rng.standard_normal(shape, dtype=np.float32)).expand(len(tasks.values), -1, -1)
-        behaviour = Behaviour(self.policy, self.actor, theta, adapted, noise, sample_z(adapted.latents, noise))
+        behaviour = Behaviour(self.policy, self.actor, theta, adapted, noise, sample_z(adapted.omega, noise))
         return collect(self.env, tasks.values, behaviour, rng, self.on_step)
 
     def judge(self, rollout: Rollout) -> TaskBatch:
@@ -118,22 +118,22 @@ def collect_meta_batch(
     :param rng: source of all randomness
     :return: the data; None if the collector's ``on_step`` ended the collection
     """
-    adapted = Adapted(DiagGaussian(params.latents.mean[tasks.ids], params.latents.log_std[tasks.ids]), None)
+    adapted = Adapted(DiagGaussian(params.omega.mean[tasks.ids], params.omega.log_std[tasks.ids]), None)
     acted = [adapted]
     pre: list[TaskBatch | EpisodeBatch] = []
     summaries: list[RolloutSummary] = []
     for _ in range(schedule.n_inner_steps):
-        before = _collect_before(collector, schedule, params.policy, tasks, adapted, rng)
+        before = _collect_before(collector, schedule, params.theta, tasks, adapted, rng)
         if before is None:
             return None
         batch, summary = before
         with th.no_grad():
-            new = inner_update(spec, collector.actor, params.policy, params.step_sizes, adapted, batch)
+            new = inner_update(spec, collector.actor, params.theta, params.step_sizes, adapted, batch)
         adapted = detached(new)
         acted.append(adapted)
         pre.append(batch.episodes if isinstance(batch, TaskBatch) and not schedule.keep_steps else batch)
         summaries.append(summary)
-    post = collector.rollout(tasks, params.policy, adapted, schedule.n_episodes, rng)
+    post = collector.rollout(tasks, params.theta, adapted, schedule.n_episodes, rng)
     if post is None:
         return None
     return MetaBatch(tasks, tuple(pre), collector.judge(post), tuple(summaries), tuple(acted))

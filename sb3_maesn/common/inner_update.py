@@ -56,110 +56,112 @@ class InnerUpdate:
 
 
 def likelihood_ratio_gradient(
-    latents: DiagGaussian, z: th.Tensor, advantages: th.Tensor, mask: th.Tensor
+    omega: DiagGaussian, z: th.Tensor, advantages: th.Tensor, mask: th.Tensor
 ) -> DiagGaussian:
     """Gradient of mean_k A_k log q(z_k) in (mean, log_std), in closed form (Eq. 5).
 
-    :param latents: q, (B, L) each
+    :param omega: q, (B, L) each
     :param z: drawn latents, constants (B, K, L)
-    :param advantages: of the episodes (B, K)
-    :param mask: (B, K)
+    :param advantages: advantages of the episodes (B, K)
+    :param mask: 1 for a valid episode (B, K)
     :return: the gradient, (B, L) each
     """
     weights = (advantages * mask / mask.sum(dim=1, keepdim=True).clamp(min=1.0)).unsqueeze(-1)  # (B, K, 1)
-    inverse_std = th.exp(-latents.log_std).unsqueeze(1)  # (B, 1, L)
-    standardised = (z - latents.mean.unsqueeze(1)) * inverse_std  # (B, K, L)
+    inverse_std = th.exp(-omega.log_std).unsqueeze(1)  # (B, 1, L)
+    standardised = (z - omega.mean.unsqueeze(1)) * inverse_std  # (B, K, L)
     mean = (weights * standardised * inverse_std).sum(dim=1)
     return DiagGaussian(mean, (weights * (standardised.square() - 1.0)).sum(dim=1))
 
 
-def sample_z(latents: DiagGaussian, noise: th.Tensor) -> th.Tensor:
-    """Z = mean + std * eps.
+def sample_z(omega: DiagGaussian, noise: th.Tensor) -> th.Tensor:
+    """Reparameterised latents z = mean + std * eps.
 
-    :param latents: (B, L) each
+    :param omega: q, (B, L) each
     :param noise: eps (B, K, L)
-    :return: (B, K, L)
+    :return: z (B, K, L)
     """
-    return latents.mean.unsqueeze(1) + th.exp(latents.log_std).unsqueeze(1) * noise
+    return omega.mean.unsqueeze(1) + th.exp(omega.log_std).unsqueeze(1) * noise
 
 
 def apply_actor(
-    actor: ActorFunction, policy: NamedParameters, adapted: Adapted, observations: th.Tensor, z: th.Tensor
+    actor: ActorFunction, theta: NamedParameters, adapted: Adapted, observations: th.Tensor, z: th.Tensor
 ) -> ActionDistribution:
     """Action distributions of all tasks at once, with the shared or each task's own theta.
 
     :param actor: the actor as a function of its parameters
-    :param policy: shared theta, used where ``adapted`` has none
+    :param theta: the shared theta, used where ``adapted`` has none
     :param adapted: the tasks' adapted values
-    :param observations: (T, B, K, *obs_shape)
-    :param z: (B, K, L)
-    :return: (T, B, K, A)
+    :param observations: preprocessed observations (T, B, K, *obs_shape)
+    :param z: latents (B, K, L)
+    :return: distributions (T, B, K, A)
     """
-    if adapted.policy is None:
-        return actor(policy, observations, z)
-    parts = th.vmap(actor, in_dims=(0, 1, 0), out_dims=1)(adapted.policy, observations, z)
+    if adapted.theta is None:
+        return actor(theta, observations, z)
+    parts = th.vmap(actor, in_dims=(0, 1, 0), out_dims=1)(adapted.theta, observations, z)
     return type(parts)(*parts)
 
 
 def action_surrogate(
     actor: ActorFunction,
-    policy: NamedParameters,
+    theta: NamedParameters,
     adapted: Adapted,
     rollout: Rollout,
     advantages: th.Tensor,
     low_variance_curvature: bool = False,
 ) -> th.Tensor:
-    """Sum over tasks of mean_k sum_t A_t log pi(a_t | s_t, mean + std * eps_k); its gradient in a task's values is that
-    task's policy gradient.
+    """Sum over tasks of mean_k sum_t A_t log pi(a_t | s_t, mean + std * eps_k).
 
-    With pi / pi_old in place of log pi, the gradient where the values acted is the same. Its own derivative has
-    A_t grad log pi grad log pi^T beside A_t grad^2 log pi, and so says what other actions would have made of the
-    update (the low variance curvature estimator: Rothfuss et al. 2019, arXiv:1810.06784, section 5).
+    Its gradient in a task's values is that task's policy gradient. With pi / pi_old in place of log pi, the gradient
+    where the values acted is the same. Its own derivative has A_t grad log pi grad log pi^T beside A_t grad^2 log pi,
+    and so says what other actions would have made of the update (the low variance curvature estimator: Rothfuss et al.
+    2019, arXiv:1810.06784, section 5).
 
     :param actor: the actor as a function of its parameters
-    :param policy: shared theta
+    :param theta: the shared theta
     :param adapted: the tasks' values
     :param rollout: the tasks' episodes
-    :param advantages: (T, B, K)
-    :param low_variance_curvature: ratios in place of log probabilities
+    :param advantages: advantages of the steps (T, B, K)
+    :param low_variance_curvature: take ratios in place of log probabilities
+    :return: a scalar
     """
-    z = sample_z(adapted.latents, rollout.noise)
-    log_prob = apply_actor(actor, policy, adapted, rollout.observations, z).log_prob(rollout.actions)
+    z = sample_z(adapted.omega, rollout.noise)
+    log_prob = apply_actor(actor, theta, adapted, rollout.observations, z).log_prob(rollout.actions)
     credit = th.exp(log_prob - rollout.log_prob) if low_variance_curvature else log_prob
     n_episodes = rollout.mask[0].sum(dim=1).clamp(min=1.0)  # (B,)
     return ((credit * advantages * rollout.mask).sum(dim=(0, 2)) / n_episodes).sum()
 
 
 def reparameterised_gradient(
-    actor: ActorFunction, policy: NamedParameters, adapted: Adapted, rollout: Rollout, advantages: th.Tensor
+    actor: ActorFunction, theta: NamedParameters, adapted: Adapted, rollout: Rollout, advantages: th.Tensor
 ) -> DiagGaussian:
-    """Gradient of mean_k sum_t A_t log pi(a_t | s_t, mean + std * eps_k) in (mean, log_std), with its graph: Eq. 3
-    through the policy.
+    """Gradient of the action surrogate in (mean, log_std), with its graph: Eq. 3 through the policy.
 
     :param actor: the actor as a function of its parameters
-    :param policy: shared theta
-    :param adapted: the tasks' values before this update; their latents must require gradients
+    :param theta: the shared theta
+    :param adapted: the tasks' values before this update, whose omega must require gradients
     :param rollout: the tasks' episodes
-    :param advantages: (T, B, K)
+    :param advantages: advantages of the steps (T, B, K)
+    :return: the gradient, (B, L) each
     """
-    if adapted.latents.mean.numel() == 0:  # a policy without a latent does not depend on one
-        return adapted.latents
-    objective = action_surrogate(actor, policy, adapted, rollout, advantages)
-    return DiagGaussian(*th.autograd.grad(objective, list(adapted.latents), create_graph=True))
+    if adapted.omega.mean.numel() == 0:  # a policy without a latent does not depend on one
+        return adapted.omega
+    objective = action_surrogate(actor, theta, adapted, rollout, advantages)
+    return DiagGaussian(*th.autograd.grad(objective, list(adapted.omega), create_graph=True))
 
 
 def reward_weighted_target(
-    latents: DiagGaussian, noise: th.Tensor, advantages: th.Tensor, mask: th.Tensor, log_temperature: th.Tensor
+    omega: DiagGaussian, noise: th.Tensor, advantages: th.Tensor, mask: th.Tensor, log_temperature: th.Tensor
 ) -> DiagGaussian:
     """Mean and log std of the drawn latents, weighted by softmax(A / temperature).
 
-    :param latents: q, (B, L) each
+    :param omega: q, (B, L) each
     :param noise: eps (B, K, L)
-    :param advantages: normalised episode advantages (B, K)
-    :param mask: (B, K); at least one valid episode a task
-    :param log_temperature: scalar
+    :param advantages: normalised advantages of the episodes (B, K)
+    :param mask: 1 for a valid episode (B, K); at least one a task
+    :param log_temperature: log of the softmax's temperature, a scalar
+    :return: the target, (B, L) each
     """
-    z = sample_z(latents, noise)
+    z = sample_z(omega, noise)
     logits = (advantages * th.exp(-log_temperature)).masked_fill(mask == 0.0, NEVER)
     weights = th.softmax(logits, dim=1).unsqueeze(-1)  # (B, K, 1)
     mean = (weights * z).sum(dim=1)
@@ -201,43 +203,56 @@ def _balancing_price(scores: th.Tensor) -> th.Tensor:
     return price
 
 
-def _latent_direction(
+def balancing_prices(spec: InnerUpdate, step_sizes: StepSizes, episodes: EpisodeBatch) -> th.Tensor | None:
+    """The prices that :func:`inner_update` subtracts where tasks divide the prior's episodes among them.
+
+    They depend on nothing but the arguments, so that a meta step computes them once for each temperature.
+
+    :param spec: which update
+    :param step_sizes: only the temperature counts
+    :param episodes: the episodes that tasks share
+    :return: prices in units of the normalised advantages (B, K), constants; None where nothing is balanced
+    """
+    if not spec.balance or spec.estimator != "reward_weighted" or episodes.groups is None:
+        return None
+    temperature = th.exp(step_sizes.log_temperature.detach())
+    advantages = normalise_episodes(episodes.advantages, episodes.mask, spec.std_floor)
+    return temperature * episode_prices(advantages / temperature, episodes.mask, episodes.groups)
+
+
+def _omega_direction(
     spec: InnerUpdate,
     actor: ActorFunction,
-    policy: NamedParameters,
+    theta: NamedParameters,
+    step_sizes: StepSizes,
     adapted: Adapted,
-    steps: StepSizes,
     batch: TaskBatch | EpisodeBatch,
+    prices: th.Tensor | None,
 ) -> DiagGaussian:
-    """What the step sizes multiply, (B, L) each."""
-    latents = adapted.latents
+    """What omega's step sizes multiply, (B, L) each."""
     episodes = batch.episodes if isinstance(batch, TaskBatch) else batch
     if spec.estimator == "reparameterised":
         # dividing by the episodes' standard deviation gives both estimators the same expectation and scale
         scale = episode_std(episodes.advantages, episodes.mask).clamp(min=spec.std_floor)
         step_advantages = whole(batch).advantages / scale.view(1, -1, 1)
-        return reparameterised_gradient(actor, policy, adapted, whole(batch).rollout, step_advantages)
+        return reparameterised_gradient(actor, theta, adapted, whole(batch).rollout, step_advantages)
     advantages = normalise_episodes(episodes.advantages, episodes.mask, spec.std_floor)
     if spec.estimator == "reward_weighted":
-        return _reward_weighted_direction(spec, latents, steps, episodes, advantages)
+        if prices is None:
+            prices = balancing_prices(spec, step_sizes, episodes)
+        priced = advantages if prices is None else advantages - prices
+        return _reward_weighted_direction(adapted.omega, step_sizes.log_temperature, episodes, priced)
     # the score function takes z as data: the estimator at other parameters uses the same draws
-    return likelihood_ratio_gradient(latents, episodes.latents, advantages, episodes.mask)
+    return likelihood_ratio_gradient(adapted.omega, episodes.latents, advantages, episodes.mask)
 
 
 def _reward_weighted_direction(
-    spec: InnerUpdate, latents: DiagGaussian, steps: StepSizes, episodes: EpisodeBatch, advantages: th.Tensor
+    omega: DiagGaussian, log_temperature: th.Tensor, episodes: EpisodeBatch, advantages: th.Tensor
 ) -> DiagGaussian:
-    """From the latents to the reward-weighted target; zero for a task without a valid episode."""
-    if spec.balance and episodes.groups is not None:
-        temperature = th.exp(steps.log_temperature.detach())
-        key = (float(temperature), spec.std_floor)
-        if key not in episodes.prices:
-            scores = advantages / temperature
-            episodes.prices[key] = episode_prices(scores, episodes.mask, episodes.groups)
-        advantages = advantages - temperature * episodes.prices[key]
-    target = reward_weighted_target(latents, episodes.noise, advantages, episodes.mask, steps.log_temperature)
+    """From omega to the reward-weighted target; zero for a task without a valid episode."""
+    target = reward_weighted_target(omega, episodes.noise, advantages, episodes.mask, log_temperature)
     known = episodes.mask.amax(dim=1, keepdim=True)  # (B, 1)
-    return DiagGaussian((target.mean - latents.mean) * known, (target.log_std - latents.log_std) * known)
+    return DiagGaussian((target.mean - omega.mean) * known, (target.log_std - omega.log_std) * known)
 
 
 def whole(batch: TaskBatch | EpisodeBatch) -> TaskBatch:
@@ -251,29 +266,30 @@ def whole(batch: TaskBatch | EpisodeBatch) -> TaskBatch:
     return batch
 
 
-def _policy_gradient(
+def _theta_gradient(
     spec: InnerUpdate,
     actor: ActorFunction,
-    policy: NamedParameters,
+    theta: NamedParameters,
     adapted: Adapted,
     batch: TaskBatch,
     with_graph: bool,
 ) -> NamedParameters:
-    """Gradient of the mean step's log pi * A in each task's theta (Eq. 4), with its graph or as a constant: a leading B
-    each.
+    """Gradient of the mean step's log pi * A in each task's theta (Eq. 4), with a leading B.
+
+    It has its graph, or is a constant.
     """
     mask = batch.rollout.mask
-    theta = adapted.policy
-    if theta is None:
-        theta = {name: value.expand(mask.shape[1], *value.shape) for name, value in policy.items()}
-    theta = {name: _differentiable(value) for name, value in theta.items()}
+    own = adapted.theta
+    if own is None:
+        own = {name: value.expand(mask.shape[1], *value.shape) for name, value in theta.items()}
+    own = {name: _differentiable(value) for name, value in own.items()}
     advantages = normalise_steps(batch.advantages, mask)
     mean_length = mask.sum(dim=(0, 2)) / mask[0].sum(dim=1).clamp(min=1.0)  # (B,)
     scaled = advantages / mean_length.clamp(min=1.0).view(1, -1, 1)
-    own = Adapted(adapted.latents, theta)
-    objective = action_surrogate(actor, policy, own, batch.rollout, scaled, spec.low_variance_curvature)
-    gradients = th.autograd.grad(objective, list(theta.values()), create_graph=with_graph)
-    return dict(zip(theta, gradients, strict=True))
+    at = Adapted(adapted.omega, own)
+    objective = action_surrogate(actor, theta, at, batch.rollout, scaled, spec.low_variance_curvature)
+    gradients = th.autograd.grad(objective, list(own.values()), create_graph=with_graph)
+    return dict(zip(own, gradients, strict=True))
 
 
 def _differentiable(value: th.Tensor) -> th.Tensor:
@@ -284,33 +300,36 @@ def _differentiable(value: th.Tensor) -> th.Tensor:
 def inner_update(
     spec: InnerUpdate,
     actor: ActorFunction,
-    policy: NamedParameters,
-    steps: StepSizes,
+    theta: NamedParameters,
+    step_sizes: StepSizes,
     adapted: Adapted,
     batch: TaskBatch | EpisodeBatch,
+    prices: th.Tensor | None = None,
 ) -> Adapted:
     """One inner update of all tasks at once, differentiable in every argument that requires gradients (Eqs. 3 and 4).
 
     :param spec: which update
     :param actor: the actor as a function of its parameters
-    :param policy: shared theta
-    :param steps: step sizes
+    :param theta: the shared theta
+    :param step_sizes: what the directions are multiplied by
     :param adapted: the tasks' values before the update
     :param batch: episodes collected with these values
+    :param prices: what :func:`balancing_prices` gave for these arguments, computed anew where None
     :return: the tasks' values after the update
     """
     with_graph = th.is_grad_enabled() and not spec.first_order
     with th.enable_grad():
-        adapted = Adapted(DiagGaussian(*(_differentiable(value) for value in adapted.latents)), adapted.policy)
-        direction = _latent_direction(spec, actor, policy, adapted, steps, batch)
+        adapted = Adapted(DiagGaussian(*(_differentiable(value) for value in adapted.omega)), adapted.theta)
+        direction = _omega_direction(spec, actor, theta, step_sizes, adapted, batch, prices)
         gradients: NamedParameters = {}
         if spec.adapt_policy:
-            gradients = _policy_gradient(spec, actor, policy, adapted, whole(batch), with_graph)
+            gradients = _theta_gradient(spec, actor, theta, adapted, whole(batch), with_graph)
     if not with_graph:
         direction = DiagGaussian(direction.mean.detach(), direction.log_std.detach())
-    latents = DiagGaussian(
-        adapted.latents.mean + steps.mean * direction.mean, adapted.latents.log_std + steps.log_std * direction.log_std
+    omega = DiagGaussian(
+        adapted.omega.mean + step_sizes.mean * direction.mean,
+        adapted.omega.log_std + step_sizes.log_std * direction.log_std,
     )
-    before = policy if adapted.policy is None else adapted.policy
-    theta = {name: before[name] + steps.policy[name] * gradient for name, gradient in gradients.items()}
-    return Adapted(latents, theta or adapted.policy)
+    before = theta if adapted.theta is None else adapted.theta
+    after = {name: before[name] + step_sizes.theta[name] * gradient for name, gradient in gradients.items()}
+    return Adapted(omega, after or adapted.theta)

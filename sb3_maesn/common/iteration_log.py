@@ -41,15 +41,15 @@ def step_record(result: StepResult, params: MetaParameters, batch: MetaBatch, in
     if result.n_backtracks is not None:
         record["train/is_line_search_success"] = float(result.accepted)
         record["train/n_backtracks"] = float(result.n_backtracks)
-    if "log_std" in params.policy:
-        record["train/std"] = params.policy["log_std"].exp().mean().item()
+    if "log_std" in params.theta:
+        record["train/std"] = params.theta["log_std"].exp().mean().item()
     if steps.mean.numel() > 0:
-        record["train/latent_std"] = params.latents.log_std.exp().mean().item()
-        record["train/latent_mean_norm"] = params.latents.mean.norm(dim=-1).mean().item()
+        record["train/latent_std"] = params.omega.log_std.exp().mean().item()
+        record["train/latent_mean_norm"] = params.omega.mean.norm(dim=-1).mean().item()
         record["train/step_size_mean"] = steps.mean.mean().item()
         record["train/step_size_log_std"] = steps.log_std.mean().item()
     if inner_update == "reward_weighted":
         record["train/temperature"] = steps.log_temperature.exp().item()
-    if steps.policy:
-        record["train/step_size_policy"] = float(np.mean([step.mean().item() for step in steps.policy.values()]))
+    if steps.theta:
+        record["train/step_size_policy"] = float(np.mean([step.mean().item() for step in steps.theta.values()]))
     return record

@@ -10,7 +10,15 @@ import torch as th
 
 from sb3_maesn.common.distributions import ActionDistribution, DiagGaussian
 from sb3_maesn.common.gauss_newton import Composition
-from sb3_maesn.common.inner_update import ActorFunction, InnerUpdate, apply_actor, inner_update, sample_z, whole
+from sb3_maesn.common.inner_update import (
+    ActorFunction,
+    InnerUpdate,
+    apply_actor,
+    balancing_prices,
+    inner_update,
+    sample_z,
+    whole,
+)
 from sb3_maesn.common.objectives import (
     normalise_steps,
     policy_kl,
@@ -20,10 +28,12 @@ from sb3_maesn.common.objectives import (
 )
 from sb3_maesn.common.type_aliases import (
     Adapted,
+    EpisodeBatch,
     MetaBatch,
     MetaParameters,
     ObjectiveValue,
     Rollout,
+    StepSizes,
     TaskBatch,
     at_tasks,
     every_nth_step,
@@ -104,16 +114,30 @@ class MetaObjective:
         # tasks that divide their episodes among them need one another
         now = ALL_TASKS if self.spec.balance else tasks
         ids = th.as_tensor(self.batch.tasks.ids)[now]
-        path = [Adapted(DiagGaussian(params.latents.mean[ids], params.latents.log_std[ids]), None)]
+        path = [Adapted(DiagGaussian(params.omega.mean[ids], params.omega.log_std[ids]), None)]
         for i, batch in enumerate(self.batch.pre):
-            update = partial(inner_update, self.spec, self.actor, params.policy, params.step_sizes, path[-1])
-            own = batch if self.spec.balance else batch.at_tasks(tasks)
+            update = partial(inner_update, self.spec, self.actor, params.theta, params.step_sizes, path[-1])
+            own = batch.at_tasks(now)
             if stride > 1 and self.spec.thins and isinstance(own, TaskBatch):
                 thinned = update(own.every_nth_step(stride, spread=True))
                 path.append(with_value(thinned, at_tasks(self.batch.acted[i + 1], now)))
             else:
-                path.append(update(own))
+                path.append(update(own, self._prices(i, params.step_sizes)))
         return [at_tasks(value, tasks) for value in path] if self.spec.balance else path
+
+    def _prices(self, i: int, step_sizes: StepSizes) -> th.Tensor | None:
+        """The balancing prices of the ``i``-th inner update, computed once for each temperature."""
+        batch = self.batch.pre[i]
+        if not self.spec.balance or not isinstance(batch, EpisodeBatch):
+            return None
+        key = (i, float(step_sizes.log_temperature))
+        if key not in self._known_prices:  # two threads that come here at once find the same
+            self._known_prices[key] = balancing_prices(self.spec, step_sizes, batch)
+        return self._known_prices[key]
+
+    @cached_property
+    def _known_prices(self) -> dict[tuple[int, float], th.Tensor | None]:
+        return {}
 
     @cached_property
     def _advantages(self) -> th.Tensor:
@@ -134,11 +158,12 @@ class MetaObjective:
         path = self.path(params, tasks)
         rollout = self.batch.post.rollout.at_tasks(tasks)
         share = self._share(rollout)
-        gain, kl = (share * part for part in self._gain_and_kl(params, path[-1], rollout, self._advantages[:, tasks]))
-        prior = share * prior_kl(path[0].latents)
+        parts = self._surrogate_and_kl(params, path[-1], rollout, self._advantages[:, tasks])
+        gain, kl = (share * part for part in parts)
+        prior = share * prior_kl(path[0].omega)
         return ObjectiveValue(gain - self.kl_coef * prior + share * self._before(params, path, tasks), gain, kl, prior)
 
-    def _gain_and_kl(
+    def _surrogate_and_kl(
         self, params: MetaParameters, adapted: Adapted, rollout: Rollout, advantages: th.Tensor
     ) -> tuple[th.Tensor, th.Tensor]:
         """The surrogate of a rollout, and the KL from the policies that acted in it."""
@@ -155,7 +180,7 @@ class MetaObjective:
         for adapted, batch in zip(path, self.batch.pre, strict=False):  # the last of the path acts after them
             rollout = whole(batch).rollout.at_tasks(tasks)
             credit = self._credit[tasks].view(1, -1, 1).expand_as(rollout.mask)
-            gain, kl = self._gain_and_kl(params, adapted, rollout, credit)
+            gain, kl = self._surrogate_and_kl(params, adapted, rollout, credit)
             total = total + self.exploration_coef * gain - self.inner_kl_coef / len(self.batch.pre) * kl
         return total
 
@@ -171,7 +196,7 @@ class MetaObjective:
         # an adapted theta needs all phases of an episode
         rollout = every_nth_step(self.batch.post.rollout.at_tasks(tasks), stride, spread=self.spec.thins)
         new = self._distribution(params, adapted, rollout)
-        latents = [initial.latents, adapted.latents] if self.latent_kl_coef > 0.0 else []
+        latents = [initial.omega, adapted.omega] if self.latent_kl_coef > 0.0 else []
         # KL between the latent distributions as they are and as they will be: zero, but with a Hessian
         here = [DiagGaussian(*(part.detach() for part in value)) for value in latents]
 
@@ -189,5 +214,5 @@ class MetaObjective:
         return rollout.rewards.shape[1] / self.batch.post.rollout.rewards.shape[1]
 
     def _distribution(self, params: MetaParameters, adapted: Adapted, rollout: Rollout) -> ActionDistribution:
-        z = sample_z(adapted.latents, rollout.noise)
-        return apply_actor(self.actor, params.policy, adapted, rollout.observations, z)
+        z = sample_z(adapted.omega, rollout.noise)
+        return apply_actor(self.actor, params.theta, adapted, rollout.observations, z)

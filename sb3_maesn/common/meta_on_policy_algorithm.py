@@ -281,7 +281,7 @@ class MetaOnPolicyAlgorithm(AdaptableAlgorithm):
         params = read_parameters(self._actor, self.task_latents)
         if self.n_prior_episodes is None:
             return params
-        return replace(params, latents=DiagGaussian(*(th.zeros_like(part) for part in params.latents)))
+        return replace(params, omega=DiagGaussian(*(th.zeros_like(part) for part in params.omega)))
 
     def _collect(self, collector: Collector, env: MultiTaskVecEnv) -> bool:
         """Before, between and after the inner updates."""
@@ -315,7 +315,7 @@ class MetaOnPolicyAlgorithm(AdaptableAlgorithm):
         new = params.with_leaves(leaves)
         new = replace(new, step_sizes=new.step_sizes.at_most(self.step_size_max, self.log_std_step_size_max))
         if self.n_prior_episodes is not None:  # shared episodes are the prior's: all tasks start from it
-            new = replace(new, latents=params.latents)
+            new = replace(new, omega=params.omega)
         return new if self.learn_step_sizes else replace(new, step_sizes=params.step_sizes)
 
     def _evaluations(self, objective: MetaObjective, params: MetaParameters) -> list[Evaluate[ObjectiveValue]]:

@@ -43,7 +43,7 @@ class Behaviour:
     def __call__(self, observations: th.Tensor, episodes: slice) -> ActionDistribution:
         """Distributions (n, A) for the observations (n, *obs_shape) of n episodes, counted task by task."""
         n_tasks, n_episodes = self.latents.shape[:2]
-        if self.adapted.policy is None:
+        if self.adapted.theta is None:
             return self.actor(self.theta, observations, self.latents.flatten(0, 1)[episodes])
         grid = observations.new_zeros((n_tasks * n_episodes, *observations.shape[1:]))
         grid[episodes] = observations
@@ -208,7 +208,7 @@ def _distribution(
     """The behaviour's distributions over the whole rollout; a Gaussian's log std does not depend on the state."""
     if storage.discrete:
         return Categorical(by_task(storage.parameters))
-    adapted = behaviour.adapted.policy
+    adapted = behaviour.adapted.theta
     log_std = (behaviour.theta if adapted is None else adapted)["log_std"]
     leading = (1, 1, 1) if adapted is None else (1, log_std.shape[0], 1)
     return DiagGaussian(by_task(storage.parameters), log_std.detach().clone().view(*leading, -1))

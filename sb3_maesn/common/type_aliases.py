@@ -4,7 +4,7 @@ Shapes: B tasks, K episodes of each, T time steps, L latent dimensions, O observ
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
@@ -146,8 +146,6 @@ class EpisodeBatch:
     :param mask: (B, K), 1 for a valid episode
     :param groups: the k-th episodes of tasks with the same number have one latent (B,); None where every task has its
         own
-    :param prices: of the episodes, by temperature and least standard deviation; the inner update keeps here what it
-        has computed, since a meta step makes it dozens of times on one batch
     """
 
     latents: th.Tensor
@@ -155,7 +153,6 @@ class EpisodeBatch:
     advantages: th.Tensor
     mask: th.Tensor
     groups: th.Tensor | None = None
-    prices: dict[tuple[float, float], th.Tensor] = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self) -> None:
         for name in ("latents", "noise", "mask"):
@@ -259,13 +256,13 @@ class StepSizes:
     :param mean: of the latent mean (L,)
     :param log_std: of the latent log standard deviation (L,)
     :param log_temperature: log of the temperature of the reward-weighted update, a scalar
-    :param policy: of each policy parameter, shaped like it; empty unless the policy is adapted
+    :param theta: of each policy parameter, shaped like it; empty unless theta is adapted
     """
 
     mean: th.Tensor
     log_std: th.Tensor
     log_temperature: th.Tensor
-    policy: NamedParameters
+    theta: NamedParameters
 
     def at_most(self, bound: float | None, log_std_bound: float | None) -> "StepSizes":
         """The latents' step sizes with bounds; the others as they are.
@@ -281,53 +278,51 @@ class StepSizes:
 
         :param factor: by which
         """
-        policy = {name: factor * step for name, step in self.policy.items()}
-        return StepSizes(factor * self.mean, factor * self.log_std, self.log_temperature, policy)
+        theta = {name: factor * step for name, step in self.theta.items()}
+        return StepSizes(factor * self.mean, factor * self.log_std, self.log_temperature, theta)
 
 
 @dataclass(frozen=True)
 class MetaParameters:
     """Everything that the meta step changes, as values.
 
-    :param policy: theta, the actor's parameters by name
-    :param latents: the distributions of all N training tasks, (N, L) each
+    :param theta: the actor's parameters by name
+    :param omega: the latent distributions of all N training tasks, (N, L) each
     :param step_sizes: of the inner update
     """
 
-    policy: NamedParameters
-    latents: DiagGaussian
+    theta: NamedParameters
+    omega: DiagGaussian
     step_sizes: StepSizes
 
     def leaves(self) -> list[th.Tensor]:
         """All tensors, in a fixed order."""
         steps = self.step_sizes
-        own = [*self.latents, steps.mean, steps.log_std, steps.log_temperature]
-        return [*self.policy.values(), *own, *steps.policy.values()]
+        own = [*self.omega, steps.mean, steps.log_std, steps.log_temperature]
+        return [*self.theta.values(), *own, *steps.theta.values()]
 
     def with_leaves(self, leaves: Sequence[th.Tensor]) -> "MetaParameters":
         """The same structure around other tensors, in the order of :meth:`leaves`."""
-        n_policy = len(self.policy)
-        mean, log_std, step_mean, step_log_std, log_temperature = leaves[n_policy : n_policy + 5]
+        n_theta = len(self.theta)
+        mean, log_std, step_mean, step_log_std, log_temperature = leaves[n_theta : n_theta + 5]
         steps = StepSizes(
             step_mean,
             step_log_std,
             log_temperature,
-            dict(zip(self.step_sizes.policy, leaves[n_policy + 5 :], strict=True)),
+            dict(zip(self.step_sizes.theta, leaves[n_theta + 5 :], strict=True)),
         )
-        return MetaParameters(
-            dict(zip(self.policy, leaves[:n_policy], strict=True)), DiagGaussian(mean, log_std), steps
-        )
+        return MetaParameters(dict(zip(self.theta, leaves[:n_theta], strict=True)), DiagGaussian(mean, log_std), steps)
 
 
 class Adapted(NamedTuple):
     """What an inner update changes, for B tasks, passed on as a value.
 
-    :param latents: (B, L) each
-    :param policy: adapted theta with a leading B, or None where all tasks share the unadapted theta
+    :param omega: the tasks' latent distributions, (B, L) each
+    :param theta: each task's own theta with a leading B, or None where all tasks share the unadapted theta
     """
 
-    latents: DiagGaussian
-    policy: NamedParameters | None
+    omega: DiagGaussian
+    theta: NamedParameters | None
 
 
 class ObjectiveValue(NamedTuple):
@@ -365,8 +360,8 @@ class StepResult:
 
 def detached(value: Adapted) -> Adapted:
     """The same values without their graph."""
-    policy = None if value.policy is None else {name: tensor.detach() for name, tensor in value.policy.items()}
-    return Adapted(DiagGaussian(*(tensor.detach() for tensor in value.latents)), policy)
+    theta = None if value.theta is None else {name: tensor.detach() for name, tensor in value.theta.items()}
+    return Adapted(DiagGaussian(*(tensor.detach() for tensor in value.omega)), theta)
 
 
 def at_tasks(value: Adapted, tasks: slice) -> Adapted:
@@ -375,8 +370,8 @@ def at_tasks(value: Adapted, tasks: slice) -> Adapted:
     :param value: of B tasks
     :param tasks: which
     """
-    policy = None if value.policy is None else {name: tensor[tasks] for name, tensor in value.policy.items()}
-    return Adapted(DiagGaussian(*(tensor[tasks] for tensor in value.latents)), policy)
+    theta = None if value.theta is None else {name: tensor[tasks] for name, tensor in value.theta.items()}
+    return Adapted(DiagGaussian(*(tensor[tasks] for tensor in value.omega)), theta)
 
 
 def with_value(graph: Adapted, value: Adapted) -> Adapted:
@@ -389,10 +384,10 @@ def with_value(graph: Adapted, value: Adapted) -> Adapted:
     def shift(tensor: th.Tensor, target: th.Tensor) -> th.Tensor:
         return target + (tensor - tensor.detach())
 
-    latents = DiagGaussian(*(shift(*pair) for pair in zip(graph.latents, value.latents, strict=True)))
-    if graph.policy is None or value.policy is None:
-        return Adapted(latents, None)
-    return Adapted(latents, {name: shift(graph.policy[name], value.policy[name]) for name in graph.policy})
+    omega = DiagGaussian(*(shift(*pair) for pair in zip(graph.omega, value.omega, strict=True)))
+    if graph.theta is None or value.theta is None:
+        return Adapted(omega, None)
+    return Adapted(omega, {name: shift(graph.theta[name], value.theta[name]) for name in graph.theta})
 
 
 def join_tasks(parts: Sequence[Adapted]) -> Adapted:
@@ -400,11 +395,11 @@ def join_tasks(parts: Sequence[Adapted]) -> Adapted:
 
     :param parts: the values of some tasks each, in order; all have a theta of their own, or none has
     """
-    latents = DiagGaussian(*(th.cat(tensors) for tensors in zip(*(part.latents for part in parts), strict=True)))
-    policies = [part.policy for part in parts if part.policy is not None]
-    if not policies:
-        return Adapted(latents, None)
-    return Adapted(latents, {name: th.cat([policy[name] for policy in policies]) for name in policies[0]})
+    omega = DiagGaussian(*(th.cat(tensors) for tensors in zip(*(part.omega for part in parts), strict=True)))
+    thetas = [part.theta for part in parts if part.theta is not None]
+    if not thetas:
+        return Adapted(omega, None)
+    return Adapted(omega, {name: th.cat([theta[name] for theta in thetas]) for name in thetas[0]})
 
 
 class Thinning:

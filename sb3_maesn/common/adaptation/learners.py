@@ -173,13 +173,13 @@ class InnerLearner(TaskLearner):
 
     def propose(self, state: InnerState, n_episodes: int, rng: np.random.Generator) -> Array:
         """Draws from the latent distributions."""
-        mean, log_std = (part.double().numpy()[:, None] for part in state.adapted.latents)  # (B, 1, L) each
+        mean, log_std = (part.double().numpy()[:, None] for part in state.adapted.omega)  # (B, 1, L) each
         return mean + np.exp(log_std) * rng.standard_normal((len(mean), n_episodes, mean.shape[2]))
 
     def update(self, state: InnerState, agent: Agent, played: Round, rng: np.random.Generator) -> InnerState:
         """The inner update, of a few tasks at a time."""
         n_rounds = state.n_rounds + 1
-        mean, log_std = (part.unsqueeze(1) for part in state.adapted.latents)  # (B, 1, L) each
+        mean, log_std = (part.unsqueeze(1) for part in state.adapted.omega)  # (B, 1, L) each
         noise = (played.rollout.latents - mean) * th.exp(-log_std)
         batch = agent.judge(replace(played.rollout, noise=noise))
         steps = agent.step_sizes.scaled(step_scale(n_rounds))

@@ -37,22 +37,22 @@ def improve_policy(
     """
     policy = collector.policy
     latents = DiagGaussian(policy.latent_mean[None], policy.latent_log_std[None])  # (1, L) each
-    params = replace(params, latents=latents)
+    params = replace(params, omega=latents)
     tasks = Tasks(np.zeros(1, dtype=np.int64), [task])
-    rollout = collector.rollout(tasks, params.policy, Adapted(latents, None), n_episodes, rng)
+    rollout = collector.rollout(tasks, params.theta, Adapted(latents, None), n_episodes, rng)
     assert rollout is not None  # only a step hook can end a collection
     batch = MetaBatch(tasks, (), collector.judge(rollout))
     objective = MetaObjective(InnerUpdate(), collector.actor, batch, kl_coef=0.0)
 
     def with_theta(leaves: Sequence[th.Tensor]) -> MetaParameters:
-        return replace(params, policy=dict(zip(params.policy, leaves, strict=True)))
+        return replace(params, theta=dict(zip(params.theta, leaves, strict=True)))
 
     result = trust_region_step(
         [lambda leaves: objective(with_theta(leaves))],
         [lambda leaves: objective.fisher_kl(with_theta(leaves), objective.stride(fisher_subsampling))],
-        list(params.policy.values()),
+        list(params.theta.values()),
         trust_region,
         int(rng.integers(2**62)),
     )
     returns = rollout.summary().returns
-    return with_theta(result.leaves).policy, float(returns.mean()) if returns.size else float("nan")
+    return with_theta(result.leaves).theta, float(returns.mean()) if returns.size else float("nan")

@@ -150,11 +150,11 @@ def adapt_to_tasks(
     rounds = []
     for r in range(n_rounds + int(last_round)):
         adapted = learner.adapted(state)
-        mean, log_std = (part.double().numpy() for part in adapted.latents)  # (B, L) each
+        mean, log_std = (part.double().numpy() for part in adapted.omega)  # (B, L) each
         latents = learner.propose(state, n_episodes, rng)
         n_fresh = n_eval_episodes if eval_rounds is None or r in eval_rounds else 0
         fresh = mean[:, None] + np.exp(log_std)[:, None] * rng.standard_normal((len(tasks), n_fresh, mean.shape[1]))
-        rollout = play(agent, env, tasks, np.concatenate([latents, fresh], axis=1), rng, adapted.policy)
+        rollout = play(agent, env, tasks, np.concatenate([latents, fresh], axis=1), rng, adapted.theta)
         rounds.append(_note_round(rollout, n_episodes, n_eval_episodes, mean, log_std))
         if r < n_rounds:
             seen = Round(rollout.first_episodes(n_episodes), latents, rounds[-1].returns)
