@@ -118,7 +118,7 @@ class MAML(MetaOnPolicyAlgorithm):
         check_types(vars(self), type(self), NUMBERS)
         check_at_least(vars(self), {"exploration_coef": 0, "n_epochs": 1, "inner_kl_coef": 0})
         if not 0 < self.clip_range < 1:
-            raise ValueError(f"clip_range must be between 0 and 1, got {self.clip_range}")
+            raise ValueError(f"clip_range must be above 0 and below 1, got {self.clip_range}")
         if self.n_inner_steps == 0 and (self.low_variance_curvature or self.exploration_coef or self.inner_kl_coef):
             raise ValueError(
                 "low_variance_curvature, exploration_coef and inner_kl_coef go with an inner update,"

@@ -5,7 +5,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
-from huggingface_hub.repocard_data import eval_results_to_model_index
 
 from sb3_maesn.envs import FAMILIES
 from sb3_maesn.results import Row
@@ -74,14 +73,6 @@ def make_card(facts: CardFacts) -> ModelCard:
     )
     sections = (_introduction(facts), _usage(facts), _training(facts), _results(facts), _contents(facts))
     return ModelCard(f"---\n{data.to_yaml()}\n---\n\n" + "\n\n".join(sections) + "\n")
-
-
-def model_index(facts: CardFacts) -> list[dict[str, Any]]:
-    """The results as the Hub stores them.
-
-    :param facts: of the card
-    """
-    return eval_results_to_model_index(facts.name, _eval_results(facts))
 
 
 def _tags(facts: CardFacts) -> list[str]:

@@ -91,7 +91,6 @@ class RL2(TaskAlgorithm, RecurrentPPO):
         self._trials: list[Trial] = []  # of the current iteration
         super().__init__(
             policy,
-            # None is how SB3 loads a model without an environment
             None if env is None else self._with_trials(env, kwargs.get("verbose", 0)),  # type: ignore[arg-type]  # None is how SB3 loads a model without an environment
             learning_rate,
             batch_size=batch_size,

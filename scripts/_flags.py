@@ -61,8 +61,9 @@ def add_adaptation_flags(parser: argparse.ArgumentParser) -> None:
     add("--rounds", type=int, default=3, help="adaptation rounds, 0: play unadapted")
     add("--episodes", type=int, default=20, help="episodes of an adaptation round")
     add("--rule", default=None, help="adaptation rule")
-    add("--stochastic", action="store_true", help="draw actions")
-    add("--deterministic", action="store_true", help="take the most likely actions, as without either flag")
+    actions = parser.add_mutually_exclusive_group()
+    actions.add_argument("--stochastic", action="store_true", help="draw actions")
+    actions.add_argument("--deterministic", action="store_true", help="take the most likely actions (default)")
     add("--seed", type=int, default=0, help="seed")
 
 

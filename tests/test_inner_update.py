@@ -104,7 +104,7 @@ def test_the_step_at_test_time_is_the_step_of_meta_training() -> None:
     steps = StepSizes(th.tensor([0.5, 0.2]).double(), th.tensor([0.1, 0.4]).double(), th.tensor(0.0).double(), {})
     after = inner_update(InnerUpdate(), no_actor, {}, steps, Adapted(latents, None), batch).omega
     rule, rng = PolicyGradientRule([0.5, 0.2], [0.1, 0.4]), np.random.default_rng(0)
-    state = rule.start(latents.mean.numpy(), latents.log_std.numpy(), rng)
+    state = rule.start(latents.mean.numpy(), latents.log_std.numpy())
     state = rule.update(state, batch.latents.numpy(), batch.advantages.numpy(), batch.advantages.numpy(), rng)
     assert np.allclose(state.mean, after.mean.detach().numpy(), rtol=1e-12)
     assert np.allclose(state.log_std, after.log_std.detach().numpy(), rtol=1e-12)

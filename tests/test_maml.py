@@ -291,7 +291,7 @@ def test_tensorboard_has_the_algorithms_name(tmp_path: Path) -> None:
         (partial(tiny, exploration_coef=-1.0), r"exploration_coef must be at least 0, got -1\.0"),
         (partial(tiny, inner_kl_coef=float("nan")), "inner_kl_coef must be at least 0, got nan"),
         (partial(tiny, n_epochs=0), "n_epochs must be at least 1, got 0"),
-        (partial(tiny, clip_range=1.0), r"clip_range must be between 0 and 1, got 1\.0"),
+        (partial(tiny, clip_range=1.0), r"clip_range must be above 0 and below 1, got 1\.0"),
         (partial(tiny, exploration_coef=1.0, n_inner_steps=0), "go with an inner update, got n_inner_steps=0"),
     ],
 )

@@ -13,7 +13,7 @@ from sb3_maesn.common.distributions import Categorical, DiagGaussian
 from sb3_maesn.common.inner_update import apply_actor, sample_z
 from sb3_maesn.common.policies import LatentActorCriticPolicy
 from sb3_maesn.common.rollouts import Behaviour, StepHook, collect
-from sb3_maesn.common.type_aliases import Adapted, NamedParameters, Rollout, every_nth_step
+from sb3_maesn.common.type_aliases import Adapted, NamedParameters, Rollout
 from sb3_maesn.envs import make_vec
 from sb3_maesn.envs.multi_task import MultiTaskVecEnv
 from tests.toy import ThirdParty, Walk
@@ -302,7 +302,7 @@ def test_parts_of_a_rollout() -> None:
 def test_every_nth_step_begins_with_the_first() -> None:
     env = MultiTaskVecEnv(make_vec("PointGoal-v0", 12))
     rollout = play(env, env.task_set("train")[:3], 4)
-    thinned = every_nth_step(rollout, 7)
+    thinned = rollout.every_nth_step(7)
     assert th.equal(thinned.observations, rollout.observations[[0, 7, 14]])
     assert th.equal(thinned.distribution.log_prob(thinned.actions), rollout.log_prob[[0, 7, 14]])
 
@@ -310,12 +310,12 @@ def test_every_nth_step_begins_with_the_first() -> None:
 def test_every_nth_step_is_of_another_phase_in_every_episode() -> None:
     env = MultiTaskVecEnv(make_vec("PointGoal-v0", 12))
     rollout = play(env, env.task_set("train")[:3], 4)
-    thinned = every_nth_step(rollout, 8, spread=True)
+    thinned = rollout.every_nth_step(8, spread=True)
     for episode, steps in enumerate([[1, 9, 17], [3, 11, 19], [5, 13], [7, 15]]):  # of 20
         n = len(steps)
         assert th.equal(thinned.observations[:n, :, episode], rollout.observations[steps][:, :, episode])
         log_prob = thinned.distribution.log_prob(thinned.actions)[:n, :, episode]
         assert th.equal(log_prob, rollout.log_prob[steps][:, :, episode])
         assert thinned.mask[:, 0, episode].tolist() == [1.0] * n + [0.0] * (3 - n)
-    assert every_nth_step(rollout, 1) is rollout
-    assert every_nth_step(rollout, 50, spread=True).mask.tolist() == [[[1.0] * 4] * 3]  # no episode has so many
+    assert rollout.every_nth_step(1) is rollout
+    assert rollout.every_nth_step(50, spread=True).mask.tolist() == [[[1.0] * 4] * 3]  # no episode has so many

@@ -94,7 +94,7 @@ def test_it_saves_episodes() -> None:
 def test_the_first_picks_are_apart() -> None:
     rule = PosteriorRule(prior=prior_of_half_circle())
     zeros = np.zeros((2, 2))
-    picks = rule.propose(rule.start(zeros, zeros, np.random.default_rng(0)), 5, np.random.default_rng(0))
+    picks = rule.propose(rule.start(zeros, zeros), 5, np.random.default_rng(0))
     apart = np.linalg.norm(picks[:, :, None] - picks[:, None], axis=-1) + 9.0 * np.eye(5)
     assert apart.min() > 0.3
 

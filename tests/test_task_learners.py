@@ -53,7 +53,7 @@ def test_the_update_is_meta_trainings_own(kwargs: dict[str, Any]) -> None:
     model, rng = maesn(adapt_policy=True, **kwargs), np.random.default_rng(0)
     assert model.env is not None
     agent, learner, tasks = model.agent(), InnerLearner(), model.env.task_set("test")[:12]
-    state = learner.start(agent, len(tasks), rng)
+    state = learner.start(agent, len(tasks))
     for n_rounds in (1, 2, 3):
         latents = learner.propose(state, 5, rng)
         rollout = play(agent, model.env, tasks, latents, rng, learner.adapted(state).theta)
@@ -76,7 +76,7 @@ def flat(adapted: Adapted) -> list[th.Tensor]:
 
 def test_draws_come_from_the_tasks_own_latent_distributions() -> None:
     learner, rng = InnerLearner(), np.random.default_rng(0)
-    state = learner.start(maesn(adapt_policy=True).agent(), 2, rng)
+    state = learner.start(maesn(adapt_policy=True).agent(), 2)
     state.adapted.omega.mean[1] += 3.0
     draws = learner.propose(state, 500, rng)
     assert draws.mean(axis=1)[0] == pytest.approx(0.0, abs=0.2)
@@ -95,7 +95,7 @@ def test_tasks_do_not_learn_from_each_other() -> None:
     agent, learner = model.agent(), InnerLearner()
     rollout = play(agent, model.env, model.env.task_set("test")[:3], np.zeros((3, 4, 0)), rng)
     played = Round(rollout, np.zeros((3, 4, 0)), np.zeros((3, 4)))
-    start = learner.start(agent, 3, rng)
+    start = learner.start(agent, 3)
     first = learner.update(start, agent, played, rng).adapted
     rollout.rewards[:, 1] += th.randn(20, 4)
     second = learner.update(start, agent, played, rng).adapted
@@ -111,7 +111,7 @@ def test_a_round_in_which_all_episodes_of_a_task_diverged_moves_nothing() -> Non
     rollout = play(agent, model.env, model.env.task_set("test")[:2], np.zeros((2, 4, 0)), rng)
     rollout.mask[:, 0] = 0.0
     rollout.rewards[:, 0] = 0.0
-    start = learner.start(agent, 2, rng)
+    start = learner.start(agent, 2)
     after = learner.update(start, agent, Round(rollout, np.zeros((2, 4, 0)), np.zeros((2, 4))), rng).adapted
     assert after.theta is not None
     for name, value in after.theta.items():

@@ -10,7 +10,7 @@ from gymnasium import spaces
 from stable_baselines3.common.vec_env import VecEnv
 from torch import nn
 
-from sb3_maesn.common.distributions import Categorical, DiagGaussian
+from sb3_maesn.common.distributions import DiagGaussian
 from sb3_maesn.common.inner_update import ActorFunction, sample_z
 from sb3_maesn.common.policies import LatentActorCriticPolicy
 from sb3_maesn.common.type_aliases import (
@@ -233,4 +233,4 @@ def unadapted(mean: th.Tensor, log_std: th.Tensor) -> Adapted:
     return Adapted(DiagGaussian(mean, log_std), None)
 
 
-__all__ = ["Categorical", "MetaProblem", "ThirdParty", "Walk", "unadapted"]
+__all__ = ["MetaProblem", "ThirdParty", "Walk", "unadapted"]

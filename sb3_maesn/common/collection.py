@@ -22,7 +22,6 @@ from sb3_maesn.common.type_aliases import (
     RolloutSummary,
     TaskBatch,
     Tasks,
-    detached,
 )
 from sb3_maesn.envs.multi_task import MultiTaskVecEnv
 
@@ -84,7 +83,7 @@ class Collector:
 
 
 @dataclass(frozen=True)
-class Schedule:
+class CollectionPlan:
     """Which episodes a meta-iteration consists of.
 
     :param n_inner_steps: inner updates
@@ -102,7 +101,7 @@ class Schedule:
 
 def collect_meta_batch(
     collector: Collector,
-    schedule: Schedule,
+    plan: CollectionPlan,
     spec: InnerUpdate,
     params: MetaParameters,
     tasks: Tasks,
@@ -111,7 +110,7 @@ def collect_meta_batch(
     """Collect, adapt, and collect again.
 
     :param collector: how
-    :param schedule: what
+    :param plan: which episodes
     :param spec: the inner update
     :param params: the meta-parameters
     :param tasks: B tasks
@@ -122,18 +121,18 @@ def collect_meta_batch(
     acted = [adapted]
     pre: list[TaskBatch | EpisodeBatch] = []
     summaries: list[RolloutSummary] = []
-    for _ in range(schedule.n_inner_steps):
-        before = _collect_before(collector, schedule, params.theta, tasks, adapted, rng)
+    for _ in range(plan.n_inner_steps):
+        before = _collect_before(collector, plan, params.theta, tasks, adapted, rng)
         if before is None:
             return None
         batch, summary = before
         with th.no_grad():
             new = inner_update(spec, collector.actor, params.theta, params.step_sizes, adapted, batch)
-        adapted = detached(new)
+        adapted = new.detached()
         acted.append(adapted)
-        pre.append(batch.episodes if isinstance(batch, TaskBatch) and not schedule.keep_steps else batch)
+        pre.append(batch.episodes if isinstance(batch, TaskBatch) and not plan.keep_steps else batch)
         summaries.append(summary)
-    post = collector.rollout(tasks, params.theta, adapted, schedule.n_episodes, rng)
+    post = collector.rollout(tasks, params.theta, adapted, plan.n_episodes, rng)
     if post is None:
         return None
     return MetaBatch(tasks, tuple(pre), collector.judge(post), tuple(summaries), tuple(acted))
@@ -141,21 +140,21 @@ def collect_meta_batch(
 
 def _collect_before(
     collector: Collector,
-    schedule: Schedule,
+    plan: CollectionPlan,
     theta: NamedParameters,
     tasks: Tasks,
     adapted: Adapted,
     rng: np.random.Generator,
 ) -> tuple[TaskBatch | EpisodeBatch, RolloutSummary] | None:
     """What an inner update learns from: each task's own episodes, or those of the prior that tasks share."""
-    if schedule.n_prior_episodes is None:
-        rollout = collector.rollout(tasks, theta, adapted, schedule.n_episodes, rng)
+    if plan.n_prior_episodes is None:
+        rollout = collector.rollout(tasks, theta, adapted, plan.n_episodes, rng)
         return None if rollout is None else (collector.judge(rollout), rollout.summary())
     groups, first = dynamics_groups(collector.env, tasks)
     zeros = th.zeros(len(first.values), collector.policy.latent_dim)
     prior = Adapted(DiagGaussian(zeros, zeros), None)
     # the groups try the same latents, so that all tasks can agree on whose each latent is
-    bank = collector.rollout(first, theta, prior, schedule.n_prior_episodes, rng, common_noise=True)
+    bank = collector.rollout(first, theta, prior, plan.n_prior_episodes, rng, common_noise=True)
     if bank is None:
         return None
     return share_episodes(collector.env, tasks, groups, bank, collector.gamma), bank.summary()

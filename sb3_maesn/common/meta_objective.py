@@ -35,9 +35,6 @@ from sb3_maesn.common.type_aliases import (
     Rollout,
     StepSizes,
     TaskBatch,
-    at_tasks,
-    every_nth_step,
-    with_value,
 )
 
 ALL_TASKS = slice(None)
@@ -120,17 +117,17 @@ class MetaObjective:
             own = batch.at_tasks(now)
             if stride > 1 and self.spec.thins and isinstance(own, TaskBatch):
                 thinned = update(own.every_nth_step(stride, spread=True))
-                path.append(with_value(thinned, at_tasks(self.batch.acted[i + 1], now)))
+                path.append(thinned.with_value(self.batch.acted[i + 1].at_tasks(now)))
             else:
                 path.append(update(own, self._prices(i, params.step_sizes)))
-        return [at_tasks(value, tasks) for value in path] if self.spec.balance else path
+        return [value.at_tasks(tasks) for value in path] if self.spec.balance else path
 
     def _prices(self, i: int, step_sizes: StepSizes) -> th.Tensor | None:
         """The balancing prices of the ``i``-th inner update, computed once for each temperature."""
         batch = self.batch.pre[i]
         if not self.spec.balance or not isinstance(batch, EpisodeBatch):
             return None
-        key = (i, float(step_sizes.log_temperature))
+        key = (i, float(step_sizes.log_temperature.detach()))
         if key not in self._known_prices:  # two threads that come here at once find the same
             self._known_prices[key] = balancing_prices(self.spec, step_sizes, batch)
         return self._known_prices[key]
@@ -194,7 +191,7 @@ class MetaObjective:
         """
         initial, adapted = self.adapt(params, tasks, stride)
         # an adapted theta needs all phases of an episode
-        rollout = every_nth_step(self.batch.post.rollout.at_tasks(tasks), stride, spread=self.spec.thins)
+        rollout = self.batch.post.rollout.at_tasks(tasks).every_nth_step(stride, spread=self.spec.thins)
         new = self._distribution(params, adapted, rollout)
         latents = [initial.omega, adapted.omega] if self.latent_kl_coef > 0.0 else []
         # KL between the latent distributions as they are and as they will be: zero, but with a Hessian

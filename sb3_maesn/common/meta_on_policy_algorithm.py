@@ -9,14 +9,13 @@ from typing import Any, ClassVar, TypeVar
 import numpy as np
 import torch as th
 from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy
-from stable_baselines3.common.type_aliases import GymEnv
-from stable_baselines3.common.type_aliases import Schedule as ProgressSchedule
+from stable_baselines3.common.type_aliases import GymEnv, Schedule
 from stable_baselines3.common.utils import get_device
 
 from sb3_maesn.common.adaptable_algorithm import AdaptableAlgorithm
 from sb3_maesn.common.adaptation.rounds import AdaptationResult
 from sb3_maesn.common.baselines import RIDGE
-from sb3_maesn.common.collection import Collector, Schedule, collect_meta_batch
+from sb3_maesn.common.collection import CollectionPlan, Collector, collect_meta_batch
 from sb3_maesn.common.constructors import check_types
 from sb3_maesn.common.critic import fit_critic
 from sb3_maesn.common.distributions import DiagGaussian
@@ -102,7 +101,7 @@ class MetaOnPolicyAlgorithm(AdaptableAlgorithm):
         self,
         policy: str | type[ActorCriticPolicy],
         env: GymEnv | str | None,
-        learning_rate: float | ProgressSchedule = 1e-3,
+        learning_rate: float | Schedule = 1e-3,
         meta_batch_size: int = 20,
         n_episodes: int = 20,
         n_prior_episodes: int | None = None,
@@ -121,7 +120,7 @@ class MetaOnPolicyAlgorithm(AdaptableAlgorithm):
         inner_std_floor: float = 1e-8,
         kl_coef: float = 0.1,
         latent_kl_coef: float = 0.01,
-        target_kl: float | ProgressSchedule = 0.01,
+        target_kl: float | Schedule = 0.01,
         gamma: float = 0.99,
         gae_lambda: float = 1.0,
         baseline: str = "linear",
@@ -288,16 +287,16 @@ class MetaOnPolicyAlgorithm(AdaptableAlgorithm):
         rng = self._rng()
         tasks = self.sample_tasks(rng)
         params = self._parameters()
-        self._meta_batch = collect_meta_batch(collector, self._schedule, self._inner_spec, params, tasks, rng)
+        self._meta_batch = collect_meta_batch(collector, self._plan, self._inner_spec, params, tasks, rng)
         if self._meta_batch is None:
             return False
         self._note_batch(self._meta_batch)
         return True
 
     @property
-    def _schedule(self) -> Schedule:
+    def _plan(self) -> CollectionPlan:
         keep_steps = self.adapt_policy or self.inner_update == "reparameterised" or self.baseline == "critic"
-        return Schedule(self.n_inner_steps, self.n_episodes, self.n_prior_episodes, keep_steps)
+        return CollectionPlan(self.n_inner_steps, self.n_episodes, self.n_prior_episodes, keep_steps)
 
     def _note_batch(self, batch: MetaBatch) -> None:
         """SB3's episode statistics are those of the post-update episodes."""

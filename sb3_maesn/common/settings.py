@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from numbers import Real
 from typing import Any
 
-from stable_baselines3.common.type_aliases import Schedule as ProgressSchedule
+from stable_baselines3.common.type_aliases import Schedule
 
 BASELINES = ("linear", "critic")
 
@@ -87,13 +87,13 @@ def check_settings(settings: Mapping[str, Any]) -> None:
     _check_prior_episodes(settings)
 
 
-def _check_schedule(name: str, schedule: ProgressSchedule) -> None:
+def _check_schedule(name: str, schedule: Schedule) -> None:
     first, last = (value_at(name, schedule, remaining) for remaining in (1.0, 0.0))
     if first == last == 0:
         raise ValueError(f"{name} must not be 0 all the time, got a schedule from {first} to {last}")
 
 
-def value_at(name: str, setting: float | ProgressSchedule, remaining: float) -> float:
+def value_at(name: str, setting: float | Schedule, remaining: float) -> float:
     """What a setting is at a point of the training.
 
     :param name: for the message

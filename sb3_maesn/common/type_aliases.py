@@ -11,6 +11,7 @@ import numpy as np
 import torch as th
 
 from sb3_maesn.common.distributions import ActionDistribution, DiagGaussian
+from sb3_maesn.common.thinning import Thinning
 
 NamedParameters: TypeAlias = dict[str, th.Tensor]
 
@@ -123,6 +124,21 @@ class Rollout:
         episodes = {name: getattr(self, name)[tasks] for name in ("latents", "noise", "success")}
         return replace(self, distribution=type(self.distribution)(*parts), **steps, **episodes)
 
+    def every_nth_step(self, stride: int, spread: bool = False) -> "Rollout":
+        """Every ``stride``-th time step, for the Fisher product.
+
+        :param stride: at least 1
+        :param spread: begin in every episode at another phase, as in :class:`Thinning`
+        """
+        if stride == 1:
+            return self
+        chosen = Thinning(len(self.rewards), self.rewards.shape[2], stride, spread)
+        # a Gaussian's log std has a time dimension of 1
+        parts = (chosen(part) if part.shape[0] > 1 else part for part in self.distribution)
+        thinned = {name: chosen(getattr(self, name)) for name in STEP_FIELDS if name != "mask"}
+        mask = chosen(self.mask) * chosen.mask
+        return replace(self, distribution=type(self.distribution)(*parts), mask=mask, **thinned)  # type: ignore[arg-type]  # fields of steps
+
     def summary(self) -> RolloutSummary:
         """Returns, lengths and success of the valid episodes."""
         valid = self.mask[0].numpy() > 0  # (B, K)
@@ -209,11 +225,11 @@ class TaskBatch:
         """Every ``stride``-th time step.
 
         :param stride: at least 1
-        :param spread: as in :class:`Thinning`
+        :param spread: begin in every episode at another phase, as in :class:`Thinning`
         """
         chosen = Thinning(len(self.advantages), self.advantages.shape[2], stride, spread)
         steps = (chosen(self.advantages), chosen(self.discounted_returns))
-        rollout = every_nth_step(self.rollout, stride, spread)
+        rollout = self.rollout.every_nth_step(stride, spread)
         return TaskBatch(rollout, *steps, self.episode_advantages, self.episode_mask, self.explained_variance)
 
     def at_tasks(self, tasks: slice) -> "TaskBatch":
@@ -324,6 +340,45 @@ class Adapted(NamedTuple):
     omega: DiagGaussian
     theta: NamedParameters | None
 
+    def detached(self) -> "Adapted":
+        """The same values without their graph."""
+        theta = None if self.theta is None else {name: value.detach() for name, value in self.theta.items()}
+        return Adapted(DiagGaussian(*(value.detach() for value in self.omega)), theta)
+
+    def at_tasks(self, tasks: slice) -> "Adapted":
+        """The values of some of the tasks.
+
+        :param tasks: which of the B tasks
+        """
+        theta = None if self.theta is None else {name: value[tasks] for name, value in self.theta.items()}
+        return Adapted(DiagGaussian(*(value[tasks] for value in self.omega)), theta)
+
+    def with_value(self, other: "Adapted") -> "Adapted":
+        """Other values with the derivatives of these.
+
+        :param other: constants
+        """
+
+        def shift(graph: th.Tensor, value: th.Tensor) -> th.Tensor:
+            return value + (graph - graph.detach())
+
+        omega = DiagGaussian(*(shift(*pair) for pair in zip(self.omega, other.omega, strict=True)))
+        if self.theta is None or other.theta is None:
+            return Adapted(omega, None)
+        return Adapted(omega, {name: shift(self.theta[name], other.theta[name]) for name in self.theta})
+
+    @classmethod
+    def join(cls, parts: Sequence["Adapted"]) -> "Adapted":
+        """The values of all tasks from those of some each, the inverse of :meth:`at_tasks`.
+
+        :param parts: in order; all have a theta of their own, or none has
+        """
+        omega = DiagGaussian(*(th.cat(values) for values in zip(*(part.omega for part in parts), strict=True)))
+        thetas = [part.theta for part in parts if part.theta is not None]
+        if not thetas:
+            return cls(omega, None)
+        return cls(omega, {name: th.cat([theta[name] for theta in thetas]) for name in thetas[0]})
+
 
 class ObjectiveValue(NamedTuple):
     """The meta-objective and its parts, scalars.
@@ -356,91 +411,3 @@ class StepResult:
     n_backtracks: int | None
     before: ObjectiveValue
     after: ObjectiveValue
-
-
-def detached(value: Adapted) -> Adapted:
-    """The same values without their graph."""
-    theta = None if value.theta is None else {name: tensor.detach() for name, tensor in value.theta.items()}
-    return Adapted(DiagGaussian(*(tensor.detach() for tensor in value.omega)), theta)
-
-
-def at_tasks(value: Adapted, tasks: slice) -> Adapted:
-    """The values of some of the tasks.
-
-    :param value: of B tasks
-    :param tasks: which
-    """
-    theta = None if value.theta is None else {name: tensor[tasks] for name, tensor in value.theta.items()}
-    return Adapted(DiagGaussian(*(tensor[tasks] for tensor in value.omega)), theta)
-
-
-def with_value(graph: Adapted, value: Adapted) -> Adapted:
-    """Other values with the derivatives of the first.
-
-    :param graph: where the derivatives come from
-    :param value: constants
-    """
-
-    def shift(tensor: th.Tensor, target: th.Tensor) -> th.Tensor:
-        return target + (tensor - tensor.detach())
-
-    omega = DiagGaussian(*(shift(*pair) for pair in zip(graph.omega, value.omega, strict=True)))
-    if graph.theta is None or value.theta is None:
-        return Adapted(omega, None)
-    return Adapted(omega, {name: shift(graph.theta[name], value.theta[name]) for name in graph.theta})
-
-
-def join_tasks(parts: Sequence[Adapted]) -> Adapted:
-    """The inverse of :func:`at_tasks`.
-
-    :param parts: the values of some tasks each, in order; all have a theta of their own, or none has
-    """
-    omega = DiagGaussian(*(th.cat(tensors) for tensors in zip(*(part.omega for part in parts), strict=True)))
-    thetas = [part.theta for part in parts if part.theta is not None]
-    if not thetas:
-        return Adapted(omega, None)
-    return Adapted(omega, {name: th.cat([theta[name] for theta in thetas]) for name in thetas[0]})
-
-
-class Thinning:
-    """Every ``stride``-th time step of each episode.
-
-    :param n_steps: T
-    :param n_episodes: K of each task
-    :param stride: at least 1; no more than T counts
-    :param spread: begin in every episode at another phase of the stride, so that together they stand for all times
-        alike, and not all at the first step
-    """
-
-    def __init__(self, n_steps: int, n_episodes: int, stride: int, spread: bool = False):
-        stride = min(stride, n_steps)
-        phases = (2 * th.arange(n_episodes) + 1) * stride // (2 * n_episodes) * int(spread)  # (K,)
-        steps = th.arange(0, n_steps, stride).unsqueeze(1) + phases
-        self.steps = steps.clamp(max=n_steps - 1).unsqueeze(1)  # (T', 1, K)
-        self.mask = (steps < n_steps).float().unsqueeze(1)  # (T', 1, K), 0 past the horizon
-
-    def __call__(self, values: th.Tensor) -> th.Tensor:
-        """The chosen steps (T', B, K, ...).
-
-        :param values: of all steps (T, B, K, ...)
-        """
-        return th.take_along_dim(values, self.steps.view(*self.steps.shape, *(1,) * (values.ndim - 3)), dim=0)
-
-
-def every_nth_step(rollout: Rollout, stride: int, spread: bool = False) -> Rollout:
-    """Every ``stride``-th time step of a rollout, for the Fisher product.
-
-    :param rollout: the rollout
-    :param stride: at least 1
-    :param spread: as in :class:`Thinning`
-    """
-    if stride == 1:
-        return rollout
-    chosen = Thinning(len(rollout.rewards), rollout.rewards.shape[2], stride, spread)
-    # a Gaussian's log std has a time dimension of 1
-    distribution = type(rollout.distribution)(
-        *(chosen(part) if part.shape[0] > 1 else part for part in rollout.distribution)
-    )
-    thinned = {name: chosen(getattr(rollout, name)) for name in STEP_FIELDS if name != "mask"}
-    mask = chosen(rollout.mask) * chosen.mask
-    return replace(rollout, distribution=distribution, mask=mask, **thinned)  # type: ignore[arg-type]  # fields of steps

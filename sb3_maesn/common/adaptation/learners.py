@@ -8,7 +8,7 @@ import numpy as np
 import torch as th
 from numpy.typing import NDArray
 
-from sb3_maesn.common.adaptation.rule import AdaptationRule, AdaptationState
+from sb3_maesn.common.adaptation.rule import AdaptationRule, AdaptationState, draw_latents
 from sb3_maesn.common.adaptation.rules import RULES, PolicyGradientRule, PosteriorRule, step_scale
 from sb3_maesn.common.adaptation.score_prior import ScorePrior
 from sb3_maesn.common.baselines import ValueFunction, estimate_advantages, linear_values
@@ -21,9 +21,6 @@ from sb3_maesn.common.type_aliases import (
     Rollout,
     StepSizes,
     TaskBatch,
-    at_tasks,
-    detached,
-    join_tasks,
 )
 
 Array = NDArray[np.float64]
@@ -82,12 +79,11 @@ class TaskLearner(ABC):
     """Learns B tasks at once; all that it knows about them is in a state, a value that is passed in and returned."""
 
     @abstractmethod
-    def start(self, agent: Agent, n_tasks: int, rng: np.random.Generator) -> Any:
+    def start(self, agent: Agent, n_tasks: int) -> Any:
         """The state before the first round.
 
         :param agent: whose adaptation
         :param n_tasks: B
-        :param rng: source of randomness
         """
 
     @abstractmethod
@@ -126,14 +122,14 @@ class LatentLearner(TaskLearner):
 
     rule: AdaptationRule
 
-    def start(self, agent: Agent, n_tasks: int, rng: np.random.Generator) -> AdaptationState:
+    def start(self, agent: Agent, n_tasks: int) -> AdaptationState:
         """The agent's latent distribution."""
         mean, log_std = (part.double().numpy() for part in _latents(agent, n_tasks))
-        return self.rule.start(mean, log_std, rng)
+        return self.rule.start(mean, log_std)
 
     def adapted(self, state: AdaptationState) -> Adapted:
-        """The rule's distribution."""
-        return Adapted(DiagGaussian(*(th.as_tensor(part) for part in self.rule.distribution(state))), None)
+        """The current latent distribution."""
+        return Adapted(DiagGaussian(th.as_tensor(state.mean), th.as_tensor(state.log_std)), None)
 
     def propose(self, state: AdaptationState, n_episodes: int, rng: np.random.Generator) -> Array:
         """The rule's choice."""
@@ -162,7 +158,7 @@ class InnerLearner(TaskLearner):
     step sizes halved every round from the third on.
     """
 
-    def start(self, agent: Agent, n_tasks: int, rng: np.random.Generator) -> InnerState:
+    def start(self, agent: Agent, n_tasks: int) -> InnerState:
         """The agent's latent distribution and theta."""
         theta = {name: value.expand(n_tasks, *value.shape) for name, value in agent.theta.items()}
         return InnerState(Adapted(_latents(agent, n_tasks), theta), 0)
@@ -173,8 +169,8 @@ class InnerLearner(TaskLearner):
 
     def propose(self, state: InnerState, n_episodes: int, rng: np.random.Generator) -> Array:
         """Draws from the latent distributions."""
-        mean, log_std = (part.double().numpy()[:, None] for part in state.adapted.omega)  # (B, 1, L) each
-        return mean + np.exp(log_std) * rng.standard_normal((len(mean), n_episodes, mean.shape[2]))
+        mean, log_std = (part.double().numpy() for part in state.adapted.omega)  # (B, L) each
+        return draw_latents(mean, log_std, n_episodes, rng)
 
     def update(self, state: InnerState, agent: Agent, played: Round, rng: np.random.Generator) -> InnerState:
         """The inner update, of a few tasks at a time."""
@@ -186,11 +182,11 @@ class InnerLearner(TaskLearner):
         with th.no_grad():
             parts = [
                 inner_update(
-                    agent.spec, agent.actor, agent.theta, steps, at_tasks(state.adapted, tasks), batch.at_tasks(tasks)
+                    agent.spec, agent.actor, agent.theta, steps, state.adapted.at_tasks(tasks), batch.at_tasks(tasks)
                 )
                 for tasks in _blocks(len(noise))
             ]
-        return InnerState(detached(join_tasks(parts)), n_rounds)
+        return InnerState(Adapted.join(parts).detached(), n_rounds)
 
 
 def make_rule(

@@ -3,13 +3,14 @@
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch as th
 from numpy.typing import NDArray
 
 from sb3_maesn.common.adaptation.learners import Agent, Array, LatentLearner, Round, TaskLearner, worst_for_diverged
+from sb3_maesn.common.adaptation.rule import draw_latents
 from sb3_maesn.common.distributions import DiagGaussian
 from sb3_maesn.common.rollouts import Behaviour, collect
 from sb3_maesn.common.type_aliases import Adapted, NamedParameters, Rollout
@@ -63,6 +64,15 @@ class AdaptationResult:
         """Share of the tasks solved in each round (R,)."""
         return np.asarray(self.solved.mean(axis=1), dtype=np.float64)
 
+    @classmethod
+    def join(cls, parts: Sequence["AdaptationResult"]) -> "AdaptationResult":
+        """One history from those of some rounds each.
+
+        :param parts: in order
+        """
+        names = [field.name for field in fields(cls)]
+        return cls(*(np.concatenate([getattr(part, name) for part in parts]) for name in names))
+
     def save(self, path: str | Path) -> None:
         """Write all arrays to an ``.npz`` file.
 
@@ -78,19 +88,6 @@ class AdaptationResult:
         """
         with np.load(path, allow_pickle=False) as arrays:
             return cls(**{field.name: arrays[field.name] for field in fields(cls)})
-
-
-class _Round(NamedTuple):
-    """Arrays of one round, without the leading R."""
-
-    returns: Array
-    success: Array
-    lengths: Array
-    latents: Array
-    mean: Array
-    log_std: Array
-    eval_returns: Array
-    eval_success: Array
 
 
 def play(
@@ -146,21 +143,20 @@ def adapt_to_tasks(
     :raises ValueError: for numbers that are too small, or a rule for latents of a policy without
     """
     _check_numbers(agent, learner, len(tasks), n_rounds, n_episodes, n_eval_episodes)
-    state = learner.start(agent, len(tasks), rng)
+    state = learner.start(agent, len(tasks))
     rounds = []
     for r in range(n_rounds + int(last_round)):
         adapted = learner.adapted(state)
         mean, log_std = (part.double().numpy() for part in adapted.omega)  # (B, L) each
         latents = learner.propose(state, n_episodes, rng)
         n_fresh = n_eval_episodes if eval_rounds is None or r in eval_rounds else 0
-        fresh = mean[:, None] + np.exp(log_std)[:, None] * rng.standard_normal((len(tasks), n_fresh, mean.shape[1]))
+        fresh = draw_latents(mean, log_std, n_fresh, rng)
         rollout = play(agent, env, tasks, np.concatenate([latents, fresh], axis=1), rng, adapted.theta)
-        rounds.append(_note_round(rollout, n_episodes, n_eval_episodes, mean, log_std))
+        rounds.append(_one_round(rollout, n_episodes, n_eval_episodes, mean, log_std))
         if r < n_rounds:
-            seen = Round(rollout.first_episodes(n_episodes), latents, rounds[-1].returns)
+            seen = Round(rollout.first_episodes(n_episodes), latents, rounds[-1].returns[0])
             state = learner.update(state, agent, seen, rng)
-    result = AdaptationResult(*(np.stack(arrays) for arrays in zip(*rounds, strict=True)))
-    return result, learner.adapted(state)
+    return AdaptationResult.join(rounds), learner.adapted(state)
 
 
 def _check_numbers(
@@ -177,17 +173,21 @@ def _check_numbers(
         raise ValueError(f"expected a policy with a latent to adapt, got latent_dim=0 and n_rounds={n_rounds}")
 
 
-def _note_round(rollout: Rollout, n_episodes: int, n_eval_episodes: int, mean: Array, log_std: Array) -> _Round:
+def _one_round(
+    rollout: Rollout, n_episodes: int, n_eval_episodes: int, mean: Array, log_std: Array
+) -> AdaptationResult:
+    """The history of a single round, whose first ``n_episodes`` episodes the learner sees."""
     returns = worst_for_diverged(rollout.returns.double().numpy(), rollout)
     missing = np.full((len(returns), n_eval_episodes), np.nan)
     evaluated = returns.shape[1] > n_episodes
-    return _Round(
-        returns=returns[:, :n_episodes],
-        success=rollout.success[:, :n_episodes],
-        lengths=rollout.lengths.double().numpy()[:, :n_episodes],
-        latents=rollout.latents.double().numpy()[:, :n_episodes],
-        mean=mean,
-        log_std=log_std,
-        eval_returns=returns[:, n_episodes:] if evaluated else missing,
-        eval_success=rollout.success[:, n_episodes:] if evaluated else missing,
+    arrays = (
+        returns[:, :n_episodes],
+        rollout.success[:, :n_episodes],
+        rollout.lengths.double().numpy()[:, :n_episodes],
+        rollout.latents.double().numpy()[:, :n_episodes],
+        mean,
+        log_std,
+        returns[:, n_episodes:] if evaluated else missing,
+        rollout.success[:, n_episodes:] if evaluated else missing,
     )
+    return AdaptationResult(*(array[None] for array in arrays))

@@ -4,8 +4,8 @@ A rule is an immutable object; all that it knows about the tasks at hand is in a
 is passed in and returned. Every rule handles all tasks at once (leading axis B) and never looks across tasks.
 
 One round is ``latents = rule.propose(state, n_episodes, rng)``, the episodes themselves, and
-``state = rule.update(state, latents, returns, advantages, rng)``; ``rule.distribution(state)`` is the latent
-distribution of the policy that adaptation would return at that point.
+``state = rule.update(state, latents, returns, advantages, rng)``; the mean and log std of the state are those of the
+policy that adaptation would return at that point.
 """
 
 from abc import ABC, abstractmethod
@@ -86,12 +86,11 @@ def _first_non_finite(values: Array) -> str:
 class AdaptationRule(ABC):
     """Base of all rules: keeps the history, draws from the current distribution, leaves the update to the subclass."""
 
-    def start(self, prior_mean: Array, prior_log_std: Array, rng: np.random.Generator) -> AdaptationState:
+    def start(self, prior_mean: Array, prior_log_std: Array) -> AdaptationState:
         """State before the first round.
 
         :param prior_mean: (B, L)
         :param prior_log_std: (B, L)
-        :param rng: source of randomness
         :return: a state whose distribution is the prior
         """
         mean, log_std = np.array(prior_mean, dtype=np.float64), np.array(prior_log_std, dtype=np.float64)
@@ -111,8 +110,7 @@ class AdaptationRule(ABC):
         """
         if n_episodes < 1:
             raise ValueError(f"n_episodes must be at least 1, got {n_episodes}")
-        noise = rng.standard_normal((len(state.mean), n_episodes, state.mean.shape[1]))
-        return state.mean[:, None] + np.exp(state.log_std)[:, None] * noise
+        return draw_latents(state.mean, state.log_std, n_episodes, rng)
 
     def update(
         self, state: AdaptationState, latents: Array, returns: Array, advantages: Array, rng: np.random.Generator
@@ -140,14 +138,6 @@ class AdaptationRule(ABC):
         mean, log_std = self._adapt(known, n_new, rng)
         return replace(known, mean=mean, log_std=log_std)
 
-    def distribution(self, state: AdaptationState) -> tuple[Array, Array]:
-        """The latent distribution of the adapted policy.
-
-        :param state: what is known
-        :return: mean and log std, both (B, L)
-        """
-        return state.mean, state.log_std
-
     @abstractmethod
     def _adapt(self, state: AdaptationState, n_new: int, rng: np.random.Generator) -> tuple[Array, Array]:
         """The new latent distribution.
@@ -157,6 +147,19 @@ class AdaptationRule(ABC):
         :param rng: source of randomness
         :return: mean and log std, both (B, L)
         """
+
+
+def draw_latents(mean: Array, log_std: Array, n_episodes: int, rng: np.random.Generator) -> Array:
+    """Draws from the latent distributions of B tasks.
+
+    :param mean: (B, L)
+    :param log_std: (B, L)
+    :param n_episodes: K draws for each task
+    :param rng: source of randomness
+    :return: latents (B, K, L)
+    """
+    noise = rng.standard_normal((len(mean), n_episodes, mean.shape[1]))
+    return mean[:, None] + np.exp(log_std)[:, None] * noise
 
 
 def _append(old: Array, new: Array, name: str) -> Array:

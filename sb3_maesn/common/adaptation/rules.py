@@ -55,16 +55,15 @@ class PolicyGradientRule(AdaptationRule):
         self.step_size_log_std = np.array(step_size_log_std, dtype=np.float64)
         self.std_floor = std_floor
 
-    def start(self, prior_mean: Array, prior_log_std: Array, rng: np.random.Generator) -> AdaptationState:
+    def start(self, prior_mean: Array, prior_log_std: Array) -> AdaptationState:
         """State before the first round.
 
         :param prior_mean: (B, L)
         :param prior_log_std: (B, L)
-        :param rng: source of randomness
         :return: a state whose distribution is the prior
         :raises ValueError: if the step sizes are not one for each latent dimension
         """
-        state = super().start(prior_mean, prior_log_std, rng)
+        state = super().start(prior_mean, prior_log_std)
         for name in ("step_size_mean", "step_size_log_std"):
             if getattr(self, name).shape != state.mean.shape[1:]:
                 raise ValueError(f"{name} must have shape {state.mean.shape[1:]}, got {getattr(self, name).shape}")
