@@ -1,4 +1,4 @@
-"""Trained agents measured on test tasks, one row an agent, in the columns of rl-zoo's benchmark."""
+"""Evaluation of trained agents on test tasks, and the rows of rl-zoo's benchmark table."""
 
 import argparse
 from dataclasses import dataclass
@@ -6,24 +6,27 @@ from typing import Any
 
 import numpy as np
 
-from sb3_maesn.cli import tasks_of
+from sb3_maesn.common.adaptation.rounds import SOLVED_SHARE
 from sb3_maesn.config import ConfigError
 from sb3_maesn.evaluation import AdaptationResult, evaluate_adaptation
 from sb3_maesn.playing import Adaptation, make_stage, play, prepare
+from sb3_maesn.tasks import tasks_of
 from sb3_maesn.trained import TrainedAgent
 
 
 @dataclass(frozen=True)
-class TestPlan:
-    """How agents are measured.
+class EvaluationPlan:
+    """Settings of the evaluation of agents.
 
-    :param n_tasks: tasks of agents that adapt, the first of the set
-    :param n_rounds: adaptation rounds of these
-    :param n_episodes: episodes of a round
+    The number of tasks and rounds, the rule, the set of tasks and the environment apply to agents that adapt.
+
+    :param n_tasks: number of tasks, the first of the set
+    :param n_rounds: adaptation rounds
+    :param n_episodes: episodes per round and task; all episodes of an agent that does not adapt
     :param rule: adaptation rule, None for the default
-    :param split: set of tasks
+    :param split: set of tasks: ``"train"``, ``"validation"`` or ``"test"``
     :param seed: seed
-    :param env_id: environment of agents that adapt, empty for the sparse variant of the one they were trained on
+    :param env_id: environment id, empty for the sparse variant of the environment that the agent was trained on
     """
 
     n_tasks: int = 20
@@ -34,23 +37,22 @@ class TestPlan:
     seed: int = 0
     env_id: str = ""
 
-    __test__ = False  # not a test case of pytest's
-
     def __post_init__(self) -> None:
         for name, least in (("n_tasks", 1), ("n_rounds", 0), ("n_episodes", 1)):
             if getattr(self, name) < least:
                 raise ConfigError(f"{name} must be at least {least}, got {getattr(self, name)}")
 
     @classmethod
-    def from_args(cls, args: argparse.Namespace) -> "TestPlan":
-        """Read the flags that the scripts have in common.
+    def from_args(cls, args: argparse.Namespace) -> "EvaluationPlan":
+        """Make a plan from the flags of the scripts that evaluate agents on test tasks.
 
-        :param args: parsed arguments
+        :param args: parsed arguments with ``n_tasks``, ``rounds``, ``episodes``, ``rule``, ``split`` and ``seed``
+        :return: plan
         """
         return cls(args.n_tasks, args.rounds, args.episodes, args.rule, args.split, args.seed)
 
     def describe(self) -> str:
-        """Say how agents were measured."""
+        """Describe in a paragraph how the agents were evaluated."""
         return (
             f"Agents that adapt: mean over {self.n_tasks} {self.split} tasks after {self.n_rounds} rounds of"
             f" {self.n_episodes} episodes, rule {self.rule or 'by default'}; sparse reward where the family has one."
@@ -61,11 +63,11 @@ class TestPlan:
 
 @dataclass(frozen=True)
 class Outcome:
-    """Episodes that agents are judged by.
+    """Episodes of an evaluation.
 
-    :param returns: (n_tasks, n_episodes)
-    :param lengths: (n_tasks, n_episodes)
-    :param success: (n_tasks, n_episodes), NaN where the environment does not say
+    :param returns: undiscounted returns (n_tasks, n_episodes)
+    :param lengths: numbers of steps (n_tasks, n_episodes)
+    :param success: 1 for success, 0 for failure, NaN if the environment does not report it (n_tasks, n_episodes)
     """
 
     returns: np.ndarray
@@ -78,12 +80,12 @@ class Outcome:
         return not bool(np.isnan(self.success).any())
 
 
-def measure_adaptation(agent: TrainedAgent, plan: TestPlan) -> AdaptationResult:
-    """Adapt an agent to the test tasks.
+def measure_adaptation(agent: TrainedAgent, plan: EvaluationPlan) -> AdaptationResult:
+    """Adapt an agent to the tasks of a plan.
 
-    :param agent: from ``load_agent``; it adapts
-    :param plan: how
-    :return: returns and success of every round
+    :param agent: agent that adapts
+    :param plan: settings of the evaluation
+    :return: episodes of every round
     """
     model: Any = agent.model
     env_id = plan.env_id or agent.test_env_id
@@ -91,15 +93,16 @@ def measure_adaptation(agent: TrainedAgent, plan: TestPlan) -> AdaptationResult:
     return evaluate_adaptation(model, env_id, tasks, plan.n_rounds, plan.n_episodes, plan.rule, plan.seed)
 
 
-def benchmark_row(agent: TrainedAgent, plan: TestPlan) -> dict[str, Any]:
-    """Measure an agent: after its last adaptation round, or, if it does not adapt, at the task it was trained on.
+def benchmark_row(agent: TrainedAgent, plan: EvaluationPlan) -> dict[str, Any]:
+    """Evaluate an agent as :func:`measure` does and make its row of the benchmark table.
 
-    :param agent: from ``load_agent``
-    :param plan: how
-    :return: rl-zoo's columns, then success and share of tasks solved, None where the environment does not say
+    :param agent: agent
+    :param plan: settings of the evaluation
+    :return: rl-zoo's columns, then the share of successful episodes and of solved tasks, None if the environment does
+        not report success
     """
     outcome = measure(agent, plan)
-    solved = outcome.success.mean(axis=1) >= 0.5  # at least half of the episodes
+    solved = outcome.success.mean(axis=1) >= SOLVED_SHARE  # (n_tasks,)
     return {
         "algo": agent.algo,
         "env_id": agent.env_id,
@@ -113,12 +116,12 @@ def benchmark_row(agent: TrainedAgent, plan: TestPlan) -> dict[str, Any]:
     }
 
 
-def measure(agent: TrainedAgent, plan: TestPlan) -> Outcome:
-    """Measure an agent: in its last adaptation round, or, if it does not adapt, at the task it was trained on.
+def measure(agent: TrainedAgent, plan: EvaluationPlan) -> Outcome:
+    """Evaluate an agent in its last adaptation round, or at the task it was trained on if it does not adapt.
 
-    :param agent: from ``load_agent``
-    :param plan: how
-    :return: all episodes
+    :param agent: agent
+    :param plan: settings of the evaluation
+    :return: episodes of the evaluation
     """
     if agent.adapts:
         result = measure_adaptation(agent, plan)
@@ -135,9 +138,9 @@ def measure(agent: TrainedAgent, plan: TestPlan) -> Outcome:
 
 
 def in_millions(n_timesteps: int) -> str:
-    """Shorten a number of steps as rl-zoo does.
+    """Abbreviate a number of steps as rl-zoo does.
 
-    :param n_timesteps: steps
-    :return: such as ``500k`` or ``48M``
+    :param n_timesteps: number of steps
+    :return: text such as ``500k`` or ``48M``
     """
     return f"{n_timesteps // 1000}k" if n_timesteps < 1_000_000 else f"{n_timesteps // 1_000_000}M"

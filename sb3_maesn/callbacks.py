@@ -1,4 +1,4 @@
-"""Adaptation on validation tasks during training."""
+"""Callback that evaluates adaptation to validation tasks during training."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,23 +16,27 @@ from sb3_maesn.evaluation import AdaptableModel, evaluate_adaptation
 
 
 class MetaEvalCallback(BaseCallback):
-    """Adapt to validation tasks every few meta-iterations, log the outcome under ``eval/*`` and keep the best model.
+    """Callback that adapts to validation tasks every few meta-iterations, logs ``eval/*`` and keeps the best model.
 
-    The best model is the one with the highest share of successful episodes in the last round (the highest mean return
-    where the environment does not report success). ``evaluations.npz`` has the zoo's arrays ``timesteps`` (E,),
-    ``results``, ``ep_lengths`` and ``successes`` (E, n_tasks * n_episodes) of the last round, and ``returns_by_round``
-    and ``success_by_round`` (E, n_rounds + 1).
+    The best model has the highest fraction of successful episodes in the last round, or the highest mean return if the
+    environment does not report success. ``evaluations.npz`` has the arrays of rl_zoo3 for E evaluations, ``timesteps``
+    (E,) and ``results``, ``ep_lengths`` and ``successes`` (E, n_tasks * n_episodes) of the last round, and also
+    ``returns_by_round`` and ``success_by_round`` (E, n_rounds + 1). A run that is resumed continues the record in the
+    same folder.
 
-    :param eval_env: an id such as ``"WheeledGoalSparse-v0"``, or an environment apart from the training environment
-    :param tasks: whatever ``set_task`` takes; the environment's validation tasks where None
-    :param eval_freq: meta-iterations between evaluations
-    :param n_rounds: rounds of adaptation
-    :param n_episodes: episodes of each round and task
-    :param rule: as in :func:`sb3_maesn.evaluation.evaluate_adaptation`
-    :param log_path: folder of ``evaluations.npz``
-    :param best_model_save_path: folder of ``best_model.zip``
-    :param seed: of every evaluation, so that they differ by the model only
-    :param verbose: 1 prints each outcome
+    :param eval_env: environment id such as ``"WheeledGoalSparse-v0"``, or environment other than the training
+        environment
+    :param tasks: tasks, any values that the environment's ``set_task`` accepts; None for its validation tasks
+    :param eval_freq: number of meta-iterations between evaluations
+    :param n_rounds: number of adaptation rounds
+    :param n_episodes: number of episodes of each task in each round
+    :param rule: adaptation rule, its name, or None for the default, as in
+        :func:`sb3_maesn.evaluation.evaluate_adaptation`
+    :param log_path: folder for ``evaluations.npz``, None for no file
+    :param best_model_save_path: folder for ``best_model.zip``, None for no file
+    :param seed: seed of every evaluation, the same for all so that they differ only by the model
+    :param verbose: verbosity level; 1 prints the result of each evaluation
+    :raises ValueError: if ``eval_freq`` is below 1, or the environment has no tasks
     """
 
     def __init__(
@@ -62,7 +66,7 @@ class MetaEvalCallback(BaseCallback):
         self.history: dict[str, list[Any]] = {}
 
     def _init_callback(self) -> None:
-        """Continue the record of an earlier run in the same folder, or begin a new one."""
+        """Start a new record, or continue that of an earlier run in the same folder."""
         path = self._npz_path()
         if self.model.num_timesteps == 0:
             self.history, self.best_score, self.last_iteration = {}, -np.inf, -1
@@ -70,6 +74,7 @@ class MetaEvalCallback(BaseCallback):
             self._continue_record(path)
 
     def _continue_record(self, path: Path) -> None:
+        """Read the evaluations up to the model's current step and find the best score among them."""
         with np.load(path, allow_pickle=False) as arrays:
             kept = arrays["timesteps"] <= self.model.num_timesteps
             self.history = {name: list(arrays[name][kept]) for name in arrays.files}
@@ -83,13 +88,14 @@ class MetaEvalCallback(BaseCallback):
         outcomes = zip(self.history["success_by_round"], self.history["returns_by_round"], strict=True)
         self.best_score = max((self._score(*outcome) for outcome in outcomes), default=-np.inf)
         if self.history["timesteps"] and self.history["timesteps"][-1] == self.model.num_timesteps:
-            self.last_iteration = self.model._n_updates  # evaluated already, before the interruption
+            self.last_iteration = self.model._n_updates  # evaluated before the interruption
 
     def _npz_path(self) -> Path | None:
         return None if self.log_path is None else self.log_path / "evaluations.npz"
 
     @staticmethod
     def _score(success: np.ndarray, returns: np.ndarray) -> float:
+        """Score the last round by its success rate, or by its mean return if success is not reported."""
         return float(returns[-1] if np.isnan(success[-1]) else success[-1])
 
     def _on_step(self) -> bool:
@@ -112,7 +118,7 @@ class MetaEvalCallback(BaseCallback):
             self.model, self.eval_env, self.tasks, self.n_rounds, self.n_episodes, self.rule, self.eval_seed
         )
         self._log(result)
-        self._remember(result)
+        self._append_to_record(result)
         score = self._score(result.success_rate, result.mean_return)
         if score > self.best_score:
             self.best_score = score
@@ -130,14 +136,14 @@ class MetaEvalCallback(BaseCallback):
             self.logger.record("eval/success_rate", float(result.success_rate[-1]))
             self.logger.record("eval/solved_rate", float(result.solved_rate[-1]))
         self.logger.record("time/total_timesteps", self.num_timesteps, exclude="tensorboard")
-        self.logger.dump(self.num_timesteps)  # at once, as SB3's EvalCallback does, under the steps it belongs to
+        self.logger.dump(self.num_timesteps)  # like SB3's EvalCallback, log at the step of the evaluation
         if self.verbose > 0:
             print(
                 f"Eval num_timesteps={self.num_timesteps}, return by round {np.round(result.mean_return, 2)},"
                 f" success by round {np.round(result.success_rate, 2)}"
             )
 
-    def _remember(self, result: AdaptationResult) -> None:
+    def _append_to_record(self, result: AdaptationResult) -> None:
         row = {
             "timesteps": self.num_timesteps,
             "results": result.returns[-1].ravel(),

@@ -1,4 +1,4 @@
-"""Checkpoints of any algorithm, and how a trained model becomes one that comes with the package."""
+"""Loading of models of any algorithm, and export of trained models as pretrained models of the package."""
 
 import csv
 import json
@@ -8,7 +8,6 @@ from typing import Any
 
 from stable_baselines3.common.type_aliases import GymEnv
 
-from sb3_maesn.cli import find_model_file
 from sb3_maesn.common.checkpoint.archive import CheckpointError, find_archive, is_checkpoint, shown
 from sb3_maesn.common.checkpoint.file import read_checkpoint
 from sb3_maesn.common.checkpoint.mixin import CheckpointMixin
@@ -16,6 +15,7 @@ from sb3_maesn.common.checkpoint.plain_json import dump_json
 from sb3_maesn.common.checkpoint.pretrained import FOLDER, RESULTS
 from sb3_maesn.common.meta_on_policy_algorithm import MetaOnPolicyAlgorithm
 from sb3_maesn.config import ConfigError
+from sb3_maesn.model_files import find_model_file
 from sb3_maesn.training import ALGOS, find_recipe
 
 __all__ = [
@@ -28,22 +28,22 @@ __all__ = [
     "read_rounds",
 ]
 
-#: What the name in a checkpoint may mean; an algorithm of the training script is here by itself.
+#: Algorithms by the name that a checkpoint records: all of ``training.ALGOS`` that have checkpoints.
 ALGORITHMS: dict[str, type[CheckpointMixin]] = {
     recipe.algorithm.__name__: recipe.algorithm
     for recipe in ALGOS.values()
     if issubclass(recipe.algorithm, CheckpointMixin)
 }
-MAX_BYTES = 200_000  # of a model that comes with the package
+MAX_BYTES = 200_000  # size of a pretrained model of the package
 
 
 def load_checkpoint(path: str | Path, env: GymEnv | str | None = None) -> CheckpointMixin:
-    """Load a checkpoint of whichever algorithm.
+    """Load a checkpoint of any algorithm.
 
     :param path: folder or zip file, with or without ``.zip``
-    :param env: environment to go on training with
-    :return: the model
-    :raises CheckpointError: a ValueError that says what is wrong with the file
+    :param env: environment to continue training with, None for none
+    :return: model of the algorithm that the checkpoint names
+    :raises CheckpointError: if the checkpoint is damaged or of an unknown algorithm (a ValueError)
     """
     checkpoint = read_checkpoint(path)
     name = checkpoint.config.algorithm
@@ -56,11 +56,14 @@ def load_checkpoint(path: str | Path, env: GymEnv | str | None = None) -> Checkp
 
 
 def load_model(name: str | Path) -> MetaOnPolicyAlgorithm:
-    """Load a model that adapts by its updates, to look at how it does.
+    """Load a model of MAESN, MAML or LatentSpace for evaluation.
 
-    :param name: a checkpoint, one's own file of SB3's ``save``, whose code is run, or the name of a pretrained model
-    :return: the model, on the CPU; one of a file acts and adapts as the meta-learner that it was saved from
-    :raises ValueError: if there is none, or it is of another kind
+    A file of SB3's ``save`` may contain code, which loading runs.
+
+    :param name: checkpoint, file of SB3's ``save``, or name of a pretrained model
+    :return: model on the CPU; one from a file of ``save`` is a ``MetaOnPolicyAlgorithm``, which acts and adapts as the
+        algorithm that saved it
+    :raises ValueError: if there is no such model, or it is of another algorithm
     """
     path = find_model_file(name)
     if not is_checkpoint(path):
@@ -74,15 +77,17 @@ def load_model(name: str | Path) -> MetaOnPolicyAlgorithm:
 
 
 def load_trained(path: str | Path, algo: str) -> CheckpointMixin:
-    """Load a checkpoint, or one's own file of SB3's ``save``, whose code is run.
+    """Load a checkpoint, or a file of SB3's ``save`` of a given algorithm.
+
+    A file of SB3's ``save`` may contain code, which loading runs.
 
     :param path: file or folder, with or without ``.zip``
-    :param algo: name of the algorithm, for a file of ``save``
-    :return: the model
+    :param algo: key of ``training.ALGOS``; only a file of ``save`` needs it
+    :return: model on the CPU
     :raises ValueError: if there is no such file or algorithm
     """
     found = find_archive(path)
-    if found.is_dir() or is_checkpoint(found):  # a folder is nothing else
+    if found.is_dir() or is_checkpoint(found):  # a folder can only be a checkpoint
         return load_checkpoint(found)
     algorithm: Any = find_recipe(algo).algorithm
     model: CheckpointMixin = algorithm.load(found, device="cpu")
@@ -97,16 +102,17 @@ def export_pretrained(
     env_id: str | None = None,
     folder: Path = FOLDER,
 ) -> Path:
-    """Write a model as one that comes with the package: what acts and adapts, with its scores.
+    """Write a model as a pretrained model of the package: a checkpoint that acts and adapts, and its test results.
 
-    :param model: a trained model
-    :param name: under which ``from_pretrained`` finds it, ``"maesn-WheeledGoal-v0"``
-    :param rounds: its adaptation to the test tasks, the rows of ``results.adaptation_rows``
-    :param about: of that table: ``env``, ``tasks`` and ``rule``; whatever else says how it was trained and tested
-    :param env_id: the task family it was trained on, where the model's file does not say it
-    :param folder: of all such models
-    :return: the model's folder
-    :raises ValueError: if the model is too large for the package, or something is not known of it
+    :param model: trained model
+    :param name: name that ``from_pretrained`` takes, such as ``"maesn-WheeledGoal-v0"``
+    :param rounds: rows of ``results.adaptation_rows`` on the test tasks
+    :param about: origin of the rows: ``env``, ``tasks`` and ``rule``, and further facts on training and test
+    :param env_id: task family that the model was trained on; None if the model knows it
+    :param folder: folder of all pretrained models
+    :return: folder of the model
+    :raises ValueError: if the model is larger than ``MAX_BYTES``, or its task family or the origin of the rows is
+        missing
     """
     missing = {"env", "tasks", "rule"} - set(about)
     if missing or len(rounds) < 2:
@@ -124,13 +130,13 @@ def export_pretrained(
 
 
 def read_rounds(table: Path, rule: str, model: str | None = None) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """Read one model's rows of a table that ``scripts/evaluate.py learning`` wrote.
+    """Read the rows of one model and rule from a table that ``scripts/evaluate.py learning`` wrote.
 
     :param table: CSV file, with the JSON file of the same name beside it
-    :param rule: of adaptation
-    :param model: its name in the table; the first where None
-    :return: the rows, and how they were made
-    :raises ConfigError: if there are none
+    :param rule: adaptation rule
+    :param model: name of the model in the table, None for the first
+    :return: rows by round, and their origin
+    :raises ConfigError: if a file cannot be read, or the table has no such rows
     """
     about = table.with_suffix(".json")
     try:

@@ -1,6 +1,5 @@
-"""Hyperparameter files: safe YAML in, constructor arguments out. No string of a file is ever evaluated."""
+"""Hyperparameter files: plain YAML becomes constructor arguments. No string of a file is ever evaluated."""
 
-import difflib
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,22 +10,23 @@ from stable_baselines3.common.utils import LinearSchedule
 from sb3_maesn.common.checkpoint.archive import CheckpointError
 from sb3_maesn.common.checkpoint.plain_settings import CLASSES, decode_value
 from sb3_maesn.common.constructors import constructor_annotations, constructor_parameters, described, fits
+from sb3_maesn.common.suggestions import did_you_mean
 
-#: Keys of an entry that are the training script's, not the constructor's, and the types of their values.
+#: Keys of an entry that the scripts read themselves and no constructor takes, and the types of their values.
 SCRIPT_KEYS: dict[str, Any] = {"policy": str, "n_timesteps": int | None, "n_envs": int, "eval_rule": str | None}
-#: Arguments of every constructor that are the script's flags.
+#: Arguments of every constructor that a file must not set because they are flags of the scripts.
 FLAGS = ("seed", "device", "verbose")
 
 
 class ConfigError(ValueError):
-    """A user's mistake in a file or a flag; its message stands alone."""
+    """A user's mistake in a file or a flag, with a message that can be understood without a traceback."""
 
 
 def load_yaml(path: str | Path) -> dict[str, Any]:
-    """Read a YAML mapping with plain values only.
+    """Read a YAML mapping of plain values.
 
     :param path: YAML file
-    :return: its content
+    :return: content of the file
     :raises ConfigError: if the file is missing, not YAML, asks for Python objects, or is no mapping
     """
     try:
@@ -41,12 +41,12 @@ def load_yaml(path: str | Path) -> dict[str, Any]:
 
 
 def load_entry(path: str | Path, env_id: str) -> dict[str, Any]:
-    """Read the hyperparameters of one environment, or the entry ``default`` where it has none of its own.
+    """Read the entry of an environment in a hyperparameter file, or the entry ``default`` if it has none of its own.
 
     :param path: YAML file such as ``zoo_configs/maesn.yml``
     :param env_id: environment id
-    :return: the entry
-    :raises ConfigError: if there is neither entry, or it is no mapping
+    :return: hyperparameters by name
+    :raises ConfigError: if there is neither entry, or the entry is no mapping
     """
     content = load_yaml(path)
     key = env_id if env_id in content else "default"
@@ -59,11 +59,11 @@ def load_entry(path: str | Path, env_id: str) -> dict[str, Any]:
 
 
 def parse_overrides(pairs: Iterable[str], flag: str = "--hyperparams") -> dict[str, Any]:
-    """Parse ``key:value`` arguments of the command line, the values being YAML.
+    """Parse arguments of the command line of the form ``key:value``, where the value is YAML.
 
-    :param pairs: such as ``["gamma:0.95", "policy_kwargs:{latent_dim: 3}"]``
-    :param flag: flag that they were given to, for the message
-    :return: keys and values
+    :param pairs: arguments such as ``["gamma:0.95", "policy_kwargs:{latent_dim: 3}"]``
+    :param flag: flag that takes these arguments, for the error message
+    :return: values by key
     :raises ConfigError: if an argument is not of that form
     """
     overrides = {}
@@ -79,13 +79,16 @@ def parse_overrides(pairs: Iterable[str], flag: str = "--hyperparams") -> dict[s
 
 
 def constructor_arguments(entry: Mapping[str, Any], algorithm: type) -> dict[str, Any]:
-    """Turn an entry into keyword arguments of an algorithm: schedules and classes by name become objects.
+    """Turn an entry of a hyperparameter file into keyword arguments of an algorithm.
 
-    :param entry: keys and plain values, without the script's own keys
-    :param algorithm: class whose constructor takes them
-    :return: keyword arguments
-    :raises ConfigError: if the constructor knows no such key, or a value is not of its type
+    The keys of ``SCRIPT_KEYS`` are left out. Notations of schedules and names of classes become objects.
+
+    :param entry: plain values by key
+    :param algorithm: class of the algorithm
+    :return: keyword arguments of the constructor
+    :raises ConfigError: if the constructor has no such argument, or a value is not of its type
     """
+    entry = {key: value for key, value in entry.items() if key not in SCRIPT_KEYS}
     for key in entry:
         if key in FLAGS:
             raise ConfigError(f"{key} is no hyperparameter: it has a flag of its own, --{key}")
@@ -98,12 +101,12 @@ def constructor_arguments(entry: Mapping[str, Any], algorithm: type) -> dict[str
 
 
 def policy_arguments(policy_kwargs: Mapping[str, Any], algorithm: Any) -> dict[str, Any]:
-    """Check the keyword arguments of a policy; names of activation functions and optimisers become classes.
+    """Check the keyword arguments of a policy and replace names of activation functions and optimisers by classes.
 
-    :param policy_kwargs: keys and plain values
-    :param algorithm: class that takes the policy, by one of its names
-    :return: keyword arguments
-    :raises ConfigError: if none of its policies knows a key, or a value is not of its type
+    :param policy_kwargs: plain values by key
+    :param algorithm: class of the algorithm, whose ``policy_aliases`` are the policies in question
+    :return: keyword arguments of the policy
+    :raises ConfigError: if no policy of the algorithm has such an argument, or a value is not of its type
     """
     types: dict[str, Any] = {}
     for policy in algorithm.policy_aliases.values():
@@ -115,12 +118,12 @@ def policy_arguments(policy_kwargs: Mapping[str, Any], algorithm: Any) -> dict[s
 
 
 def class_of(key: str, value: Any) -> Any:
-    """Look up the class that a name stands for.
+    """Look up the class that a value names, if the argument takes a class.
 
-    :param key: key of a policy's arguments
-    :param value: its value
-    :return: the class, or the value as it is where it is no name or the key takes no class
-    :raises ConfigError: if the name is unknown
+    :param key: name of an argument of a policy
+    :param value: value of the argument
+    :return: class; the unchanged value if it is not a string or the argument does not take a class
+    :raises ConfigError: if there is no class of that name
     """
     if not isinstance(value, str) or key not in CLASSES:
         return value
@@ -130,10 +133,10 @@ def class_of(key: str, value: Any) -> Any:
 
 
 def script_values(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Check the values of the script's own keys.
+    """Convert the values of ``SCRIPT_KEYS`` to their types.
 
-    :param config: keys and plain values, the constructor's among them
-    :return: the same with whole numbers where the script takes them
+    :param config: plain values by key, including arguments of the constructor
+    :return: copy of ``config`` with converted values
     :raises ConfigError: if a value is not of its type
     """
     own = {key: typed_value(key, config[key], kind) for key, kind in SCRIPT_KEYS.items() if key in config}
@@ -141,13 +144,13 @@ def script_values(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def typed_value(key: str, value: Any, kind: Any) -> Any:
-    """Make a plain value one of a type, if it can stand for one: ``"lin_x"`` for a schedule, ``"1e6"`` for a number.
+    """Convert a plain value to a type, such as ``"lin_x"`` to a schedule or ``"1e6"`` to a number.
 
-    :param key: for the message
+    :param key: name of the value, for the error message
     :param value: plain value
-    :param kind: type that it shall have
-    :return: the value
-    :raises ConfigError: naming the key, the type and the value
+    :param kind: type
+    :return: value of the type
+    :raises ConfigError: if the value does not stand for one of the type
     """
     if fits(value, kind):
         return value
@@ -160,15 +163,15 @@ def typed_value(key: str, value: Any, kind: Any) -> Any:
 
 
 def to_value(key: str, value: Any) -> Any:
-    """Turn the notations of YAML files into what constructors take.
+    """Turn a notation of a schedule or a number into the value that it stands for.
 
-    ``"lin_x"`` is a schedule that falls linearly from x to 0, ``{"linear": [start, end, end_fraction]}``, as our
-    checkpoints have it, SB3's ``LinearSchedule``, and ``"1e-3"``, a string to YAML, a number.
+    ``"lin_x"`` is a schedule that falls linearly from x to 0. ``{"linear": [start, end, end_fraction]}``, the notation
+    of checkpoints, is SB3's ``LinearSchedule``. ``"1e-3"``, which YAML reads as a string, is a number.
 
-    :param key: for the message
-    :param value: value of a hyperparameter
-    :return: the schedule, the number, or the value as it is
-    :raises ConfigError: if a schedule's numbers are none
+    :param key: name of the value, for the error message
+    :param value: plain value
+    :return: schedule or number; the unchanged value if it is neither
+    :raises ConfigError: if the value looks like a schedule but its numbers cannot be read
     """
     if isinstance(value, Mapping) and "linear" in value:
         numbers = value["linear"]
@@ -196,25 +199,13 @@ def _number(text: str) -> float | None:
 
 
 def check_keys(keys: Iterable[str], known: Sequence[str], owner: str) -> None:
-    """Refuse the first key that is not known.
+    """Check that all keys are known.
 
-    :param keys: keys given
+    :param keys: keys that the user gave
     :param known: keys that exist
-    :param owner: who knows the keys, for the message
-    :raises ConfigError: naming the nearest known key
+    :param owner: description of what the keys belong to, for the error message
+    :raises ConfigError: if a key is unknown; the message suggests similar ones
     """
     for key in keys:
         if key not in known:
             raise ConfigError(f"{owner} knows no {key!r}{did_you_mean(key, known)}")
-
-
-def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """Suggest the nearest known names.
-
-    :param name: name given
-    :param known: names that exist
-    :return: the end of a sentence, empty where nothing is near
-    """
-    by_lower = {str(k).lower(): str(k) for k in known}
-    near = [by_lower[k] for k in difflib.get_close_matches(name.lower(), by_lower, n=3, cutoff=0.5)]
-    return f"; did you mean {' or '.join(near)}?" if near else ""

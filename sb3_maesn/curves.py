@@ -1,4 +1,4 @@
-"""Learning curves of training runs, from the files that rl-zoo's plot scripts read too."""
+"""Learning curves of training runs, read from files in rl-zoo's format."""
 
 import csv
 from collections.abc import Mapping, Sequence
@@ -12,7 +12,7 @@ from sb3_maesn.run_folder import find_runs
 
 Array: TypeAlias = np.ndarray
 
-#: Axes by name: label, and column of the monitor files for those that are drawn upwards.
+#: Labels of the x axes by name, and labels and columns of the monitor files of the y axes by name.
 X_AXES = {"steps": "environment steps", "episodes": "episodes", "time": "hours"}
 Y_AXES = {
     "reward": ("training episode return", "r"),
@@ -20,17 +20,17 @@ Y_AXES = {
     "length": ("training episode length", "l"),
 }
 
-#: Arrays of ``evaluations.npz`` that can be averaged: a row for each evaluation, a column for each episode.
+#: Arrays of ``evaluations.npz`` that can be averaged (n_evaluations, n_episodes).
 KEYS = ("results", "successes", "ep_lengths")
 
 
 class Evaluations(NamedTuple):
-    """Evaluations of several runs of one setting.
+    """Averaged evaluations of several runs with the same settings.
 
-    :param timesteps: (E,) environment steps trained
-    :param mean: (E,) mean over runs and episodes
-    :param std_error: (E,) of the mean over runs
-    :param last: (n_runs,) mean of each run's last evaluation
+    :param timesteps: environment steps trained at each of the E evaluations (E,)
+    :param mean: mean over runs and episodes (E,)
+    :param std_error: standard error of the mean over runs (E,)
+    :param last: mean of the last evaluation of each run (n_runs,)
     """
 
     timesteps: Array
@@ -40,20 +40,20 @@ class Evaluations(NamedTuple):
 
     @property
     def last_std_error(self) -> float:
-        """Standard error of the last evaluations' mean."""
+        """Standard error of the mean over runs of the last evaluation."""
         return float(np.std(self.last) / np.sqrt(len(self.last)))
 
 
 def read_monitor(folder: str | Path) -> dict[str, Array]:
-    """Read all episodes of a run in the order in which they ended.
+    """Read the monitor files of a run, with the episodes in the order in which they ended.
 
     :param folder: folder of the run, with ``*.monitor.csv``
-    :return: columns such as ``r``, ``l`` and ``t``, each (n_episodes,); none where there is no file
+    :return: columns by name, such as ``r``, ``l`` and ``t`` (n_episodes,); empty if there are no files
     """
     rows: list[dict[str, str]] = []
     for path in sorted(Path(folder).glob("*.monitor.csv")):
         with path.open(newline="", encoding="utf-8") as file:
-            next(file)  # a line of JSON
+            next(file)  # header in JSON
             rows += csv.DictReader(file)
     order = np.argsort([float(row["t"]) for row in rows], kind="stable")
     names = rows[0] if rows else ()
@@ -67,15 +67,15 @@ def _number(text: str) -> float:
 def training_curve(
     folder: str | Path, x_axis: str = "steps", y_axis: str = "reward", window: int = 100, max_steps: float = np.inf
 ) -> tuple[Array, Array] | None:
-    """Smooth the course of training.
+    """Compute the moving average of a quantity of the training episodes.
 
     :param folder: folder of the run
-    :param x_axis: a key of ``X_AXES``
-    :param y_axis: a key of ``Y_AXES``
-    :param window: episodes of the moving average
-    :param max_steps: environment steps to leave the rest out after
-    :return: x and moving average, each (n_episodes - window + 1,); None where there are too few episodes, or the run
-        did not record such values
+    :param x_axis: key of ``X_AXES``
+    :param y_axis: key of ``Y_AXES``
+    :param window: number of episodes in the window of the average
+    :param max_steps: environment steps after which episodes are ignored
+    :return: positions and moving average (both (n_episodes - window + 1,)); None if the run has too few episodes or
+        did not record the quantity
     """
     columns, name = read_monitor(folder), Y_AXES[y_axis][1]
     if name not in columns:
@@ -92,15 +92,17 @@ def training_curve(
 def merge_evaluations(
     folders: Sequence[str | Path], key: str = "results", max_steps: float = np.inf, min_steps: float = 0
 ) -> Evaluations | None:
-    """Average the evaluations of several runs. Where they were evaluated at different steps, the run with the fewest
-    evaluations says where, and the others are interpolated.
+    """Average the evaluations of several runs.
 
-    :param folders: folders of runs, some perhaps without ``evaluations.npz``
+    If the runs were evaluated at different steps, those of the run with the fewest evaluations are used, and the values
+    of the others are interpolated.
+
+    :param folders: folders of runs; those without ``evaluations.npz`` are skipped
     :param key: array to average, one of ``KEYS``
-    :param max_steps: environment steps to leave the rest out after
-    :param min_steps: leave runs out that were not trained as long
-    :return: the average, None where no run has such evaluations
-    :raises ConfigError: for another key
+    :param max_steps: environment steps after which evaluations are ignored
+    :param min_steps: environment steps that a run must have reached in order to count
+    :return: averages, None if no run has such evaluations
+    :raises ConfigError: if the key is unknown
     """
     if key not in KEYS:
         raise ConfigError(f"the key must be one of {', '.join(KEYS)}, got {key!r}")
@@ -128,15 +130,16 @@ def merge_evaluations(
 def gather(
     roots: Mapping[str, str], algos: Sequence[str], env_id: str, key: str, max_steps: float, min_steps: float
 ) -> dict[str, Evaluations]:
-    """Average the evaluations of all runs, by algorithm and root.
+    """Average the evaluations of all runs of each algorithm in each log folder.
 
-    :param roots: label -> root of logs
-    :param algos: algorithms
+    :param roots: log folders by label
+    :param algos: names of algorithms
     :param env_id: environment id
-    :param key: as in ``merge_evaluations``
-    :param max_steps: likewise
-    :param min_steps: likewise
-    :return: ``{algo}-{label}`` -> averages, without those that have none
+    :param key: array to average, one of ``KEYS``
+    :param max_steps: environment steps after which evaluations are ignored
+    :param min_steps: environment steps that a run must have reached in order to count
+    :return: averages by ``{algo}-{label}``, without algorithms that have no evaluations
+    :raises ConfigError: if the key is unknown
     """
     found = {
         f"{algo}-{label}": merge_evaluations(find_runs(root, algo, [env_id]), key, max_steps, min_steps)
@@ -147,13 +150,13 @@ def gather(
 
 
 def last_row(env_id: str, name: str, evaluations: Evaluations, median: bool = False) -> dict[str, Any]:
-    """Make the row of a table from last evaluations.
+    """Make a row of a table of last evaluations.
 
     :param env_id: environment id
-    :param name: algorithm and root
-    :param evaluations: averages
-    :param median: the median over runs in place of the mean
-    :return: columns and values
+    :param name: name of the algorithm and the log folder
+    :param evaluations: averaged evaluations
+    :param median: whether to report the median over runs instead of the mean
+    :return: values by column
     """
     center = np.median(evaluations.last) if median else evaluations.last.mean()
     return {
@@ -167,10 +170,10 @@ def last_row(env_id: str, name: str, evaluations: Evaluations, median: bool = Fa
 
 
 def markdown_table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Lay rows out as a Markdown table.
+    """Format rows as a Markdown table.
 
-    :param rows: at least one row; all have the same columns
-    :return: its lines
+    :param rows: rows of the table, at least one, all with the same columns
+    :return: lines of the table
     """
     lines = [list(rows[0]), ["---"] * len(rows[0]), *([str(value) for value in row.values()] for row in rows)]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)

@@ -1,4 +1,4 @@
-"""Adaptation curves: how well a trained model adapts to tasks it has never seen."""
+"""Evaluation of a trained model's adaptation to given tasks, round by round."""
 
 from collections.abc import Collection, Sequence
 from typing import Any, TypeAlias
@@ -29,24 +29,27 @@ def evaluate_adaptation(
     n_eval_episodes: int = 0,
     eval_rounds: Collection[int] | None = None,
 ) -> AdaptationResult:
-    """Adapt to all tasks at once, every task with its own latent distribution or theta, and report every round.
+    """Adapt to all tasks at once, each with its own latent distribution or theta, and report every round.
 
-    Round 0 is that of the unadapted policy. A task is solved after round r if at least half of round r's episodes
-    succeed. RL2 adapts by its memory: there, ``n_episodes`` trials run side by side, and round r is their episode r.
+    Round 0 is the unadapted policy. A task is solved after round r if at least half of its episodes in round r succeed.
+    RL2 adapts through its hidden state: ``n_episodes`` trials run on each task, and round r is their episode r.
 
-    :param model: a trained model; it is not changed
-    :param env: an id such as ``"WheeledGoalSparse-v0"``, a Gymnasium environment with tasks, or a VecEnv of such
-    :param tasks: whatever ``set_task`` takes, n_tasks of them
-    :param n_rounds: updates for each task
-    :param n_episodes: episodes of each round and task
-    :param rule: a name of ``sb3_maesn.common.adaptation.rules.RULES``, a rule, or None for the default; a model whose
-        meta-training adapts theta does so by ``policy_gradient``, its default where it has no latent
-    :param seed: of everything random here
-    :param n_eval_episodes: fresh episodes a task, in each round, of the policy that ``adapt`` would return
-    :param eval_rounds: rounds with such episodes; all of them where None
-    :return: arrays with leading dimensions (n_rounds + 1, n_tasks)
-    :raises ValueError: for an unknown rule, numbers out of range, spaces that differ from the model's, or tasks that
-        the environment refuses
+    :param model: trained model, which does not change
+    :param env: environment id such as ``"WheeledGoalSparse-v0"``, Gymnasium environment with tasks, or VecEnv of such
+        environments
+    :param tasks: tasks, any values that the environment's ``set_task`` accepts (n_tasks)
+    :param n_rounds: number of updates for each task
+    :param n_episodes: number of episodes of each task in each round
+    :param rule: adaptation rule, or its name in ``sb3_maesn.common.adaptation.rules.RULES``; None for the default. With
+        ``policy_gradient``, a model whose meta-training adapts theta makes its own inner update; that is the default
+        for a model without a latent
+    :param seed: seed of all randomness in this function
+    :param n_eval_episodes: number of additional episodes of each task in each round, of the policy that ``adapt`` would
+        return; adaptation does not use them
+    :param eval_rounds: rounds with additional episodes, None for all
+    :return: results of all episodes, arrays with leading dimensions (n_rounds + 1, n_tasks)
+    :raises ValueError: if the rule is unknown, a number is out of range, the spaces differ from the model's, or the
+        environment refuses a task
     """
     if len(tasks) == 0:
         raise ValueError("expected at least one task, got none")

@@ -1,4 +1,4 @@
-"""Publishing models on the Hugging Face Hub, in rl-zoo's layout and with a checkpoint that is safe to load."""
+"""Publication of models on the Hugging Face Hub, in rl-zoo's layout and with a checkpoint that is safe to load."""
 
 import csv
 import inspect
@@ -26,23 +26,24 @@ from sb3_maesn.training import ALGOS
 
 __all__ = ["HubError", "Publication", "download", "pretrained_publication", "publication_files", "push_to_hub"]
 
-#: Files of a run's folder, or of the folder of its settings, that are published as they are.
+#: Files of a run's folder, and of the folder of its settings, that are published unchanged.
 RUN_FILES = ("progress.csv", "evaluations.npz")
 SETTINGS_FILES = ("config.yml", "args.yml", "env_kwargs.yml")
 
 
 @dataclass(frozen=True)
 class Publication:
-    """A model and what is published with it.
+    """Model to publish, with its results and further files.
 
-    :param repo_id: ``"org/maesn-WheeledGoal-v0"``
-    :param model: the model
-    :param env_id: what it was trained on; asked of the model where empty
-    :param rounds: rows of ``results.adaptation_rows`` on test tasks; empty where it was not evaluated
-    :param tested: ``env``, ``tasks`` and ``rule`` of these; ``split`` and ``command`` if known
-    :param command: that trained it
-    :param files: further files by name, or in place of those made here: a ``replay.mp4``, a GIF, raw curves
-    :param licence: as the Hub abbreviates it
+    :param repo_id: repository, such as ``"org/maesn-WheeledGoal-v0"``
+    :param model: model to publish
+    :param env_id: environment that the model was trained on; empty if the model knows it
+    :param rounds: rows of ``results.adaptation_rows`` on test tasks; empty if the model was not evaluated
+    :param tested: origin of the rows: ``env``, ``tasks`` and ``rule``; ``split`` and ``command`` if known
+    :param command: command that trained the model, empty if unknown
+    :param files: further files by name, such as a ``replay.mp4``, a GIF or raw curves; they replace generated files of
+        the same name
+    :param licence: licence in the abbreviation of the Hub
     """
 
     repo_id: str
@@ -65,12 +66,12 @@ class Publication:
 
     @property
     def trained_on(self) -> str:
-        """The environment that the model was trained on."""
+        """Environment that the model was trained on."""
         return self.env_id or str(self.model.env_id)
 
     @property
     def algo(self) -> str:
-        """Name of the algorithm on the command line."""
+        """Name of the algorithm, as the flag ``--algo`` takes it."""
         named = {recipe.algorithm.__name__: name for name, recipe in ALGOS.items()}
         return named.get(type(self.model).__name__, type(self.model).__name__.lower())
 
@@ -90,24 +91,24 @@ def push_to_hub(
     create_pr: bool = False,
     licence: str = "mit",
 ) -> str:
-    """Publish a model: its checkpoint, SB3's own file, settings, results and a card, in one commit.
+    """Publish a model in one commit: its checkpoint, SB3's own file, settings, results and a model card.
 
-    :param model: the model
-    :param repo_id: ``"org/maesn-WheeledGoal-v0"``; the repository is made if there is none
-    :param env_id: what it was trained on; asked of the model where empty
-    :param rounds: rows of ``results.adaptation_rows`` on test tasks, for the card
-    :param tested: ``env``, ``tasks`` and ``rule`` of these; ``split`` and ``command`` if known
-    :param command: that trained it
-    :param files: further files by name: a ``replay.mp4``, a GIF, raw curves
-    :param commit_message: of the commit
-    :param private: whether a new repository is
-    :param token: as in ``huggingface_hub``: the stored one where None
-    :param revision: branch to commit to; ``main`` where None
-    :param create_pr: propose the commit in place of making it
-    :param licence: as the Hub abbreviates it
-    :return: address of the commit
-    :raises HubError: an OSError, if the Hub cannot be reached or refuses; the repository then is as it was
-    :raises ValueError: if the model has no safe form, or its environment is not known
+    :param model: model to publish
+    :param repo_id: repository, such as ``"org/maesn-WheeledGoal-v0"``; it is created if missing
+    :param env_id: environment that the model was trained on; empty if the model knows it
+    :param rounds: rows of ``results.adaptation_rows`` on test tasks; empty if the model was not evaluated
+    :param tested: origin of the rows: ``env``, ``tasks`` and ``rule``; ``split`` and ``command`` if known
+    :param command: command that trained the model, empty if unknown
+    :param files: further files by name, such as a ``replay.mp4``, a GIF or raw curves
+    :param commit_message: message of the commit, empty for a default
+    :param private: whether a new repository is private, None for the default of the Hub
+    :param token: token of the Hub, None for the one that ``huggingface_hub`` has stored
+    :param revision: branch to commit to, None for ``main``
+    :param create_pr: whether to open a pull request instead of committing to the branch
+    :param licence: licence in the abbreviation of the Hub
+    :return: URL of the commit
+    :raises HubError: if the Hub cannot be reached or refuses the commit (an OSError); the repository is then unchanged
+    :raises ValueError: if the model cannot be written as a checkpoint, or its environment is unknown
     """
     publication = Publication(repo_id, model, env_id, rounds, tested or {}, command, files or {}, licence)
     return push_publication(publication, commit_message, private, token, revision, create_pr)
@@ -121,16 +122,16 @@ def push_publication(
     revision: str | None = None,
     create_pr: bool = False,
 ) -> str:
-    """Publish in one commit.
+    """Publish a model with its results and files in one commit.
 
-    :param publication: what to publish
-    :param commit_message: of the commit
-    :param private: whether a new repository is
-    :param token: as in ``huggingface_hub``: the stored one where None
-    :param revision: branch to commit to; ``main`` where None
-    :param create_pr: propose the commit in place of making it
-    :return: address of the commit
-    :raises HubError: an OSError, if the Hub cannot be reached or refuses; the repository then is as it was
+    :param publication: model, results and files
+    :param commit_message: message of the commit, empty for a default
+    :param private: whether a new repository is private, None for the default of the Hub
+    :param token: token of the Hub, None for the one that ``huggingface_hub`` has stored
+    :param revision: branch to commit to, None for ``main``
+    :param create_pr: whether to open a pull request instead of committing to the branch
+    :return: URL of the commit
+    :raises HubError: if the Hub cannot be reached or refuses the commit (an OSError); the repository is then unchanged
     """
     contents, message = publication_files(publication), commit_message or _message(publication)
     return commit(publication.repo_id, contents, message, token, private, revision, create_pr)
@@ -139,8 +140,8 @@ def push_publication(
 def publication_files(publication: Publication) -> dict[str, bytes | Path]:
     """Make all files of a repository.
 
-    :param publication: what to publish
-    :return: contents, or paths, by name in the repository
+    :param publication: model, results and files
+    :return: contents or paths by name in the repository
     """
     files, config = _model_files(publication)
     files |= _settings(publication, config) | _results(publication) | dict(publication.files)
@@ -163,10 +164,11 @@ def publication_files(publication: Publication) -> dict[str, bytes | Path]:
 
 
 def pretrained_publication(name: str, organisation: str) -> Publication:
-    """A model that comes with the package, ready to be published.
+    """Prepare a pretrained model of the package for publication.
 
-    :param name: one of ``list_pretrained()``
-    :param organisation: of the Hub
+    :param name: key of ``list_pretrained()``
+    :param organisation: user or organisation of the Hub
+    :return: model with its results
     """
     folder, about = find_pretrained(name), list_pretrained()[name]
     results = read_results(folder)
@@ -177,11 +179,11 @@ def pretrained_publication(name: str, organisation: str) -> Publication:
 
 
 def run_files(folder: Path, env_id: str) -> tuple[dict[str, bytes | Path], str]:
-    """What a run's folder adds to its model: settings, raw curves, a video, and the command.
+    """Collect the files of a run to publish with its model: settings, raw curves and videos.
 
     :param folder: folder of the run
     :param env_id: environment id
-    :return: files by name, and the command
+    :return: paths by name in the repository, and the command that trained the model
     """
     settings = folder / file_name(env_id)
     found: dict[str, bytes | Path] = {name: settings / name for name in SETTINGS_FILES}
@@ -191,10 +193,10 @@ def run_files(folder: Path, env_id: str) -> tuple[dict[str, bytes | Path], str]:
 
 
 def write_files(folder: Path, files: Mapping[str, bytes | Path]) -> None:
-    """Write a repository's files into a folder, to look at them before they are published.
+    """Write the files of a repository to a folder, for inspection before publication.
 
-    :param folder: which is made
-    :param files: from :func:`publication_files`
+    :param folder: folder, created if missing
+    :param files: contents or paths by name, as :func:`publication_files` returns them
     """
     folder.mkdir(parents=True, exist_ok=True)
     for name, content in files.items():
@@ -212,7 +214,7 @@ def _model_files(publication: Publication) -> tuple[dict[str, bytes | Path], Che
 
 
 def _settings(publication: Publication, config: CheckpointConfig) -> dict[str, bytes | Path]:
-    """The zoo's three files, for a model without a run's folder."""
+    """Make rl-zoo's three settings files, for a model without a run folder."""
     entry = {"policy": config.policy, "policy_kwargs": config.policy_kwargs, **config.hyperparameters}
     entry["n_timesteps"] = publication.model.num_timesteps
     args = {"algo": publication.algo, "env": publication.trained_on, "seed": publication.model.seed}
@@ -221,14 +223,14 @@ def _settings(publication: Publication, config: CheckpointConfig) -> dict[str, b
 
 
 def _results(publication: Publication) -> dict[str, bytes | Path]:
-    """The zoo's summary, the raw curve and its figure."""
+    """Make rl-zoo's summary of results, the table of adaptation rounds and, with matplotlib, its figure."""
     if not publication.rounds:
         return {}
     rounds, last = publication.rounds, publication.rounds[-1]
     n_tasks = int(publication.tested["tasks"])
     summary = {
         "mean_reward": last["mean_return"],
-        "std_reward": round(last["return_interval"] / 1.96 * n_tasks**0.5, 2),  # of the tasks' means
+        "std_reward": round(last["return_interval"] / 1.96 * n_tasks**0.5, 2),  # over the means of the tasks
         "is_deterministic": False,
         "n_eval_episodes": n_tasks * int(last["episodes"]) // max(len(rounds) - 1, 1),
         **publication.tested,

@@ -1,5 +1,7 @@
-"""LatentSpace: a latent space of behaviours learned without adaptation, the baseline of Gupta et al. 2018
-(arXiv:1802.07245, section 5) after Hausman et al. 2018, "Learning an Embedding Space for Transferable Robot Skills".
+"""LatentSpace: a latent space of behaviours that is learned without adaptation.
+
+It is the baseline of Gupta et al. 2018 (arXiv:1802.07245, section 5), after Hausman et al. 2018, "Learning an Embedding
+Space for Transferable Robot Skills".
 """
 
 from collections.abc import Mapping
@@ -12,18 +14,19 @@ from sb3_maesn.common.meta_on_policy_algorithm import MetaOnPolicyAlgorithm
 
 
 class LatentSpace(MetaOnPolicyAlgorithm):
-    """MAESN without its inner update.
+    """Meta-RL algorithm that trains MAESN's policy and latent distributions without an inner update.
 
-    Theta and a latent distribution for each training task are trained by TRPO to do well as they are, the distributions
-    kept near the prior by their KL. ``adapt`` starts from the prior and moves the latent distribution as MAESN's does.
-    No step sizes can be learned without an inner update: those of the rule ``policy_gradient`` are ``step_size_init``.
+    TRPO trains theta and a latent distribution for each training task to maximise the return without adaptation, while
+    a KL penalty keeps the distributions near the prior. ``adapt`` starts from the prior and moves the latent
+    distribution as in MAESN. Since step sizes cannot be learned without an inner update, the rule ``policy_gradient``
+    uses ``step_size_init``.
 
-    :param policy: ``"LatentMlpPolicy"`` or a subclass of LatentActorCriticPolicy
-    :param env: an id of this package, a Gymnasium environment with tasks, or a VecEnv of such
-    :param learning_rate: of the critic (used with ``baseline="critic"``)
-    :param step_size_init: step size of the latent mean and log std in ``adapt``
-    :param kwargs: further arguments of :class:`MetaOnPolicyAlgorithm`, but for those about the inner update
-    :raises ValueError: as there
+    :param policy: policy class, or its alias ``"LatentMlpPolicy"``; a class must derive from LatentActorCriticPolicy
+    :param env: environment id of this package, Gymnasium environment with tasks, or VecEnv of such environments
+    :param learning_rate: learning rate of the critic (used with ``baseline="critic"``)
+    :param step_size_init: step size of the latent mean and log std in ``adapt`` with the rule ``policy_gradient``
+    :param kwargs: further arguments of :class:`MetaOnPolicyAlgorithm`, except those of the inner update
+    :raises ValueError: if a setting is out of range, or the environment or the policy is unsuitable
     """
 
     fixed_settings: ClassVar[Mapping[str, Any]] = {

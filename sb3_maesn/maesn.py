@@ -4,9 +4,10 @@ from sb3_maesn.common.meta_on_policy_algorithm import MetaOnPolicyAlgorithm
 
 
 class MAESN(MetaOnPolicyAlgorithm):
-    """Meta-RL that learns to explore.
+    """Meta-RL algorithm that learns structured exploration.
 
-    A latent drawn once an episode is fed to the policy. Meta-training shapes the policy, a latent distribution for each
-    training task and the step sizes of the inner update so that a few updates of the latent distribution solve a new
-    task from sparse reward. Parameters are those of :class:`MetaOnPolicyAlgorithm`; its defaults are the paper's.
+    The policy receives a latent that is drawn once per episode. Meta-training learns the policy, a latent distribution
+    for each training task and the step sizes of the inner update, such that a few updates of the latent distribution
+    solve a new task from sparse reward. The parameters are those of :class:`MetaOnPolicyAlgorithm`, whose defaults
+    follow the paper.
     """

@@ -1,6 +1,7 @@
-"""MAML: model-agnostic meta-learning (Finn et al. 2017, arXiv:1703.03400), for RL (section 5.3), and the variants that
-credit what is sampled before the inner update: E-MAML (Stadie et al. 2018, arXiv:1803.01118) and ProMP (Rothfuss et al.
-2019, arXiv:1810.06784).
+"""MAML for RL: model-agnostic meta-learning (Finn et al. 2017, arXiv:1703.03400, section 5.3) and two variants.
+
+The variants give credit to the actions sampled before the inner update: E-MAML (Stadie et al. 2018, arXiv:1803.01118)
+and ProMP (Rothfuss et al. 2019, arXiv:1810.06784).
 """
 
 from collections.abc import Mapping
@@ -22,8 +23,8 @@ from sb3_maesn.common.type_aliases import MetaBatch, MetaParameters, StepResult
 
 META_STEPS = ("trpo", "ppo")
 NUMBERS = ("exploration_coef", "n_epochs", "clip_range", "inner_kl_coef")
-#: Settings about latents that say nothing here, as they are in every model's file.
-OF_LATENTS: dict[str, Any] = {
+#: Settings of the latent, which MAML lacks, with the defaults that every MAML model has in its file.
+LATENT_SETTINGS: dict[str, Any] = {
     "step_size_init": 1.0,
     "step_size_max": None,
     "log_std_step_size_max": None,
@@ -34,36 +35,37 @@ OF_LATENTS: dict[str, Any] = {
 
 
 class MAML(MetaOnPolicyAlgorithm):
-    """Meta-RL that learns where to start from.
+    """Meta-RL algorithm that learns initial policy parameters from which one gradient step adapts to a task.
 
-    There is no latent: the inner update is a REINFORCE step on theta itself, with a linear baseline, and the TRPO meta
-    step on theta differentiates through it (in full, or with ``first_order`` taking the inner gradient for a constant).
-    ``adapt`` makes the same update on the episodes of a new task.
+    There is no latent. The inner update is a REINFORCE step on theta with a linear value baseline, and the TRPO meta
+    step differentiates through it; with ``first_order`` the inner gradient counts as a constant. ``adapt`` makes the
+    same update on the episodes of a new task.
 
-    MAML does not see that the policy before the inner update also decides which episodes the update learns from. Two
-    variants do, and can be combined: E-MAML is ``exploration_coef=1``; ProMP is ``low_variance_curvature=True``,
-    ``meta_step="ppo"`` and ``inner_kl_coef=5e-4``, whose penalty is fixed here, as in its authors' experiments.
+    MAML ignores that the policy before the inner update also determines the episodes that the update learns from. Two
+    variants, which can be combined, take this into account: E-MAML is ``exploration_coef=1``; ProMP is
+    ``low_variance_curvature=True``, ``meta_step="ppo"`` and ``inner_kl_coef=5e-4``. The weight of the KL penalty stays
+    constant, as in the experiments of ProMP's authors.
 
-    :param policy: ``"MlpPolicy"`` or a subclass of PlainActorCriticPolicy
-    :param env: an id of this package, a Gymnasium environment with tasks, or a VecEnv of such
-    :param learning_rate: of Adam, in the meta step ``ppo`` and for the critic (``baseline="critic"``)
+    :param policy: policy class, or its alias ``"MlpPolicy"``; a class must derive from PlainActorCriticPolicy
+    :param env: environment id of this package, Gymnasium environment with tasks, or VecEnv of such environments
+    :param learning_rate: learning rate of Adam, which the meta step ``ppo`` and the critic (``baseline="critic"``) use
     :param policy_step_size_init: step size of the inner update, the paper's alpha
-    :param learn_step_sizes: learn a step size for each parameter, beginning with that one (Meta-SGD: Li et al. 2017,
-        arXiv:1707.09835)
-    :param low_variance_curvature: estimate the inner update's derivative by ProMP's LVC estimator, which credits the
-        actions before the update with what they make of it
-    :param exploration_coef: weight of E-MAML's term, which credits the actions before the update with the task's
-        (standardised) reward after it; in ProMP's authors' form
-    :param meta_step: ``trpo``, or ``ppo`` for Adam steps on clipped ratios
-    :param n_epochs: Adam steps of ``ppo``, each on the whole batch
-    :param clip_range: of ``ppo``: of the ratios after the update, and of those before it that ``exploration_coef``
-        weights; those of ``low_variance_curvature`` are not clipped
-    :param inner_kl_coef: weight of the KL from the policies that acted before the inner updates, a penalty that keeps
-        the ratios of ``low_variance_curvature`` near 1
-    :param fisher_subsampling: as in :class:`MetaOnPolicyAlgorithm`; greater by default, since a product differentiates
-        through every task's inner update
-    :param kwargs: further arguments of :class:`MetaOnPolicyAlgorithm`, but for those about latents
-    :raises ValueError: as there
+    :param learn_step_sizes: whether to learn a step size for each parameter, initialised to ``policy_step_size_init``
+        (Meta-SGD: Li et al. 2017, arXiv:1707.09835)
+    :param low_variance_curvature: whether to differentiate the inner update by ProMP's LVC estimator, which gives the
+        actions before the update credit for their effect on it
+    :param exploration_coef: weight of E-MAML's term, which gives the actions before the update credit for the task's
+        standardised reward after it, in the form used by ProMP's authors
+    :param meta_step: kind of meta step: ``trpo``, or ``ppo`` for Adam steps on the clipped surrogate
+    :param n_epochs: number of Adam steps of ``ppo`` in each iteration, each on the whole batch
+    :param clip_range: clip range of ``ppo`` for the ratios after the inner update and for those in the term of
+        ``exploration_coef``; the ratios of ``low_variance_curvature`` are not clipped
+    :param inner_kl_coef: weight of the KL between the old and new policies before each inner update, a penalty that
+        keeps the ratios of ``low_variance_curvature`` near 1
+    :param fisher_subsampling: stride in time steps at which Fisher-vector products are computed; larger by default than
+        in MAESN, since each product differentiates through the inner update of every task
+    :param kwargs: further arguments of :class:`MetaOnPolicyAlgorithm`, except those of latents
+    :raises ValueError: if a setting is out of range, or the environment or the policy is unsuitable
     """
 
     policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {"MlpPolicy": PlainActorCriticPolicy}
@@ -75,7 +77,7 @@ class MAML(MetaOnPolicyAlgorithm):
         "balance_episodes": False,
         "kl_coef": 0.0,
         "latent_kl_coef": 0.0,
-        **OF_LATENTS,
+        **LATENT_SETTINGS,
     }
 
     def __init__(
@@ -108,7 +110,7 @@ class MAML(MetaOnPolicyAlgorithm):
         super().__init__(policy, env, learning_rate, **{**self.fixed_settings, **own, **kwargs})
 
     def _check_settings(self) -> None:
-        for name, value in OF_LATENTS.items():
+        for name, value in LATENT_SETTINGS.items():
             if getattr(self, name) != value:
                 raise ValueError(
                     f"MAML has no latent, which {name} is about: leave it out, got {getattr(self, name)!r}; the inner"

@@ -1,4 +1,4 @@
-"""The page that a published model opens with: what it is, how to use it, how it was trained, how well it adapts."""
+"""Model cards for the Hugging Face Hub: usage, training, results and files of a published model."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,21 +15,21 @@ CURVE = "adaptation.png"
 
 @dataclass(frozen=True)
 class CardFacts:
-    """What a model card says.
+    """Contents of a model card.
 
     :param repo_id: repository
-    :param algorithm: name of the class
-    :param about_algorithm: first line of its docstring
-    :param env_id: what it was trained on
-    :param hyperparameters: the constructor's arguments
+    :param algorithm: name of the class of the algorithm
+    :param about_algorithm: sentence that describes the algorithm
+    :param env_id: environment that the model was trained on
+    :param hyperparameters: arguments of the constructor by name
     :param num_timesteps: environment steps trained
-    :param seed: of the training
-    :param command: that trained it; empty where it is not known
-    :param versions: of the packages it was written with
-    :param rounds: rows of its adaptation by round; empty where it was not evaluated
-    :param tested: ``env``, ``tasks`` and ``rule`` of these, and ``command``
-    :param files: names of all other files
-    :param licence: as the Hub abbreviates it
+    :param seed: seed of the training
+    :param command: command that trained the model, empty if unknown
+    :param versions: versions of the packages that wrote the model, by package
+    :param rounds: rows of ``results.adaptation_rows``; empty if the model was not evaluated
+    :param tested: origin of the rows: ``env``, ``tasks`` and ``rule``; ``split`` and ``command`` if known
+    :param files: names of all other files of the repository
+    :param licence: licence in the abbreviation of the Hub
     """
 
     repo_id: str
@@ -48,20 +48,20 @@ class CardFacts:
 
     @property
     def name(self) -> str:
-        """The repository without its organisation."""
+        """Name of the repository without its organisation."""
         return self.repo_id.rpartition("/")[2]
 
     @property
     def test_env_id(self) -> str:
-        """Where it was tested, or else trained."""
+        """Environment that the model was tested on; the one it was trained on if it was not tested."""
         return str(self.tested.get("env", self.env_id))
 
 
 def make_card(facts: CardFacts) -> ModelCard:
-    """Write the card.
+    """Write a model card.
 
-    :param facts: what it says
-    :return: the card, whose metadata the Hub reads
+    :param facts: contents of the card
+    :return: card with the metadata that the Hub reads
     """
     data = ModelCardData(
         library_name="stable-baselines3",

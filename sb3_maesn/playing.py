@@ -1,4 +1,4 @@
-"""An agent at one task of a family: adapted to it first, then played episode by episode."""
+"""Adaptation of an agent to one task, and episodes that it then plays in a single environment."""
 
 import argparse
 from collections.abc import Callable, Iterator, Sequence
@@ -11,20 +11,20 @@ import numpy as np
 import torch as th
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 
-from sb3_maesn.cli import find_task
 from sb3_maesn.config import ConfigError
 from sb3_maesn.results import format_table, latent_rows
+from sb3_maesn.tasks import find_task
 from sb3_maesn.trained import TrainedAgent
 
 
 @dataclass(frozen=True)
 class Adaptation:
-    """How to adapt before playing.
+    """Task and settings of an adaptation.
 
-    :param task: the task, in the words of ``--task``
-    :param split: set of tasks that an index counts in
-    :param n_rounds: adaptation rounds
-    :param n_episodes: episodes of a round
+    :param task: words of ``--task``, see :func:`sb3_maesn.tasks.parse_task`
+    :param split: set of tasks that an index without the name of a set refers to
+    :param n_rounds: number of adaptation rounds, 0 for no adaptation
+    :param n_episodes: episodes per round
     :param rule: adaptation rule, None for the default
     :param seed: seed
     """
@@ -38,20 +38,21 @@ class Adaptation:
 
     @classmethod
     def from_args(cls, args: argparse.Namespace) -> "Adaptation":
-        """Read the flags that all scripts have in common.
+        """Make an adaptation from the flags of the scripts that play one task.
 
-        :param args: parsed arguments
+        :param args: parsed arguments with ``task``, ``rounds``, ``episodes``, ``rule`` and ``seed``
+        :return: task and settings of the adaptation
         """
         return cls(args.task, n_rounds=args.rounds, n_episodes=args.episodes, rule=args.rule, seed=args.seed)
 
 
 @dataclass(frozen=True)
 class Episode:
-    """What an episode came to.
+    """Outcome of an episode.
 
-    :param reward: sum of its rewards
-    :param length: its steps
-    :param success: whether it succeeded, None where the environment does not say
+    :param reward: undiscounted return
+    :param length: number of steps
+    :param success: whether the episode succeeded, None if the environment does not report it
     """
 
     reward: float
@@ -60,12 +61,12 @@ class Episode:
 
 
 def prepare(agent: TrainedAgent, adaptation: Adaptation) -> tuple[OnPolicyAlgorithm, Any]:
-    """Find the task and adapt the agent to it; one that does not adapt plays the task it was trained on.
+    """Adapt an agent to a task; an agent that does not adapt gets the task it was trained on.
 
-    :param agent: from ``load_agent``
-    :param adaptation: how to adapt
-    :return: the model to play with, and the task, None where the environment has none
-    :raises ValueError: if there is no such task or rule, or the environment is not the model's
+    :param agent: agent
+    :param adaptation: task and settings of the adaptation
+    :return: model to play with, and the task, None if the environment has no tasks
+    :raises ValueError: if there is no such task or rule, or the spaces of the environment are not those of the model
     """
     words = list(adaptation.task) if agent.adapts else list(agent.task)
     split = adaptation.split if agent.adapts else "train"
@@ -79,23 +80,23 @@ def prepare(agent: TrainedAgent, adaptation: Adaptation) -> tuple[OnPolicyAlgori
 
 
 def describe_adaptation(model: OnPolicyAlgorithm) -> str:
-    """Lay the rounds of an adaptation out for a terminal.
+    """Format the rounds of an adaptation as a table of plain text.
 
-    :param model: from ``prepare``
-    :return: a table, empty where there was no adaptation of a latent
+    :param model: model that :func:`prepare` returned
+    :return: table, empty if the model was not adapted or keeps no record of its adaptation
     """
     history = getattr(model, "adaptation", None)
     return "" if history is None else format_table(latent_rows(history))
 
 
 def make_stage(env_id: str, task: Any, render_mode: str | None = None) -> gym.Env[Any, Any]:
-    """Make the single environment to play in.
+    """Make a single environment with a given task.
 
     :param env_id: environment id
-    :param task: whatever ``set_task`` takes, None where the environment has no tasks
+    :param task: task, as ``set_task`` takes it; None if the environment has no tasks
     :param render_mode: None, ``"rgb_array"`` or ``"human"``
-    :return: the environment
-    :raises ConfigError: if it cannot be shown
+    :return: environment
+    :raises ConfigError: if the environment cannot be rendered
     """
     env = gym.make(env_id, render_mode=render_mode)
     try:
@@ -117,13 +118,13 @@ def make_stage(env_id: str, task: Any, render_mode: str | None = None) -> gym.En
 def steps(
     model: OnPolicyAlgorithm, env: gym.Env[Any, Any], deterministic: bool = True, seed: int = 0
 ) -> Iterator[Episode | None]:
-    """Play on and on.
+    """Play without end, yielding after every step.
 
-    :param model: who plays; its state is carried through an episode
-    :param env: where
-    :param deterministic: take the most likely actions
-    :param seed: of the environment; what the model draws comes from torch's generator
-    :return: after every step the episode that it ended, or None
+    :param model: model that chooses the actions; its recurrent state is carried through an episode
+    :param env: environment
+    :param deterministic: whether to take the most likely actions instead of sampling them
+    :param seed: seed of the environment; the model draws from torch's global generator
+    :return: iterator over steps: the episode that the step ended, or None
     """
     observation, _ = env.reset(seed=seed)
     state, start, reward, length = None, True, 0.0, 0
@@ -146,16 +147,16 @@ def play(
     seed: int = 0,
     watch: Callable[[], Any] = lambda: None,
 ) -> list[Episode]:
-    """Play for a number of steps or of episodes.
+    """Play until a number of steps or of episodes is reached; at least one of them must be given.
 
-    :param model: who plays
-    :param env: where
-    :param n_timesteps: steps, None for any number
-    :param n_episodes: episodes, None for any number
-    :param deterministic: take the most likely actions
-    :param seed: of the environment and of what the model draws
-    :param watch: is called after every step
-    :return: the episodes that came to an end
+    :param model: model that chooses the actions
+    :param env: environment
+    :param n_timesteps: number of steps, None for no limit
+    :param n_episodes: number of episodes, None for no limit
+    :param deterministic: whether to take the most likely actions instead of sampling them
+    :param seed: seed of the environment and of the model's random draws
+    :param watch: function to call after every step
+    :return: completed episodes
     """
     episodes: list[Episode] = []
     with th.random.fork_rng(devices=[]):
@@ -170,9 +171,9 @@ def play(
 
 
 def summarise(episodes: Sequence[Episode]) -> list[str]:
-    """Say what episodes came to, in rl-zoo's words.
+    """Summarise episodes in the wording of rl-zoo.
 
-    :param episodes: from ``play``
+    :param episodes: completed episodes
     :return: lines to print
     """
     if not episodes:

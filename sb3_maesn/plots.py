@@ -1,4 +1,4 @@
-"""Figures from saved results. Nothing here touches global matplotlib state, so it runs without a display."""
+"""Figures of results. No global state of matplotlib is used, so that no display is needed."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,16 +17,16 @@ from sb3_maesn.results import Row, mean_and_interval
 Array: TypeAlias = np.ndarray
 
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#444444")  # Okabe and Ito
-ROUND_COLORS = ("#B9C4CE", "#7FB2D6", "#2F7FBF", "#0B3C6F", "#05213F")  # pale prior, darker with every round
+ROUND_COLORS = ("#B9C4CE", "#7FB2D6", "#2F7FBF", "#0B3C6F", "#05213F")  # pale at first, darker with every round
 INK, GRID = "#333333", "#E3E3E3"
 
 
 def plot_learning_curve(timesteps: Array, returns: Array, success: Array, path: str | Path, title: str = "") -> None:
     """Draw mean return and success after every adaptation round over the course of meta-training.
 
-    :param timesteps: (n_evals,) environment steps trained at each evaluation
-    :param returns: (n_evals, n_rounds + 1, ...) returns; the trailing dimensions are averaged
-    :param success: (n_evals, n_rounds + 1, ...) success of the same episodes
+    :param timesteps: environment steps trained at each evaluation (n_evals,)
+    :param returns: returns of episodes; trailing dimensions are averaged (n_evals, n_rounds + 1, ...)
+    :param success: success of episodes, 0 or 1; trailing dimensions are averaged (n_evals, n_rounds + 1, ...)
     :param path: image file to write
     :param title: title of the figure
     """
@@ -49,12 +49,12 @@ def plot_adaptation_curve(
     title: str = "",
     reference: Mapping[str, Array] | None = None,
 ) -> None:
-    """Draw mean return and success by adaptation round, with 95 % intervals over tasks.
+    """Draw mean return and success by adaptation round, with 95 % confidence intervals over tasks.
 
-    :param curves: name -> (returns, success), each (n_rounds + 1, n_tasks, n_episodes)
+    :param curves: returns and success of all episodes, by name (both (n_rounds + 1, n_tasks, n_episodes))
     :param path: image file to write
     :param title: title of the figure
-    :param reference: name -> (n_rounds + 1,) mean returns of others, drawn as dashed lines
+    :param reference: mean returns to compare with, by name, drawn as dashed lines (n_rounds + 1,)
     """
     by_task = {
         name: [np.asarray(array, dtype=float).mean(axis=2) for array in arrays] for name, arrays in curves.items()
@@ -64,9 +64,9 @@ def plot_adaptation_curve(
 
 
 def plot_adaptation_tables(tables: Mapping[str, Sequence[Row]], path: str | Path, title: str = "") -> None:
-    """Draw saved tables of adaptation rounds as ``plot_adaptation_curve`` draws arrays.
+    """Draw mean return and success by adaptation round from tables of rounds.
 
-    :param tables: name -> rows of ``adaptation_rows``, as they are or as read from a CSV file
+    :param tables: rows of ``results.adaptation_rows`` by name, with numbers or, as read from a CSV file, text
     :param path: image file to write
     :param title: title of the figure
     """
@@ -82,7 +82,7 @@ def plot_adaptation_tables(tables: Mapping[str, Sequence[Row]], path: str | Path
 def plot_curves(curves: Mapping[str, tuple[Array, Array, Array | None]], path: str | Path, x: str, y: str) -> None:
     """Draw learning curves in one panel.
 
-    :param curves: name -> x, y and half width of a band, or None for none, each (n_points,)
+    :param curves: x, y and half width of the band, None for no band, by name (each (n_points,))
     :param path: image file to write
     :param x: label of the x axis
     :param y: label of the y axis
@@ -99,9 +99,9 @@ def plot_curves(curves: Mapping[str, tuple[Array, Array, Array | None]], path: s
 
 
 def plot_few_episodes(curves: Mapping[str, tuple[Array, Array]], path: str | Path, title: str = "") -> None:
-    """Draw the success of the policy that ``adapt`` would return against the episodes it was given, one line a rule.
+    """Draw the success of adapted policies against the number of episodes of the adaptation, one line per rule.
 
-    :param curves: rule -> (n_points,) episodes spent and (n_points, n_tasks) share of fresh episodes that succeed
+    :param curves: numbers of episodes (n_points,) and shares of successful fresh episodes (n_points, n_tasks), by rule
     :param path: image file to write
     :param title: title of the figure
     """
@@ -123,13 +123,13 @@ def plot_trajectories(
     radius: float = 0.8,
     title: str = "",
 ) -> None:
-    """Draw trajectories of the prior and of policies adapted to a few goals, one panel each.
+    """Draw trajectories of the policy before adaptation and of policies adapted to a few goals, one panel each.
 
-    :param before: trajectories (T, 2) of the policy before adaptation
-    :param after: for each goal the trajectories (T, 2) of the policy adapted to it
-    :param goals: (n_goals, 2) goals
+    :param before: trajectories of the policy before adaptation (each (T, 2))
+    :param after: trajectories of the policy adapted to each goal (each (T, 2))
+    :param goals: goals (n_goals, 2)
     :param path: image file to write
-    :param radius: an episode succeeds where it ends within this distance of its goal
+    :param radius: distance from the goal within which an episode has to end in order to succeed
     :param title: title of the figure
     """
     figure, axes = panels(1 + len(goals), title)
@@ -155,12 +155,14 @@ def plot_trajectories(
 def plot_latent_map(
     latents: Array, returns: Array, mean: Array, log_std: Array, path: str | Path, title: str = ""
 ) -> None:
-    """Draw one task's latent space: every episode's latent coloured by its return, and each round's distribution.
+    """Draw the latents of a task's episodes, coloured by return, and the latent distribution of each round.
 
-    :param latents: (n_rounds + 1, n_episodes, 2) latents the episodes ran with
-    :param returns: (n_rounds + 1, n_episodes) their returns
-    :param mean: (n_rounds + 1, 2) mean of the latent distribution by round
-    :param log_std: (n_rounds + 1, 2) log standard deviation by round
+    Only the first two components of the latent are shown.
+
+    :param latents: latents of the episodes (n_rounds + 1, n_episodes, L), L >= 2
+    :param returns: returns of the episodes (n_rounds + 1, n_episodes)
+    :param mean: mean of the latent distribution by round (n_rounds + 1, L)
+    :param log_std: log standard deviation of the latent distribution by round (n_rounds + 1, L)
     :param path: image file to write
     :param title: title of the figure
     """
@@ -186,10 +188,10 @@ def _draw_adaptation(
 ) -> None:
     """Draw return and success by adaptation round.
 
-    :param lines: name -> mean and half width by round, of the return and of the success
+    :param lines: mean and half width by round (both (n_rounds + 1,)), of the return and of the success, by name
     :param path: image file to write
     :param title: title of the figure
-    :param reference: name -> mean returns of others, drawn as dashed lines
+    :param reference: mean returns to compare with, by name, drawn as dashed lines (n_rounds + 1,)
     """
     figure, axes = panels(2, title)
     for i, (name, bands) in enumerate(lines.items()):
@@ -207,14 +209,14 @@ def _draw_adaptation(
 
 
 def panels(n: int, title: str, width: float = 4.6, height: float = 3.6, n_rows: int = 1) -> tuple[Figure, list[Axes]]:
-    """Make a figure of panels side by side in the house style.
+    """Make a figure with rows of panels in a common style.
 
     :param n: number of panels in a row
     :param title: title of the figure
-    :param width: inches of a panel
-    :param height: inches of the figure
-    :param n_rows: rows of panels
-    :return: the figure and its panels
+    :param width: width of a panel in inches
+    :param height: height of the figure in inches
+    :param n_rows: number of rows
+    :return: figure and its panels
     """
     figure = Figure(figsize=(width * n, height), layout="constrained")
     axes = [figure.add_subplot(n_rows, n, i + 1) for i in range(n_rows * n)]
@@ -230,13 +232,13 @@ def panels(n: int, title: str, width: float = 4.6, height: float = 3.6, n_rows: 
 
 
 def _line_with_band(ax: Axes, x: Array, mean: Array, half_width: Array, color: str, label: str) -> None:
-    """Draw a line and its interval.
+    """Draw a line with a band around it.
 
     :param ax: panel
-    :param x: (n,) positions
-    :param mean: (n,) line
-    :param half_width: (n,) half width of the band
-    :param color: colour of both
+    :param x: positions (n,)
+    :param mean: line (n,)
+    :param half_width: half width of the band (n,)
+    :param color: colour of the line and the band
     :param label: name in the legend
     """
     ax.plot(x, mean, color=color, label=label, marker="o", markersize=4)
@@ -247,8 +249,8 @@ def _legend_below(figure: Figure, ax: Axes, always: bool = False) -> None:
     """Put the legend of a panel below the figure.
 
     :param figure: figure
-    :param ax: one of its panels
-    :param always: even where there is one line only
+    :param ax: panel of the figure
+    :param always: whether to show the legend for a single line too
     """
     handles, labels = ax.get_legend_handles_labels()
     if len(labels) > 1 or (always and labels):
@@ -256,10 +258,10 @@ def _legend_below(figure: Figure, ax: Axes, always: bool = False) -> None:
 
 
 def _share_limits(axes: Sequence[Axes]) -> tuple[float, float]:
-    """Give all panels the widest limits among them.
+    """Give all panels the same limits, wide enough for each of them.
 
     :param axes: panels
-    :return: ranges of x and y
+    :return: lengths of the ranges of x and y
     """
     x, y = np.array([ax.get_xlim() for ax in axes]), np.array([ax.get_ylim() for ax in axes])
     for ax in axes:
@@ -277,10 +279,10 @@ def _round_name(r: int) -> str:
 
 
 def save(figure: Figure, path: str | Path) -> None:
-    """Write the figure, making the folder if it is missing.
+    """Write a figure to a file.
 
     :param figure: figure
-    :param path: image file
+    :param path: image file; its folder is created if missing
     """
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=150)

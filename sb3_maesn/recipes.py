@@ -1,4 +1,4 @@
-"""What the training script has to know of an algorithm besides its constructor: its environment, its evaluation."""
+"""Training recipes: the environment, the evaluation and the budget with which the scripts train each algorithm."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,40 +14,40 @@ from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecMonitor
 
 from sb3_maesn.callbacks import MetaEvalCallback
-from sb3_maesn.cli import check_env_id, parse_task, sparse_variant
 from sb3_maesn.common.adaptable_algorithm import AdaptableAlgorithm
 from sb3_maesn.common.env_util import MAX_SINGLE_MEMBERS
 from sb3_maesn.common.task_algorithm import TaskAlgorithm
 from sb3_maesn.config import ConfigError
 from sb3_maesn.envs import FAMILIES, make_vec
 from sb3_maesn.envs.multi_task import MultiTaskVecEnv, has_tasks
+from sb3_maesn.tasks import check_env_id, parse_task, sparse_variant
 
 ITERATIONS_BETWEEN_EVALUATIONS = 10
-N_LATENTS = 256  # tried in the training tasks in the end
+N_LATENTS = 256  # latents that are tried on the training tasks to learn the score prior after training
 
 
 @dataclass(frozen=True)
 class TrainingRun:
-    """What to train, and where to write it.
+    """Settings of one training run.
 
-    :param algo: name of the algorithm
+    :param algo: key of ``training.ALGOS``
     :param env_id: environment id
-    :param config: entry of a configuration file: constructor arguments, ``policy``, ``n_timesteps`` and ``n_envs``
-    :param folder: folder of the run, which exists
-    :param task: the words of ``--task``, the task of an algorithm that learns one; empty where there is none to choose
-    :param overrides: the part of ``config`` that a resumed model shall take as well
-    :param n_timesteps: environment steps to train, for a resumed model in addition; None for the configured budget,
-        or what a resumed model has left of it
-    :param trained_agent: model file to resume
+    :param config: entry of a hyperparameter file: constructor arguments and the keys of ``config.SCRIPT_KEYS``
+    :param folder: existing folder of the run
+    :param task: words of ``--task`` for an algorithm that learns one task; empty if there is no task to choose
+    :param overrides: part of ``config`` that also applies to a resumed model
+    :param n_timesteps: environment steps to train, in addition to those of a resumed model; None for the configured
+        budget, or for the rest of it if a model is resumed
+    :param trained_agent: model file to resume, None to train a new model
     :param seed: seed of a new model
     :param device: torch device
-    :param tensorboard_log: folder for TensorBoard
-    :param eval_freq: environment steps between evaluations, 0 for every ten iterations, -1 for never
-    :param eval_tasks: validation tasks of an evaluation
-    :param eval_episodes: episodes of an adaptation round in an evaluation
-    :param save_freq: environment steps between checkpoints, 0 for every ten iterations, -1 for never
-    :param progress_bar: show a progress bar
-    :param verbose: 0, 1 or 2
+    :param tensorboard_log: folder for TensorBoard, None for no such logs
+    :param eval_freq: environment steps between evaluations, 0 for every ten iterations, -1 for no evaluations
+    :param eval_tasks: number of validation tasks in an evaluation
+    :param eval_episodes: episodes per task and adaptation round in an evaluation; all episodes for a single task
+    :param save_freq: environment steps between checkpoints, 0 for every ten iterations, -1 for no checkpoints
+    :param progress_bar: whether to show a progress bar
+    :param verbose: 0 for no output, 1 for logs, 2 for messages about checkpoints too
     """
 
     algo: str
@@ -70,10 +70,10 @@ class TrainingRun:
 
 
 class Recipe(ABC):
-    """How the training script handles an algorithm.
+    """Recipe for training an algorithm.
 
     :param algorithm: class of the algorithm
-    :param policy: name of its policy where the configuration names none
+    :param policy: name of the policy if the configuration names none
     """
 
     def __init__(self, algorithm: type[OnPolicyAlgorithm], policy: str) -> None:
@@ -82,61 +82,69 @@ class Recipe(ABC):
 
     @abstractmethod
     def n_members(self, config: Mapping[str, Any]) -> int:
-        """Count the members of the training environment of a new model.
+        """Choose the number of members of the training environment of a new model.
 
-        :param config: entry of a configuration file
+        :param config: entry of a hyperparameter file
+        :return: number of members
         """
 
     @abstractmethod
     def n_members_resumed(self, model: Any, run: TrainingRun) -> int:
-        """Count the members of the training environment of a resumed model.
+        """Choose the number of members of the training environment of a resumed model.
 
-        :param model: from its file
-        :param run: what to train
+        :param model: resumed model
+        :param run: settings of the run
+        :return: number of members
         """
 
     @abstractmethod
     def make_env(self, run: TrainingRun, n_envs: int, monitor_file: Path | None = None) -> VecEnv:
-        """Make the environment to train or to evaluate on.
+        """Make an environment to train or to evaluate on.
 
-        :param run: what to train
+        :param run: settings of the run
         :param n_envs: number of members
-        :param monitor_file: where the returns of all episodes go, without ``.monitor.csv``
+        :param monitor_file: monitor file to write, without its ending ``.monitor.csv``; None for none
+        :return: environment
+        :raises ConfigError: if the algorithm cannot be trained on the environment or the task
         """
 
     @abstractmethod
     def make_evaluation(self, run: TrainingRun, model: Any) -> BaseCallback:
         """Make the callback that writes ``evaluations.npz`` and ``best_model.zip``.
 
-        :param run: what to train
-        :param model: the model
+        :param run: settings of the run
+        :param model: model to evaluate
+        :return: callback
         """
 
     def test_env_id(self, env_id: str) -> str:
-        """Find the environment that agents are judged on while they train.
+        """Choose the environment of the evaluations during training.
 
-        :param env_id: environment id they train on
+        :param env_id: id of the training environment
+        :return: environment id
         """
         return env_id
 
-    def finish(self, run: TrainingRun, model: Any) -> None:  # noqa: B027  # most recipes leave nothing to do
-        """Do what is left to do after training.
+    def finish(self, run: TrainingRun, model: Any) -> None:  # noqa: B027  # an empty default
+        """Complete a model after training; most recipes have nothing to do.
 
-        :param run: what was trained
-        :param model: the model
+        :param run: settings of the run
+        :param model: trained model
         """
 
     def timesteps_per_iteration(self, model: Any) -> int:
         """Count the environment steps of one iteration.
 
-        :param model: of this algorithm
+        :param model: model of this algorithm
+        :return: environment steps, of all members together
         """
         return int(model.timesteps_per_iteration if isinstance(model, TaskAlgorithm) else model.n_steps * model.n_envs)
 
     def default_timesteps(self) -> int | None:
-        """Find the budget where neither flag nor configuration names one.
+        """Choose the number of environment steps to train if neither a flag nor the configuration gives one.
 
-        :return: None for what ``learn`` takes as its default
+        :return: environment steps, None for the default of ``learn``
+        :raises ConfigError: if the algorithm has no default
         """
         return None
 
@@ -145,24 +153,24 @@ class MetaLearning(Recipe):
     """Recipe for algorithms that train on all tasks of a family and are evaluated by adapting to validation tasks.
 
     :param algorithm: class of the algorithm
-    :param policy: name of its policy where the configuration names none
+    :param policy: name of the policy if the configuration names none
     """
 
     def __init__(self, algorithm: type[TaskAlgorithm], policy: str = "LatentMlpPolicy") -> None:
         super().__init__(algorithm, policy)
 
     def n_members(self, config: Mapping[str, Any]) -> int:
-        """Members for one rollout of all tasks at once, unless the configuration asks for fewer and waves."""
+        """Choose one member per task and episode of a rollout, unless the configuration sets ``n_envs``."""
         return int(config.get("n_envs", config.get("meta_batch_size", 20) * config.get("n_episodes", 20)))
 
     def n_members_resumed(self, model: Any, run: TrainingRun) -> int:
-        """As for a new model with this one's settings."""
+        """Choose the number of members of a new model with the settings of the resumed one and the overrides."""
         sizes = {"meta_batch_size": model.meta_batch_size, "n_episodes": model.n_episodes}
         waves = {key: run.config[key] for key in ("n_envs",) if key in run.config}
         return self.n_members({**sizes, **waves, **run.overrides})
 
     def make_env(self, run: TrainingRun, n_envs: int, monitor_file: Path | None = None) -> VecEnv:
-        """All tasks of the family."""
+        """Make an environment with all tasks of the family."""
         if run.task:
             raise ConfigError(
                 f"--task chooses the one task of a single-task algorithm; {run.algo} learns from all tasks"
@@ -170,15 +178,15 @@ class MetaLearning(Recipe):
         return make_tasks_env(run.env_id, n_envs, monitor_file)
 
     def make_evaluation(self, run: TrainingRun, model: Any) -> BaseCallback:
-        """Adaptation to the first validation tasks, from sparse reward."""
+        """Make a callback that adapts to the first validation tasks, with sparse reward if the family has it."""
         return self._adaptation(run, model, rule=run.config.get("eval_rule"))
 
     def test_env_id(self, env_id: str) -> str:
-        """The family's sparse variant."""
+        """Choose the sparse variant of the family."""
         return sparse_variant(env_id)
 
     def finish(self, run: TrainingRun, model: Any) -> None:
-        """Learn what the training tasks tell about new ones, where that takes seconds: tasks share their episodes."""
+        """Learn the score prior of a model with a latent, if the tasks share episodes, which makes it quick."""
         if not isinstance(model, AdaptableAlgorithm) or model.policy.latent_dim == 0:
             return
         with closing(make_tasks_env(self.test_env_id(run.env_id), N_LATENTS)) as env:
@@ -204,45 +212,49 @@ class MetaLearning(Recipe):
 
 
 class TrialLearning(MetaLearning):
-    """Of an algorithm that trains on trials of all tasks, and adapts within a trial to the reward that it knows."""
+    """Recipe for algorithms that train on trials of all tasks and adapt within a trial, with the reward as an input.
+
+    :param algorithm: class of the algorithm
+    :param policy: name of the policy if the configuration names none
+    """
 
     def n_members(self, config: Mapping[str, Any]) -> int:
-        """One for each trial of an iteration, unless the configuration asks for fewer that run several."""
+        """Choose one member per trial of an iteration, unless the configuration sets ``n_envs``."""
         return int(config.get("n_envs", config.get("meta_batch_size", 40)))
 
     def n_members_resumed(self, model: Any, run: TrainingRun) -> int:
-        """As many as before, since they make up the batch."""
+        """Keep the number of members, since it determines the size of the batch."""
         return int(model.n_envs)
 
     def make_evaluation(self, run: TrainingRun, model: Any) -> BaseCallback:
-        """Trials of the first validation tasks, with the reward of training."""
+        """Make a callback that runs trials of the first validation tasks, with the reward of training."""
         return self._adaptation(run, model, n_rounds=model.n_episodes - 1)
 
     def test_env_id(self, env_id: str) -> str:
-        """The same, whose reward is an input of the policy."""
+        """Choose the training environment, since its reward is an input of the policy."""
         return env_id
 
 
 class SingleTask(Recipe):
-    """Of an algorithm that learns one task: one of a family by ``--task``, or an environment that has no tasks.
+    """Recipe for algorithms that learn one task: a task of a family, or an environment without tasks.
 
     :param algorithm: class of the algorithm
-    :param policy: name of its policy where the configuration names none
+    :param policy: name of the policy if the configuration names none
     """
 
     def __init__(self, algorithm: type[OnPolicyAlgorithm], policy: str = "MlpPolicy") -> None:
         super().__init__(algorithm, policy)
 
     def n_members(self, config: Mapping[str, Any]) -> int:
-        """As many as the configuration says; the zoo's one where it does not."""
+        """Take the configured number of members; 1, as in rl-zoo, if there is none."""
         return int(config.get("n_envs", 1))
 
     def n_members_resumed(self, model: Any, run: TrainingRun) -> int:
-        """As many as before, since they make up the batch."""
+        """Keep the number of members, since it determines the size of the batch."""
         return int(model.n_envs)
 
     def make_env(self, run: TrainingRun, n_envs: int, monitor_file: Path | None = None) -> VecEnv:
-        """All members at the one task."""
+        """Make an environment whose members all have the one task."""
         venv = make_members(run.env_id, n_envs, monitor_file)
         with closed_on_error(venv):
             if not has_tasks(venv):
@@ -258,7 +270,7 @@ class SingleTask(Recipe):
             return tasks.only(parse_task(run.task, tasks))
 
     def make_evaluation(self, run: TrainingRun, model: Any) -> BaseCallback:
-        """SB3's, on the task that is trained."""
+        """Make SB3's ``EvalCallback`` on the training task."""
         n_envs = run.eval_episodes if run.env_id in FAMILIES else min(run.eval_episodes, MAX_SINGLE_MEMBERS)
         freq = run.eval_freq or ITERATIONS_BETWEEN_EVALUATIONS * self.timesteps_per_iteration(model)
         return EvalCallback(
@@ -271,32 +283,36 @@ class SingleTask(Recipe):
         )
 
     def default_timesteps(self) -> int | None:
-        """There is none."""
+        """Refuse to train, since single-task algorithms have no default.
+
+        :raises ConfigError: always
+        """
         raise ConfigError("neither the configuration nor -n says how many steps to train")
 
 
 def make_members(env_id: str, n_envs: int, monitor_file: Path | None = None) -> VecEnv:
-    """Make the members that episodes run in: the native VecEnv for a built-in family, single environments for others.
+    """Make a monitored VecEnv: the batched one for a built-in family, a DummyVecEnv for other environments.
 
     :param env_id: environment id
     :param n_envs: number of members
-    :param monitor_file: where the returns of all episodes go, without ``.monitor.csv``
-    :return: the environment, which counts returns
+    :param monitor_file: monitor file to write, without its ending ``.monitor.csv``; None for none
+    :return: environment that records the returns of its episodes
+    :raises ConfigError: if the environment id is unknown
     """
     check_env_id(env_id)
     venv: VecEnv = make_vec(env_id, n_envs) if env_id in FAMILIES else DummyVecEnv([partial(gym.make, env_id)] * n_envs)
-    seen = ("is_success",) if env_id in FAMILIES else ()  # what rl-zoo's plots of success read
+    seen = ("is_success",) if env_id in FAMILIES else ()  # rl-zoo's plots read this column
     return VecMonitor(venv, None if monitor_file is None else str(monitor_file), seen)
 
 
 def make_tasks_env(env_id: str, n_envs: int, monitor_file: Path | None = None) -> MultiTaskVecEnv:
-    """Make an environment with tasks, for episodes that may run in waves.
+    """Make a monitored environment with tasks.
 
     :param env_id: environment id
-    :param n_envs: number of members, fewer for single environments
-    :param monitor_file: where the returns of all episodes go, without ``.monitor.csv``
-    :return: the environment
-    :raises ConfigError: if it has no tasks
+    :param n_envs: number of members, at most ``MAX_SINGLE_MEMBERS`` of which are made outside the built-in families
+    :param monitor_file: monitor file to write, without its ending ``.monitor.csv``; None for none
+    :return: environment
+    :raises ConfigError: if the environment id is unknown, or the environment has no tasks
     """
     venv = make_members(env_id, n_envs if env_id in FAMILIES else min(n_envs, MAX_SINGLE_MEMBERS), monitor_file)
     with closed_on_error(venv):
@@ -310,9 +326,9 @@ def make_tasks_env(env_id: str, n_envs: int, monitor_file: Path | None = None) -
 
 @contextmanager
 def closed_on_error(env: VecEnv) -> Iterator[None]:
-    """Close an environment if what is done with it fails.
+    """Close an environment if the body raises an exception.
 
-    :param env: the environment
+    :param env: environment
     """
     try:
         yield

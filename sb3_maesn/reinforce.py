@@ -18,34 +18,33 @@ from sb3_maesn.common.objectives import normalise_steps, policy_kl, surrogate
 from sb3_maesn.common.policies import LatentActorCriticPolicy, PlainActorCriticPolicy
 from sb3_maesn.common.settings import check_at_least
 from sb3_maesn.common.type_aliases import Adapted, TaskBatch, Tasks
-from sb3_maesn.envs.multi_task import MultiTaskVecEnv
 
 
 class REINFORCE(EpisodicAlgorithm):
-    """The likelihood-ratio policy gradient on whole episodes of one task, with a linear baseline.
+    """Likelihood-ratio policy gradient on whole episodes of one task, with a linear value baseline.
 
-    An iteration collects ``n_episodes`` episodes, fits a linear function of observation and time to their returns,
-    subtracts it, and takes Adam steps along the gradient of all steps at once. All randomness of iteration i comes from
-    the seed and i alone, so that a run that is saved, loaded and continued equals one that was never stopped.
+    An iteration collects ``n_episodes`` episodes, fits a linear value baseline of observation and time to their
+    returns, and takes Adam steps along the policy gradient of the whole batch. Resumes exactly (see
+    :class:`EpisodicAlgorithm`).
 
-    :param policy: ``"MlpPolicy"`` or a subclass of PlainActorCriticPolicy
-    :param env: an environment whose episodes have a known greatest length; one with tasks has to be narrowed to one of
-        them by ``MultiTaskVecEnv.only(task)``
-    :param learning_rate: of Adam
-    :param n_episodes: of an iteration; in waves where the environment has fewer members
-    :param n_gradient_steps: Adam steps of an iteration; after the first, the gradient is that of the
+    :param policy: policy class, or its alias ``"MlpPolicy"``; a class must derive from PlainActorCriticPolicy
+    :param env: environment whose maximum episode length is known; narrow one that has several tasks down to one of them
+        with ``MultiTaskVecEnv.only(task)``
+    :param learning_rate: learning rate of Adam
+    :param n_episodes: number of episodes in one iteration, collected in waves if the environment has fewer members
+    :param n_gradient_steps: number of Adam steps in one iteration; those after the first follow the gradient of the
         importance-weighted advantage
     :param gamma: discount factor
-    :param gae_lambda: of the generalised advantages; 1 gives returns minus baseline
-    :param baseline_ridge: of the baseline's ridge regression
-    :param stats_window_size: episodes over which ``rollout/*`` averages
-    :param tensorboard_log: folder of the TensorBoard logs
-    :param policy_kwargs: arguments of the policy
-    :param verbose: 0, 1 or 2
-    :param seed: of everything random
+    :param gae_lambda: lambda of generalised advantage estimation; 1 gives returns minus the baseline
+    :param baseline_ridge: ridge coefficient of the linear baseline
+    :param stats_window_size: number of episodes over which ``rollout/*`` averages
+    :param tensorboard_log: folder for TensorBoard logs, None for none
+    :param policy_kwargs: keyword arguments of the policy
+    :param verbose: verbosity level: 0 for none, 1 for info, 2 for debug
+    :param seed: seed of all randomness, None for a random one
     :param device: torch device
-    :param _init_setup_model: whether to build the networks now
-    :raises ValueError: for settings out of range, and for an environment with more than one task
+    :param _init_setup_model: whether to build the networks in the constructor
+    :raises ValueError: if a setting is out of range, or the environment has more than one task
     """
 
     policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {"MlpPolicy": PlainActorCriticPolicy}
@@ -104,19 +103,19 @@ class REINFORCE(EpisodicAlgorithm):
 
     @property
     def timesteps_per_iteration(self) -> int:
-        """Environment steps of one iteration whose episodes are all as long as the horizon."""
+        """Environment steps of one iteration in which every episode lasts for the whole horizon."""
         return self.n_episodes * self.n_steps
 
     # One iteration
 
-    def _collect(self, collector: Collector, env: MultiTaskVecEnv) -> bool:
-        """Of the one task."""
+    def _collect(self, collector: Collector) -> bool:
+        """Collect ``n_episodes`` episodes of the environment's only task and estimate their advantages."""
         theta = {name: value.detach() for name, value in self._actor.named_parameters()}
-        nothing = th.zeros(1, 0)  # the latents of a policy without any
+        no_latent = th.zeros(1, 0)  # mean and log std of a latent with 0 dimensions
         rollout = collector.rollout(
-            Tasks(np.zeros(1, dtype=np.int64), env.task_set("train")),
+            Tasks(np.zeros(1, dtype=np.int64), collector.env.task_set("train")),
             theta,
-            Adapted(DiagGaussian(nothing, nothing), None),
+            Adapted(DiagGaussian(no_latent, no_latent), None),
             self.n_episodes,
             self._rng(),
         )
@@ -128,7 +127,7 @@ class REINFORCE(EpisodicAlgorithm):
         return True
 
     def train(self) -> None:
-        """Adam steps along the policy gradient."""
+        """Take ``n_gradient_steps`` Adam steps along the policy gradient of the collected episodes."""
         assert self._batch is not None
         self.policy.set_training_mode(True)
         batch, self._batch = self._batch, None

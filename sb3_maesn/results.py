@@ -1,4 +1,4 @@
-"""Tables of published results: what adaptation reached, where the prior ends up, and how each table was made."""
+"""Tables of results: their rows, their files, and the command, seed and versions that produced them."""
 
 import csv
 import json
@@ -7,40 +7,42 @@ import platform
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
 
+from sb3_maesn.common.adaptation.rounds import SOLVED_SHARE
+from sb3_maesn.common.checkpoint.file import package_versions
 from sb3_maesn.evaluation import AdaptationResult
 
 Row: TypeAlias = Mapping[str, Any]
-PACKAGES = ("sb3_maesn", "stable_baselines3", "sb3_contrib", "torch", "gymnasium", "mujoco", "numpy")
+#: Distance from the origin beyond which the end of an episode counts for the coverage of the prior.
+COVERAGE_RADIUS = 1.2
 
 
 def provenance(seed: int | None, **settings: Any) -> dict[str, Any]:
-    """Say how a result was made: the command, the seed, the versions and the machine.
+    """Describe how a result was produced: the command, the seed, the package versions and the machine.
 
-    :param seed: seed of the run
-    :param settings: whatever else matters
+    :param seed: seed of the run, None if there is none
+    :param settings: further settings to record
     :return: plain values
     """
     return {
         "command": shlex.join(["python", *sys.argv]),
         "seed": seed,
         **settings,
-        "versions": {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}},
+        "versions": {"python": platform.python_version(), **package_versions()},
         "machine": {"platform": platform.platform(), "cores": os.cpu_count()},
     }
 
 
 def write_table(path: str | Path, rows: Sequence[Row], about: Mapping[str, Any]) -> None:
-    """Write rows as CSV and, beside it under the same name, a JSON file that says how they were made.
+    """Write rows to a CSV file and their origin to a JSON file of the same name beside it.
 
     :param path: CSV file
-    :param rows: at least one row; all have the same columns
-    :param about: from ``provenance``
+    :param rows: rows of the table, at least one, all with the same columns
+    :param about: description of the origin, as :func:`provenance` returns it
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -52,10 +54,10 @@ def write_table(path: str | Path, rows: Sequence[Row], about: Mapping[str, Any])
 
 
 def format_table(rows: Sequence[Row]) -> str:
-    """Lay rows out for a terminal.
+    """Format rows as a table of plain text.
 
-    :param rows: at least one row; all have the same columns
-    :return: a header line and one line a row
+    :param rows: rows of the table, at least one, all with the same columns
+    :return: header, rule and one line per row
     """
     cells = [list(rows[0]), *([_cell(value) for value in row.values()] for row in rows)]
     widths = [max(len(line[i]) for line in cells) for i in range(len(cells[0]))]
@@ -66,19 +68,22 @@ def format_table(rows: Sequence[Row]) -> str:
 def load_evaluations(path: str | Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Read the learning curve that ``MetaEvalCallback`` wrote.
 
-    :param path: ``evaluations.npz``
-    :return: environment steps (E,), and mean return and success by round, each (E, n_rounds + 1)
+    :param path: file ``evaluations.npz``
+    :return: environment steps of the E evaluations (E,), and mean return and share of successful episodes by round
+        (both (E, n_rounds + 1))
     """
     with np.load(path, allow_pickle=False) as arrays:
         return arrays["timesteps"], arrays["returns_by_round"], arrays["success_by_round"]
 
 
 def adaptation_rows(returns: np.ndarray, success: np.ndarray) -> list[dict[str, Any]]:
-    """Summarise an adaptation by round. A task is solved if at least half of the round's episodes succeed.
+    """Summarise an adaptation by round.
 
-    :param returns: (n_rounds + 1, n_tasks, n_episodes)
-    :param success: success of the same episodes
-    :return: one row a round; intervals are half widths of 95 % intervals over tasks
+    A task is solved in a round if a share of at least ``SOLVED_SHARE`` of the round's episodes succeeds.
+
+    :param returns: returns of all episodes (n_rounds + 1, n_tasks, n_episodes)
+    :param success: success of all episodes, 0 or 1 (n_rounds + 1, n_tasks, n_episodes)
+    :return: one row per round; intervals are half widths of 95 % confidence intervals over tasks
     """
     by_task = np.asarray(success, dtype=float).mean(axis=2)  # (n_rounds + 1, n_tasks)
     mean_return, return_interval = mean_and_interval(np.asarray(returns, dtype=float).mean(axis=2))
@@ -91,7 +96,7 @@ def adaptation_rows(returns: np.ndarray, success: np.ndarray) -> list[dict[str, 
             "return_interval": round(float(return_interval[r]), 2),
             "success": round(float(mean_success[r]), 4),
             "success_interval": round(float(success_interval[r]), 4),
-            "solved": round(float((by_task[r] >= 0.5).mean()), 4),
+            "solved": round(float((by_task[r] >= SOLVED_SHARE).mean()), 4),
         }
         for r in range(len(by_task))
     ]
@@ -100,9 +105,9 @@ def adaptation_rows(returns: np.ndarray, success: np.ndarray) -> list[dict[str, 
 def read_adaptation_tables(paths: Sequence[str | Path]) -> dict[str, list[dict[str, str]]]:
     """Read tables of adaptation rounds.
 
-    :param paths: CSV files whose rows are those of ``adaptation_rows`` with the columns ``model`` and ``rule`` before
-    :return: model and rule -> rows
-    :raises ValueError: if a file is no such table
+    :param paths: CSV files with the columns of :func:`adaptation_rows` and the columns ``model`` and ``rule``
+    :return: rows by ``"{model}, {rule}"``
+    :raises ValueError: if a file has other columns
     """
     tables: dict[str, list[dict[str, str]]] = {}
     for path in paths:
@@ -117,9 +122,10 @@ def read_adaptation_tables(paths: Sequence[str | Path]) -> dict[str, list[dict[s
 def latent_rows(result: AdaptationResult, task: int = 0) -> list[dict[str, Any]]:
     """Summarise the adaptation to one task by round, with its latent distribution.
 
-    :param result: from ``evaluate_adaptation`` or ``adapt``
-    :param task: its place among the tasks
-    :return: one row a round; ``latent`` holds mean±standard deviation of each component as the round began
+    :param result: result of ``evaluate_adaptation`` or ``adapt``
+    :param task: index of the task in the result
+    :return: one row per round; the column ``latent`` holds mean±standard deviation of each component at the beginning
+        of the round
     """
     one = slice(task, task + 1)
     rows = []
@@ -131,10 +137,10 @@ def latent_rows(result: AdaptationResult, task: int = 0) -> list[dict[str, Any]]
 
 
 def mean_and_interval(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Average over tasks with the half width of a 95 % normal interval.
+    """Average over tasks and compute the half width of the 95 % normal confidence interval of the mean.
 
-    :param values: (n_points, n_tasks)
-    :return: means and half widths, each (n_points,); the half width is 0 where there is one task only
+    :param values: values by task (n_points, n_tasks)
+    :return: means and half widths (both (n_points,)); half widths are 0 for a single task
     """
     n_tasks = values.shape[1]
     if n_tasks < 2:
@@ -142,14 +148,14 @@ def mean_and_interval(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return values.mean(axis=1), 1.96 * values.std(axis=1, ddof=1) / np.sqrt(n_tasks)
 
 
-def sector_shares(end_points: np.ndarray, radius: float = 1.2, n_sectors: int = 6) -> np.ndarray:
-    """Share of far end points in every sector of the upper half circle.
+def sector_shares(end_points: np.ndarray, radius: float = COVERAGE_RADIUS, n_sectors: int = 6) -> np.ndarray:
+    """Compute the share of far end points in every sector of the upper half plane.
 
-    :param end_points: (n, 2) where episodes ended
-    :param radius: end points within this distance of the origin do not count
-    :param n_sectors: sectors of equal angle
-    :return: (n_sectors,) shares of the end points beyond the radius, counter-clockwise from the x axis;
-        they sum to less than 1 where episodes end in the lower half plane
+    :param end_points: last positions of episodes (n, 2)
+    :param radius: distance from the origin up to which end points do not count
+    :param n_sectors: number of sectors of equal angle
+    :return: shares of the end points beyond the radius, counter-clockwise from the x axis (n_sectors,); the sum is less
+        than 1 if some of them lie in the lower half plane
     """
     far = end_points[np.linalg.norm(end_points, axis=1) > radius]
     angle = np.degrees(np.arctan2(far[:, 1], far[:, 0]))
@@ -159,10 +165,3 @@ def sector_shares(end_points: np.ndarray, radius: float = 1.2, n_sectors: int = 
 
 def _cell(value: Any) -> str:
     return f"{value:.3f}" if isinstance(value, float) else str(value)
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None

@@ -1,4 +1,4 @@
-"""The folder of one training run, laid out and named as by rl-zoo: ``logs/maesn/WheeledGoal-v0_1/``."""
+"""Folders of training runs, named and laid out as in rl-zoo: ``logs/maesn/WheeledGoal-v0_1/``."""
 
 import re
 import shlex
@@ -12,12 +12,14 @@ from stable_baselines3.common.callbacks import BaseCallback
 
 
 def create_run_folder(log_folder: str | Path, algo: str, env_id: str) -> Path:
-    """Create the next free folder ``{log_folder}/{algo}/{env_id}_{n}``. Two runs that start at once get two folders.
+    """Create the next free folder ``{log_folder}/{algo}/{env_id}_{n}``.
+
+    Two runs that start at the same time get different folders.
 
     :param log_folder: root of all logs
     :param algo: name of the algorithm
     :param env_id: environment id
-    :return: the new folder, which holds the folder ``{env_id}`` for the settings
+    :return: new folder, which contains a folder ``{env_id}`` for the settings
     """
     parent = Path(log_folder) / algo
     parent.mkdir(parents=True, exist_ok=True)
@@ -34,11 +36,11 @@ def create_run_folder(log_folder: str | Path, algo: str, env_id: str) -> Path:
 
 
 def latest_run_number(parent: Path, env_id: str) -> int:
-    """Find the highest number among the runs of an environment.
+    """Find the highest run number of an environment.
 
-    :param parent: folder of an algorithm's runs
+    :param parent: folder of all runs of an algorithm
     :param env_id: environment id
-    :return: highest n of ``{env_id}_{n}``, 0 if there is none
+    :return: highest n of the folders ``{env_id}_{n}``, 0 if there are none
     """
     pattern = re.compile(re.escape(file_name(env_id)) + r"_(\d+)")
     matches = [pattern.fullmatch(path.name) for path in parent.iterdir()]
@@ -46,10 +48,10 @@ def latest_run_number(parent: Path, env_id: str) -> int:
 
 
 def file_name(env_id: str) -> str:
-    """Make an environment id fit for a file name.
+    """Turn an environment id into a file name.
 
     :param env_id: environment id, such as ``"namespace/Env-v0"``
-    :return: the id without slashes
+    :return: id with hyphens instead of slashes
     """
     return env_id.replace("/", "-")
 
@@ -57,13 +59,13 @@ def file_name(env_id: str) -> str:
 def write_settings(
     folder: Path, env_id: str, config: Mapping[str, Any], args: Mapping[str, Any], argv: Sequence[str]
 ) -> None:
-    """Write ``config.yml``, ``args.yml`` and ``command.txt`` into ``{folder}/{env_id}``, as plain YAML.
+    """Write the settings of a run to ``config.yml``, ``args.yml`` and ``command.txt`` in ``{folder}/{env_id}``.
 
     :param folder: folder of the run
     :param env_id: environment id
-    :param config: hyperparameters as the configuration file gives them
-    :param args: arguments of the command line
-    :param argv: the command itself
+    :param config: hyperparameters as plain values
+    :param args: arguments of the command line by name
+    :param argv: words of the command line
     """
     settings = folder / file_name(env_id)
     (settings / "config.yml").write_text(yaml.safe_dump(dict(config), sort_keys=False), encoding="utf-8")
@@ -72,24 +74,24 @@ def write_settings(
 
 
 def training_command(folder: Path, env_id: str) -> str:
-    """Read the command of a run.
+    """Read the command line of a run.
 
     :param folder: folder of the run
     :param env_id: environment id
-    :return: the command, empty where the run does not say
+    :return: command line, empty if it was not recorded
     """
     path = folder / file_name(env_id) / "command.txt"
     return path.read_text(encoding="utf-8").strip() if path.is_file() else ""
 
 
 class IterationCheckpoints(BaseCallback):
-    """Save ``rl_model_{steps}_steps.zip`` between two iterations, once every ``save_freq`` environment steps.
+    """Callback that saves ``rl_model_{steps}_steps.zip`` between iterations, every ``save_freq`` environment steps.
 
-    SB3's CheckpointCallback saves within an iteration, whose steps a resumed run then counts twice.
+    SB3's ``CheckpointCallback`` saves within an iteration; a run resumed from such a file counts its steps twice.
 
     :param save_freq: environment steps between two checkpoints
     :param folder: folder of the run
-    :param verbose: 1 to print each file
+    :param verbose: 1 to print the name of each file, 0 for no output
     """
 
     def __init__(self, save_freq: int, folder: str | Path, verbose: int = 0) -> None:
@@ -117,7 +119,7 @@ def latest_checkpoint(folder: Path) -> Path | None:
     """Find the checkpoint with the most steps.
 
     :param folder: folder of a run
-    :return: its path, None if there is none
+    :return: path of the checkpoint, None if there is none
     """
     numbered = [(int(path.stem.split("_")[2]), path) for path in folder.glob("rl_model_*_steps.zip")]
     return max(numbered)[1] if numbered else None
@@ -125,11 +127,11 @@ def latest_checkpoint(folder: Path) -> Path | None:
 
 @dataclass(frozen=True)
 class Run:
-    """A training run found on the disk.
+    """Training run that was found in a log folder.
 
     :param algo: name of the algorithm
     :param env_id: environment id
-    :param folder: its folder
+    :param folder: folder of the run
     """
 
     algo: str
@@ -137,11 +139,11 @@ class Run:
     folder: Path
 
     def setting(self, file: str, key: str) -> Any:
-        """Look a setting of the run up.
+        """Look up a setting of the run.
 
         :param file: ``config.yml`` or ``args.yml``
-        :param key: its key
-        :return: the value, None where the run does not say
+        :param key: key in the file
+        :return: value, None if it was not recorded
         """
         path = self.folder / file_name(self.env_id) / file
         content = yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else None
@@ -149,11 +151,11 @@ class Run:
 
 
 def list_runs(log_folder: str | Path) -> list[Run]:
-    """Find all runs that left their settings.
+    """Find all runs with recorded settings.
 
     :param log_folder: root of all logs
-    :return: runs by algorithm, environment and number
-    :raises ValueError: if there is no such folder
+    :return: runs, sorted by algorithm, environment and number
+    :raises ValueError: if the folder does not exist
     """
     if not Path(log_folder).is_dir():
         raise ValueError(f"there is no log folder {log_folder}")
@@ -162,9 +164,7 @@ def list_runs(log_folder: str | Path) -> list[Run]:
         folder, (stem, _, number) = path.parents[1], path.parents[1].name.rpartition("_")
         if stem == path.parent.name and number.isdigit():
             algo, env_id = folder.parent.name, path.parent.name
-            recorded = Run(algo, env_id, folder).setting(
-                "args.yml", "env"
-            )  # with the slashes that a folder cannot have
+            recorded = Run(algo, env_id, folder).setting("args.yml", "env")  # a folder's name has no slashes
             found.append((algo, env_id, int(number), Run(algo, recorded or env_id, folder)))
     return [run for *_, run in sorted(found, key=lambda entry: entry[:3])]
 
@@ -175,9 +175,9 @@ def find_run(log_folder: str | Path, algo: str, env_id: str, exp_id: int = 0) ->
     :param log_folder: root of all logs
     :param algo: name of the algorithm
     :param env_id: environment id
-    :param exp_id: number of the run, 0 for the latest, -1 where runs have no folders of their own
-    :return: ``{log_folder}/{algo}/{env_id}_{n}``
-    :raises FileNotFoundError: if there is none
+    :param exp_id: number of the run, 0 for the latest, -1 if the files are in the folder of the algorithm itself
+    :return: ``{log_folder}/{algo}/{env_id}_{n}``, or ``{log_folder}/{algo}`` for -1
+    :raises FileNotFoundError: if there is no such folder
     """
     parent = Path(log_folder) / algo
     if exp_id < 0:
@@ -196,7 +196,7 @@ def find_runs(log_folder: str | Path, algo: str, env_ids: Sequence[str]) -> list
     :param log_folder: root of all logs
     :param algo: name of the algorithm
     :param env_ids: environment ids
-    :return: folders by environment and number
+    :return: folders, in the order of the environments and by number
     """
     parent = Path(log_folder) / algo
     if not parent.is_dir():
@@ -213,11 +213,11 @@ def find_model(
 
     :param folder: folder of the run
     :param env_id: environment id
-    :param best: the best model of the evaluations in its place
-    :param checkpoint: or the checkpoint after this number of steps
-    :param last_checkpoint: or the last checkpoint
-    :return: the file
-    :raises FileNotFoundError: if the run has none, with those it has
+    :param best: whether to take the best model of the evaluations
+    :param checkpoint: environment steps of the checkpoint to take, None for no checkpoint
+    :param last_checkpoint: whether to take the last checkpoint
+    :return: path of the file
+    :raises FileNotFoundError: if there is no such file; the message lists the models that the run has
     """
     path: Path | None = folder / f"{file_name(env_id)}.zip"
     if best:

@@ -1,6 +1,6 @@
-"""What there is to tune: for each algorithm a function from an Optuna trial to an entry of ``zoo_configs``.
+"""Search spaces of tuning: for each algorithm, a function from an Optuna trial to an entry of a hyperparameter file.
 
-Entries hold plain values only, so that the best one can be written to a file as it is.
+Entries contain plain values only, so that the best one can be written to a file.
 """
 
 from collections.abc import Callable, Mapping
@@ -14,13 +14,14 @@ NET_ARCHS = {"small": [32, 32], "medium": [64, 64], "large": [100, 100]}
 
 
 def maesn(trial: BaseTrial) -> Entry:
-    """MAESN: the inner update and what belongs to it, the prior's episodes, the latent.
+    """Sample MAESN's inner update with its settings, the episodes of the prior, the latent and the network.
 
-    :param trial: what suggests the values
+    :param trial: trial that suggests the values
+    :return: entry of a hyperparameter file
     """
     inner_update = trial.suggest_categorical("inner_update", ["likelihood_ratio", "reparameterised", "reward_weighted"])
     entry = {**_meta_learning(trial), **_latent(trial), "inner_update": inner_update}
-    entry |= {"n_prior_episodes": None, "balance_episodes": False}  # in place of what the entry beneath may say
+    entry |= {"n_prior_episodes": None, "balance_episodes": False}  # override the base entry
     if inner_update == "reward_weighted":
         entry["temperature_init"] = _log(trial, "temperature_init", 0.03, 1.0)
         if trial.suggest_categorical("shared_prior", [False, True]):
@@ -32,18 +33,20 @@ def maesn(trial: BaseTrial) -> Entry:
 
 
 def latent_space(trial: BaseTrial) -> Entry:
-    """LatentSpace: the latent and the step size that adaptation takes.
+    """Sample LatentSpace's latent, the step size of its adaptation and the network.
 
-    :param trial: what suggests the values
+    :param trial: trial that suggests the values
+    :return: entry of a hyperparameter file
     """
     entry = {**_meta_learning(trial), **_latent(trial), "step_size_init": _log(trial, "step_size_init", 0.05, 5.0)}
     return _with_network(trial, entry)
 
 
 def maml(trial: BaseTrial) -> Entry:
-    """MAML: the step size of the inner update, one for all parameters or one for each.
+    """Sample MAML's initial inner step size, whether step sizes are learned, and the network.
 
-    :param trial: what suggests the values
+    :param trial: trial that suggests the values
+    :return: entry of a hyperparameter file
     """
     step_size = _log(trial, "policy_step_size_init", 0.01, 2.0)
     learned = trial.suggest_categorical("learn_step_sizes", [False, True])
@@ -52,16 +55,17 @@ def maml(trial: BaseTrial) -> Entry:
 
 
 def rl2(trial: BaseTrial) -> Entry:
-    """RL2: PPO's settings and the length of a trial.
+    """Sample RL2's settings of PPO, the number of trials and their length, and the size of the LSTM.
 
-    Long trials, many epochs, small batches and large memories are left out, which cost several times the others.
+    The space leaves out long trials, many epochs, small batches and large LSTMs, which take several times as long.
 
-    :param trial: what suggests the values
+    :param trial: trial that suggests the values
+    :return: entry of a hyperparameter file
     """
     n_trials = trial.suggest_categorical("meta_batch_size", [20, 40, 100])
     return {
         "meta_batch_size": n_trials,
-        "n_envs": n_trials,  # all at once, whatever the entry beneath may say
+        "n_envs": n_trials,  # all trials at once; overrides the base entry
         "n_episodes": trial.suggest_int("n_episodes", 2, 4),
         "learning_rate": _log(trial, "learning_rate", 1e-4, 1e-2),
         "batch_size": trial.suggest_categorical("batch_size", [4_000, 8_000, 20_000]),
@@ -74,9 +78,10 @@ def rl2(trial: BaseTrial) -> Entry:
 
 
 def reinforce(trial: BaseTrial) -> Entry:
-    """REINFORCE: its step size and batch.
+    """Sample REINFORCE's learning rate, its number of episodes and gradient steps, and the network.
 
-    :param trial: what suggests the values
+    :param trial: trial that suggests the values
+    :return: entry of a hyperparameter file
     """
     entry = {
         "learning_rate": _log(trial, "learning_rate", 1e-4, 0.1),
@@ -88,9 +93,10 @@ def reinforce(trial: BaseTrial) -> Entry:
 
 
 def trpo(trial: BaseTrial) -> Entry:
-    """TRPO: its trust region and critic.
+    """Sample TRPO's trust region, the training of its critic and the network.
 
-    :param trial: what suggests the values
+    :param trial: trial that suggests the values
+    :return: entry of a hyperparameter file
     """
     entry = {
         "target_kl": _log(trial, "target_kl", 0.003, 0.1),
@@ -102,9 +108,10 @@ def trpo(trial: BaseTrial) -> Entry:
 
 
 def vime(trial: BaseTrial) -> Entry:
-    """VIME: the weight of the information gain and the network of the dynamics, besides TRPO's.
+    """Sample VIME's weight of the information gain and the training of its dynamics model, and TRPO's settings.
 
-    :param trial: what suggests the values
+    :param trial: trial that suggests the values
+    :return: entry of a hyperparameter file
     """
     own = {
         "eta": _log(trial, "eta", 1e-4, 1.0),
@@ -115,7 +122,7 @@ def vime(trial: BaseTrial) -> Entry:
     return {**trpo(trial), **own}
 
 
-#: By the names of ``training.ALGOS``.
+#: Search spaces by key of ``training.ALGOS``.
 SEARCH_SPACES: dict[str, Callable[[BaseTrial], Entry]] = {
     "latent_space": latent_space,
     "maesn": maesn,
@@ -128,11 +135,11 @@ SEARCH_SPACES: dict[str, Callable[[BaseTrial], Entry]] = {
 
 
 def merge(base: Mapping[str, Any], sampled: Mapping[str, Any]) -> Entry:
-    """Put sampled values over an entry; of ``policy_kwargs``, over its single values.
+    """Override an entry with sampled values; ``policy_kwargs`` are merged key by key.
 
-    :param base: entry of a configuration file
-    :param sampled: what a search space returned
-    :return: a new entry
+    :param base: entry of a hyperparameter file
+    :param sampled: entry that a search space returned
+    :return: new entry
     """
     policy_kwargs = {**(base.get("policy_kwargs") or {}), **sampled.get("policy_kwargs", {})}
     return {**base, **sampled, **({"policy_kwargs": policy_kwargs} if policy_kwargs else {})}
@@ -156,7 +163,7 @@ def _latent(trial: BaseTrial) -> Entry:
 
 
 def _discounts(trial: BaseTrial) -> Entry:
-    # as distances from 1, where the differences are
+    # sampled as distances from 1, on a logarithmic scale
     gamma = 1 - trial.suggest_float("one_minus_gamma", 0.001, 0.05, log=True)
     gae_lambda = 1 - trial.suggest_float("one_minus_gae_lambda", 0.001, 0.1, log=True)
     return {"gamma": round(gamma, 4), "gae_lambda": round(gae_lambda, 4)}
@@ -171,5 +178,5 @@ def _with_network(trial: BaseTrial, entry: Entry) -> Entry:
 
 
 def _log(trial: BaseTrial, name: str, low: float, high: float) -> float:
-    """A number suggested on a logarithmic scale, with as many digits as a file should hold."""
+    """Suggest a number on a logarithmic scale, rounded to four significant digits."""
     return float(f"{trial.suggest_float(name, low, high, log=True):.4g}")

@@ -1,22 +1,18 @@
-"""Studies that several processes, on several machines, work on at once, and that survive the death of any of them.
+"""Optuna studies that several processes, on one or more machines, run at once, and that outlive any of them.
 
-Optuna's journal files know no heartbeat, so every worker writes one of its own into its running trial, on whatever
-storage: a trial whose heartbeat has stopped was its worker's last, is given up, and another takes its place.
+A process that runs trials is a worker. The trial of a worker that dies is failed (see :mod:`sb3_maesn.heartbeat`), and
+another trial takes its place.
 """
 
 import multiprocessing
 import os
-import socket
 import sys
-import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from functools import partial
 from multiprocessing.connection import wait
 from multiprocessing.context import SpawnProcess
 from pathlib import Path
-from threading import TIMEOUT_MAX, Event, Thread
+from threading import TIMEOUT_MAX
 from typing import Any
 
 import optuna
@@ -29,7 +25,9 @@ from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.exc import SQLAlchemyError
 
 from sb3_maesn.cli import one_line_errors
-from sb3_maesn.config import ConfigError, did_you_mean
+from sb3_maesn.common.suggestions import did_you_mean
+from sb3_maesn.config import ConfigError
+from sb3_maesn.heartbeat import GIVEN_UP, belongs_to, fail_trials, heartbeats, is_stale
 from sb3_maesn.tuning import TuningPlan, objective
 
 PRUNERS: dict[str, Callable[[], BasePruner]] = {
@@ -41,30 +39,29 @@ SAMPLERS: dict[str, Callable[[int | None], BaseSampler]] = {
     "random": lambda seed: RandomSampler(seed=seed),
     "tpe": lambda seed: TPESampler(n_startup_trials=10, seed=seed),
 }
-#: Trials that count towards the number asked for.
+#: States of the trials that count towards the requested number.
 COUNTED = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.RUNNING)
-GIVEN_UP = "given_up"  # attribute of a trial that others failed
-REASON = "reason"  # attribute of a trial that failed or was pruned, why
-PLAN = "plan"  # attribute of a study, what its trials do
-MAX_FAILURES = 3  # of one process in a row
-BEATS = 5  # heartbeats in the time after which a worker without them is taken for dead
+REASON = "reason"  # attribute of a trial: why it failed or was pruned
+PLAN = "plan"  # attribute of a study: its plan as plain values
+MAX_FAILURES = 3  # failed trials of one worker in a row, after which it stops
+HEARTBEATS = 5  # number of heartbeats in ``StudyRequest.stale_after`` seconds
 
 
 @dataclass(frozen=True)
 class StudyRequest:
-    """What to study, and how.
+    """Request to run a study: its plan, storage, number of trials and samplers.
 
-    :param plan: what every trial does
-    :param storage: journal file, or the URL of a database that Optuna knows
+    :param plan: training and evaluation of every trial
+    :param storage: journal file, or URL of a database that Optuna supports
     :param name: name of the study
-    :param n_trials: trials that the study shall have in the end, those of earlier calls and of others included
-    :param n_jobs: processes
-    :param sampler: a key of ``SAMPLERS``
-    :param pruner: a key of ``PRUNERS``
-    :param seed: of the samplers, None for random ones; with several processes the order of trials is random anyway
-    :param start: parameters of a trial to begin with
-    :param stale_after: seconds without a heartbeat after which a running trial is given up
-    :param verbose: 0, 1 or 2
+    :param n_trials: total number of trials of the study, including those of earlier calls and of other processes
+    :param n_jobs: number of worker processes
+    :param sampler: key of ``SAMPLERS``
+    :param pruner: key of ``PRUNERS``
+    :param seed: seed of the sampler, None for a random one; several workers are not reproducible even with a seed
+    :param start: parameters of the first trial; empty to sample them
+    :param stale_after: seconds without a heartbeat after which a running trial is failed
+    :param verbose: 0 for no output, 1 for a line per trial, 2 for Optuna's messages too
     """
 
     plan: TuningPlan
@@ -90,8 +87,8 @@ class StudyRequest:
 def open_storage(storage: str) -> BaseStorage:
     """Open a storage that several processes may share.
 
-    :param storage: journal file, which is made, or the URL of a database
-    :return: the storage
+    :param storage: journal file, created if missing, or URL of a database
+    :return: storage
     :raises ConfigError: if the database cannot be opened
     """
     if "://" in storage:
@@ -104,12 +101,12 @@ def open_storage(storage: str) -> BaseStorage:
 
 
 def open_study(request: StudyRequest, worker: int = 0) -> optuna.Study:
-    """Open a study, or begin one.
+    """Open a study, or create it if there is none of that name.
 
-    :param request: what to study
-    :param worker: number of the process, so that no two draw the same
-    :return: the study
-    :raises ConfigError: for an unknown sampler or pruner, or a study with another plan
+    :param request: study and how to run it
+    :param worker: number of the worker, which is added to the seed of the sampler
+    :return: study
+    :raises ConfigError: if the sampler or the pruner is unknown, or the study has another plan
     """
     for kind, name, known in (("sampler", request.sampler, SAMPLERS), ("pruner", request.pruner, PRUNERS)):
         if name not in known:
@@ -129,13 +126,13 @@ def open_study(request: StudyRequest, worker: int = 0) -> optuna.Study:
 
 
 def check_same_plan(study: optuna.Study, plan: TuningPlan) -> None:
-    """Refuse a plan that a study was not begun with: scores of different plans do not compare.
+    """Check that a study was created with a given plan, since scores of different plans cannot be compared.
 
-    :param study: the study
-    :param plan: what its further trials would do
-    :raises ConfigError: naming the first difference
+    :param study: study
+    :param plan: plan of the trials to come
+    :raises ConfigError: if the plans differ; the message names the first difference
     """
-    had, came = _flat(study.user_attrs[PLAN]), _flat(plan.as_json())
+    had, came = _flatten(study.user_attrs[PLAN]), _flatten(plan.as_json())
     for name in dict.fromkeys([*came, *had]):
         before, now = (values.get(name, "nothing") for values in (had, came))
         if before != now:
@@ -145,104 +142,104 @@ def check_same_plan(study: optuna.Study, plan: TuningPlan) -> None:
             )
 
 
-def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Values of nested mappings, by dotted names."""
+def _flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Flatten nested mappings: the keys of the result are dotted paths."""
     flat: dict[str, Any] = {}
     for key, value in values.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+        flat |= _flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
     return flat
 
 
 def run_study(request: StudyRequest) -> optuna.Study:
-    """Work on a study until it has as many trials as asked for.
+    """Run trials of a study until it has the requested number.
 
-    :param request: what to study
-    :return: the study
-    :raises ConfigError: if no worker came to an end
+    :param request: study and how to run it
+    :return: study
+    :raises ConfigError: if all workers failed
     """
-    optuna.logging.set_verbosity(optuna.logging.INFO if request.verbose >= 2 else optuna.logging.ERROR)
-    study = open_study(request)  # before any worker: databases do not like to be made twice at once
+    _set_verbosity(request)
+    study = open_study(request)  # before the workers do: two processes must not create a database at once
     if request.start:
         study.enqueue_trial(dict(request.start), user_attrs={"start": True}, skip_if_exists=True)
     if request.n_jobs == 1:
-        work(request, 0)
+        run_worker(request, 0)
     else:
-        _supervise(request, study)
+        _run_workers(request, study)
     return study
 
 
-def _supervise(request: StudyRequest, study: optuna.Study) -> None:
-    """Run the workers; a dead one's trial is given up at once, and the others make up for it."""
+def _set_verbosity(request: StudyRequest) -> None:
+    optuna.logging.set_verbosity(optuna.logging.INFO if request.verbose >= 2 else optuna.logging.ERROR)
+
+
+def _run_workers(request: StudyRequest, study: optuna.Study) -> None:
+    """Run the workers in processes of their own; if one dies, its trial is failed and the others replace it."""
     context = multiprocessing.get_context("spawn")  # a fork would inherit the threads of torch and MuJoCo
-    workers = [context.Process(target=_work_in_process, args=(request, i)) for i in range(request.n_jobs)]
+    workers = [context.Process(target=_run_worker_process, args=(request, i)) for i in range(request.n_jobs)]
     for process in workers:
         process.start()
     try:
         running: dict[Any, SpawnProcess] = {process.sentinel: process for process in workers}
         while running:
             for sentinel in wait(list(running)):
-                _bury(running.pop(sentinel), study)
+                _join_worker(running.pop(sentinel), study)
     except BaseException:
         for process in workers:
             process.terminate()
-            _bury(process, study)
+            _join_worker(process, study)
         raise
     if all(process.exitcode for process in workers):
         raise ConfigError("no worker came to an end; the same command goes on with the study")
 
 
-def _bury(process: SpawnProcess, study: optuna.Study) -> None:
-    """Wait for a worker's end; give up its trial if it died."""
+def _join_worker(process: SpawnProcess, study: optuna.Study) -> None:
+    """Wait until a worker ends, and fail its trial if the worker died."""
     process.join()
     if process.exitcode:
-        lost = give_up(study, partial(_is_of, worker_name(process.pid)))
-        print(f"a worker died (exit code {process.exitcode}), and with it trials {lost}", file=sys.stderr)
+        failed = fail_trials(study, lambda trial: belongs_to(trial, process.pid))
+        print(f"a worker died (exit code {process.exitcode}), and with it trials {failed}", file=sys.stderr)
 
 
-def _is_of(worker: str, trial: FrozenTrial) -> bool:
-    return trial.user_attrs.get("worker") == worker
-
-
-def _work_in_process(request: StudyRequest, worker: int) -> None:
-    optuna.logging.set_verbosity(optuna.logging.INFO if request.verbose >= 2 else optuna.logging.ERROR)
+def _run_worker_process(request: StudyRequest, worker: int) -> None:
+    _set_verbosity(request)
     with one_line_errors(request.verbose):
-        work(request, worker)
+        run_worker(request, worker)
 
 
-def work(request: StudyRequest, worker: int) -> None:
-    """Do one trial after the other until there are as many as asked for.
+def run_worker(request: StudyRequest, worker: int) -> None:
+    """Run one trial after the other until the study has the requested number.
 
-    :param request: what to study
-    :param worker: number of the process
-    :raises ConfigError: if several trials in a row fail, or the study turns out to have another plan
+    :param request: study and how to run it
+    :param worker: number of the worker
+    :raises ConfigError: if ``MAX_FAILURES`` trials in a row fail, or the study has another plan
     """
     th.set_num_threads(1)
     study = open_study(request, worker)
     n_failures = 0
-    while _is_wanting(study, request):
-        check_same_plan(study, request.plan)  # of two processes that began it at once, one had to give way
-        trial = _do_trial(study, request)
+    while _needs_more_trials(study, request):
+        check_same_plan(study, request.plan)  # two processes may have created the study at once with different plans
+        trial = _run_trial(study, request)
         if request.verbose:
-            _tell(study, trial)
+            _print_trial(study, trial)
         failed = trial.state == TrialState.FAIL and not trial.user_attrs.get(GIVEN_UP)
         n_failures = n_failures + 1 if failed else 0
         if n_failures == MAX_FAILURES:
             raise ConfigError(f"{n_failures} trials in a row failed, the last one: {trial.user_attrs.get(REASON)}")
 
 
-def _is_wanting(study: optuna.Study, request: StudyRequest) -> bool:
-    """Whether a study has fewer trials than asked for, not counting those whose workers are silent."""
-    lost = give_up(study, lambda trial: is_stale(trial, request.stale_after))
-    if lost and request.verbose:
-        print(f"given up, as their workers are silent: trials {lost}", flush=True)
+def _needs_more_trials(study: optuna.Study, request: StudyRequest) -> bool:
+    """Fail the stale trials, then tell whether the study has fewer trials than requested."""
+    failed = fail_trials(study, lambda trial: is_stale(trial, request.stale_after))
+    if failed and request.verbose:
+        print(f"given up, as their workers are silent: trials {failed}", flush=True)
     return len(study.get_trials(deepcopy=False, states=COUNTED)) < request.n_trials
 
 
-def _do_trial(study: optuna.Study, request: StudyRequest) -> FrozenTrial:
-    """Do one trial; a failure of linear algebra is that trial's alone."""
+def _run_trial(study: optuna.Study, request: StudyRequest) -> FrozenTrial:
+    """Run one trial; a RuntimeError, as torch raises for a singular matrix, fails this trial only."""
 
-    def watched(trial: optuna.Trial) -> float:
-        with heartbeat(trial, request.stale_after / BEATS):
+    def objective_with_heartbeats(trial: optuna.Trial) -> float:
+        with heartbeats(trial, request.stale_after / HEARTBEATS):
             try:
                 return objective(request.plan, trial)
             except (RuntimeError, optuna.TrialPruned) as error:
@@ -250,15 +247,16 @@ def _do_trial(study: optuna.Study, request: StudyRequest) -> FrozenTrial:
                 raise
 
     try:
-        study.optimize(watched, n_trials=1, catch=(RuntimeError,), gc_after_trial=True)
+        study.optimize(objective_with_heartbeats, n_trials=1, catch=(RuntimeError,), gc_after_trial=True)
     except (optuna.exceptions.UpdateFinishedTrialError, ValueError):
-        if not _last_of_this_process(study).user_attrs.get(GIVEN_UP):
-            raise  # else this process was silent for too long, as a suspended machine is, and goes on
-    return _last_of_this_process(study)
+        # Another process fails the trial of a worker that sends no heartbeats, as on a machine that was suspended.
+        if not _last_trial_of_this_process(study).user_attrs.get(GIVEN_UP):
+            raise
+    return _last_trial_of_this_process(study)
 
 
-def _tell(study: optuna.Study, trial: FrozenTrial) -> None:
-    """Print a trial and the best of all."""
+def _print_trial(study: optuna.Study, trial: FrozenTrial) -> None:
+    """Print the outcome of a trial and the best value so far."""
     value = "" if trial.value is None else f" {trial.value:.4g}"
     reason = f" ({trial.user_attrs[REASON]})" if REASON in trial.user_attrs else ""
     done = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
@@ -266,70 +264,5 @@ def _tell(study: optuna.Study, trial: FrozenTrial) -> None:
     print(f"trial {trial.number}: {trial.state.name.lower()}{value}{reason}{best}", flush=True)
 
 
-def _last_of_this_process(study: optuna.Study) -> FrozenTrial:
-    return [trial for trial in study.get_trials(deepcopy=False) if _is_of(worker_name(os.getpid()), trial)][-1]
-
-
-def worker_name(pid: int | None) -> str:
-    """Name a process among all machines.
-
-    :param pid: its number
-    """
-    return f"{socket.gethostname()}:{pid}"
-
-
-@contextmanager
-def heartbeat(trial: optuna.Trial, every: float) -> Iterator[None]:
-    """Keep telling that a trial's worker lives. Machines' clocks have to agree to a fraction of ``stale_after``.
-
-    :param trial: the running trial
-    :param every: seconds between heartbeats
-    """
-    done = Event()
-
-    def beat() -> None:
-        while not done.wait(every):
-            try:
-                trial.set_user_attr("heartbeat", time.time())
-            except optuna.exceptions.UpdateFinishedTrialError:  # given up by others
-                return
-
-    trial.set_user_attr("worker", worker_name(os.getpid()))
-    trial.set_user_attr("heartbeat", time.time())
-    thread = Thread(target=beat, daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        done.set()
-        thread.join()
-
-
-def is_stale(trial: FrozenTrial, stale_after: float) -> bool:
-    """Whether a running trial's worker has been silent too long.
-
-    :param trial: the trial
-    :param stale_after: seconds
-    """
-    # a worker may die between drawing a trial and the first heartbeat
-    begun = 0.0 if trial.datetime_start is None else trial.datetime_start.timestamp()
-    return time.time() - float(trial.user_attrs.get("heartbeat", begun)) > stale_after
-
-
-def give_up(study: optuna.Study, which: Callable[[FrozenTrial], bool]) -> list[int]:
-    """Fail running trials.
-
-    :param study: the study
-    :param which: whether to give a trial up
-    :return: their numbers
-    """
-    lost = []
-    for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-        if which(trial):
-            try:
-                study._storage.set_trial_user_attr(trial._trial_id, GIVEN_UP, True)
-                study.tell(trial.number, state=TrialState.FAIL)
-            except (optuna.exceptions.UpdateFinishedTrialError, ValueError):  # it ended, or others were quicker
-                continue
-            lost.append(trial.number)
-    return lost
+def _last_trial_of_this_process(study: optuna.Study) -> FrozenTrial:
+    return [trial for trial in study.get_trials(deepcopy=False) if belongs_to(trial, os.getpid())][-1]

@@ -1,4 +1,4 @@
-"""Figures of studies, in the style of ``plots``."""
+"""Figures of studies, in the style of :mod:`sb3_maesn.plots`."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,9 +12,10 @@ PANELS_A_ROW = 4
 
 
 def plot_study_history(trials: Sequence[tuple[int, float, bool]], path: str | Path) -> None:
-    """Draw what every trial came to, and the best so far.
+    """Draw the value of every trial and the best value so far.
 
-    :param trials: number, value and whether the trial was complete, by number
+    :param trials: number, value and completeness of each trial, sorted by number; a trial that is not complete was
+        pruned
     :param path: image file to write
     """
     figure, (ax,) = panels(1, "", width=6.2)
@@ -30,9 +31,9 @@ def plot_study_history(trials: Sequence[tuple[int, float, bool]], path: str | Pa
 
 
 def plot_importances(importances: Mapping[str, float], path: str | Path) -> None:
-    """Draw how much each parameter matters.
+    """Draw the importance of each parameter.
 
-    :param importances: name -> share
+    :param importances: shares by parameter
     :param path: image file to write
     """
     figure, (ax,) = panels(1, "", width=6.2, height=1.0 + 0.28 * len(importances))
@@ -43,9 +44,9 @@ def plot_importances(importances: Mapping[str, float], path: str | Path) -> None
 
 
 def plot_slices(slices: Mapping[str, Sequence[tuple[Any, float]]], path: str | Path) -> None:
-    """Draw what every value of every parameter came to, one panel a parameter.
+    """Draw the values of trials against those of each parameter, one panel per parameter.
 
-    :param slices: name -> values and outcomes
+    :param slices: pairs of parameter value and trial value, by parameter
     :param path: image file to write
     """
     n_rows = -(-len(slices) // PANELS_A_ROW)

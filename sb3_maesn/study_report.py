@@ -1,4 +1,4 @@
-"""What a study found: the best entry, a table, and figures of its history, of what mattered and of every parameter."""
+"""Reports of studies: the best entry, a table of trials, and figures of history, importances and parameters."""
 
 import base64
 import html
@@ -23,13 +23,13 @@ PICTURES = ("history", "importance", "slices")
 
 
 def write_report(study: optuna.Study, plan: TuningPlan, folder: str | Path) -> list[str]:
-    """Write all there is to know of a study.
+    """Write the report of a study.
 
-    :param study: the study
-    :param plan: what its trials did
-    :param folder: folder for ``best.yml``, ``trials.csv`` and ``trials.json``, ``*.png`` and ``report.html``
-    :return: lines that sum it up
-    :raises ConfigError: if there is no trial, or none came to an end
+    :param study: study
+    :param plan: plan of its trials
+    :param folder: folder for ``best.yml``, ``trials.csv``, ``trials.json``, ``*.png`` and ``report.html``
+    :return: lines of the summary
+    :raises ConfigError: if the study has no complete trial
     """
     folder = Path(folder)
     done = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
@@ -48,10 +48,10 @@ def write_report(study: optuna.Study, plan: TuningPlan, folder: str | Path) -> l
 
 
 def summary(study: optuna.Study) -> list[str]:
-    """Sum a study up.
+    """Summarise a study.
 
-    :param study: the study, with at least one complete trial
-    :return: number of trials by their end, the first trial and the best one
+    :param study: study with at least one complete trial
+    :return: lines: number of trials by state, value of the start trial if there is one, and the best trial
     """
     trials = study.get_trials(deepcopy=False)
     counts = {state.name.lower(): sum(trial.state == state for trial in trials) for state in TrialState}
@@ -67,12 +67,12 @@ def summary(study: optuna.Study) -> list[str]:
 def describe(
     study: optuna.Study, plan: TuningPlan, lines: Sequence[str], weights: Mapping[str, float]
 ) -> dict[str, Any]:
-    """Say how a study was made, and what came of it.
+    """Describe the origin and the outcome of a study.
 
-    :param study: the study
-    :param plan: what its trials did
-    :param lines: what sums it up
-    :param weights: from ``importances``
+    :param study: study
+    :param plan: plan of its trials
+    :param lines: lines of the summary
+    :param weights: shares by parameter, as :func:`importances` returns them
     :return: plain values
     """
     return provenance(
@@ -88,8 +88,8 @@ def describe(
 def trial_rows(study: optuna.Study) -> list[dict[str, Any]]:
     """Make a table of all trials.
 
-    :param study: the study
-    :return: one row a trial; parameters that it did not have are empty
+    :param study: study
+    :return: one row per trial; parameters that the trial did not have are None
     """
     trials = study.get_trials(deepcopy=False)
     names = sorted({name for trial in trials for name in trial.params})
@@ -108,12 +108,12 @@ def trial_rows(study: optuna.Study) -> list[dict[str, Any]]:
 
 
 def write_best(study: optuna.Study, plan: TuningPlan, path: Path, about: list[str]) -> None:
-    """Write the best trial as an entry of ``zoo_configs``: ``train.py --conf-file`` takes the file.
+    """Write the best trial as a hyperparameter file for ``train.py --conf-file``.
 
-    :param study: the study
-    :param plan: what its trials did
-    :param path: file
-    :param about: lines of comment
+    :param study: study
+    :param plan: plan of its trials
+    :param path: YAML file
+    :param about: lines of the comment at the top
     """
     entry = yaml.safe_dump({plan.env_id: best_entry(plan, study.best_trial)}, sort_keys=False)
     comment = [f"{plan.algo} on {plan.env_id}, study {study.study_name}", *about]
@@ -122,11 +122,11 @@ def write_best(study: optuna.Study, plan: TuningPlan, path: Path, about: list[st
 
 
 def draw(study: optuna.Study, folder: Path, weights: Mapping[str, float]) -> None:
-    """Draw history, importance and slices.
+    """Draw the figures of history, importances and slices.
 
-    :param study: the study
+    :param study: study
     :param folder: folder to write to
-    :param weights: from ``importances``
+    :param weights: shares by parameter, as :func:`importances` returns them
     """
     done = [trial for trial in study.get_trials(deepcopy=False) if trial.value is not None]
     ended = [trial for trial in done if trial.state == TrialState.COMPLETE]
@@ -138,14 +138,14 @@ def draw(study: optuna.Study, folder: Path, weights: Mapping[str, float]) -> Non
 
 
 def importances(study: optuna.Study) -> Mapping[str, float]:
-    """Estimate how much each parameter matters (PED-ANOVA: Watanabe et al. 2023, arXiv:2304.10255).
+    """Estimate the importance of each parameter by PED-ANOVA (Watanabe et al. 2023, arXiv:2304.10255).
 
-    :param study: the study
-    :return: name -> share; none where there are too few trials, or all came to the same
+    :param study: study
+    :return: shares by parameter; empty if there are too few trials or all have the same value
     """
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # of parameters that few trials had
+            warnings.simplefilter("ignore", UserWarning)  # warnings about parameters that few trials had
             found = optuna.importance.get_param_importances(study)
     except (RuntimeError, ValueError):
         return {}
@@ -153,21 +153,21 @@ def importances(study: optuna.Study) -> Mapping[str, float]:
 
 
 def slices(trials: list[FrozenTrial]) -> dict[str, list[tuple[Any, float]]]:
-    """Pair every parameter's values with what they came to.
+    """Pair the values of every parameter with the values of their trials.
 
     :param trials: complete trials
-    :return: name -> values and outcomes
+    :return: pairs of parameter value and trial value, by parameter
     """
     names = sorted({name for trial in trials for name in trial.params})
     return {name: [(t.params[name], _value(t)) for t in trials if name in t.params] for name in names}
 
 
 def make_page(study: optuna.Study, folder: Path, lines: list[str]) -> str:
-    """Make a page that holds everything itself, pictures too.
+    """Make a self-contained HTML page with embedded pictures.
 
-    :param study: the study
+    :param study: study
     :param folder: folder of the pictures
-    :param lines: what sums the study up
+    :param lines: lines of the summary
     :return: HTML
     """
     pictures = [folder / f"{name}.png" for name in PICTURES if (folder / f"{name}.png").is_file()]

@@ -1,4 +1,4 @@
-"""Trained agents, found where rl-zoo keeps them, or else among those that come with the package."""
+"""Trained agents, loaded from the log folders of training runs or from the pretrained models of the package."""
 
 import argparse
 from collections.abc import Sequence
@@ -8,24 +8,24 @@ from typing import Any
 
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 
-from sb3_maesn.cli import check_env_id, sparse_variant
 from sb3_maesn.common.checkpoint.pretrained import list_pretrained
 from sb3_maesn.envs import FAMILIES
 from sb3_maesn.run_folder import Run, find_model, find_run, list_runs
+from sb3_maesn.tasks import check_env_id, sparse_variant
 from sb3_maesn.training import ALGOS, check_device, find_recipe
 
 
 @dataclass(frozen=True)
 class AgentChoice:
-    """Which agent to load, in the words of rl-zoo's flags.
+    """Choice of the agent to load, in terms of rl-zoo's flags.
 
-    :param algo: name of the algorithm
-    :param env_id: environment id it was trained on
+    :param algo: key of ``training.ALGOS``
+    :param env_id: id of the training environment
     :param log_folder: root of all logs
-    :param exp_id: number of the run, 0 for the latest, -1 where runs have no folders of their own
-    :param best: its best model in place of the last
-    :param checkpoint: or the checkpoint after this number of steps
-    :param last_checkpoint: or its last checkpoint
+    :param exp_id: number of the run, 0 for the latest, -1 if the files are in the folder of the algorithm itself
+    :param best: whether to take the best model of the evaluations instead of the last model
+    :param checkpoint: environment steps of the checkpoint to take, None for no checkpoint
+    :param last_checkpoint: whether to take the last checkpoint
     :param device: torch device
     """
 
@@ -40,29 +40,31 @@ class AgentChoice:
 
     @classmethod
     def from_args(cls, args: argparse.Namespace) -> "AgentChoice":
-        """Read the flags that all scripts have in common.
+        """Make a choice from the flags of the scripts that load one agent.
 
-        :param args: parsed arguments
+        :param args: parsed arguments with ``algo``, ``env``, ``folder``, ``exp_id``, ``load_best``,
+            ``load_checkpoint``, ``load_last_checkpoint`` and ``device``
+        :return: choice of the agent
         """
         kind = args.load_best, args.load_checkpoint, args.load_last_checkpoint
         return cls(args.algo, args.env, args.folder, args.exp_id, *kind, args.device)
 
     @property
     def is_default(self) -> bool:
-        """Whether any agent of this algorithm and environment would do."""
+        """Whether no particular run or model is chosen, so that a pretrained model may stand in."""
         return self.exp_id == 0 and not self.best and self.checkpoint is None and not self.last_checkpoint
 
 
 @dataclass(frozen=True)
 class TrainedAgent:
-    """A loaded agent.
+    """Loaded agent.
 
-    :param algo: name of the algorithm
-    :param env_id: environment id it was trained on
-    :param name: for titles and tables
-    :param model: the model
-    :param folder: folder of its run, None for an agent that comes with the package
-    :param task: the one task it was trained on, in the words of ``--task``; empty where there were many or none
+    :param algo: key of ``training.ALGOS``
+    :param env_id: id of the training environment
+    :param name: name for titles and tables
+    :param model: model
+    :param folder: folder of the run, None for a pretrained model of the package
+    :param task: words of ``--task`` that name the one task of the training; empty if there were many tasks or none
     """
 
     algo: str
@@ -74,22 +76,22 @@ class TrainedAgent:
 
     @property
     def adapts(self) -> bool:
-        """Whether it adapts to new tasks; others play the one task they were trained on."""
+        """Whether the agent adapts to new tasks; others play the one task they were trained on."""
         return hasattr(self.model, "adapt")
 
     @property
     def test_env_id(self) -> str:
-        """Environment it is tested on: sparse reward, if it adapts."""
+        """Id of the test environment: for an agent that adapts, the sparse variant of the training environment."""
         return sparse_variant(self.env_id) if self.adapts else self.env_id
 
 
 def load_agent(choice: AgentChoice) -> TrainedAgent:
-    """Load an agent from its run, or the one that comes with the package where there is no run.
+    """Load an agent from its run, or a pretrained model of the package if there is no run.
 
-    :param choice: which
-    :return: the agent
+    :param choice: choice of the agent
+    :return: agent
     :raises ValueError: if there is no such algorithm or environment, or the model is of another algorithm
-    :raises FileNotFoundError: if there is neither a run nor such an agent in the package
+    :raises FileNotFoundError: if there is neither such a run nor such a pretrained model
     """
     algorithm: Any = find_recipe(choice.algo).algorithm
     check_env_id(choice.env_id)
@@ -109,11 +111,11 @@ def load_agent(choice: AgentChoice) -> TrainedAgent:
 
 
 def list_agents(log_folder: str, pretrained: bool = True) -> list[AgentChoice]:
-    """List the agents there are: the latest run of each algorithm and environment, and what comes with the package.
+    """List the latest run of each algorithm and environment, and the pretrained models of the package.
 
     :param log_folder: root of all logs; it need not exist
-    :param pretrained: whether to list the package's own agents where there is no run of theirs
-    :return: what ``load_agent`` takes
+    :param pretrained: whether to list pretrained models of algorithms and environments without a run
+    :return: choices for :func:`load_agent`
     """
     runs = list_runs(log_folder) if Path(log_folder).is_dir() else []
     found = [(run.algo, run.env_id) for run in runs]

@@ -1,4 +1,4 @@
-"""A training run as rl-zoo lays it out: environment, model, callbacks and files from a configuration."""
+"""Training runs in rl-zoo's layout: environment, model, callbacks and files from the settings of a run."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,14 +11,15 @@ from stable_baselines3.common.logger import KVWriter, Logger, TensorBoardOutputF
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.utils import get_device
 
-from sb3_maesn.cli import find_model_file
 from sb3_maesn.common.checkpoint.archive import is_checkpoint
 from sb3_maesn.common.checkpoint.file import read_checkpoint
 from sb3_maesn.common.checkpoint.mixin import CheckpointMixin
-from sb3_maesn.config import SCRIPT_KEYS, ConfigError, constructor_arguments, did_you_mean
+from sb3_maesn.common.suggestions import did_you_mean
+from sb3_maesn.config import ConfigError, constructor_arguments
 from sb3_maesn.latent_space import LatentSpace
 from sb3_maesn.maesn import MAESN
 from sb3_maesn.maml import MAML
+from sb3_maesn.model_files import find_model_file
 from sb3_maesn.recipes import (
     ITERATIONS_BETWEEN_EVALUATIONS,
     MetaLearning,
@@ -45,11 +46,11 @@ ALGOS: dict[str, Recipe] = {
 
 
 def find_recipe(name: str) -> Recipe:
-    """Look an algorithm up.
+    """Look up the recipe of an algorithm.
 
-    :param name: its name on the command line
-    :return: its class and how it is trained
-    :raises ConfigError: naming the nearest
+    :param name: name of the algorithm on the command line
+    :return: recipe
+    :raises ConfigError: if there is no such algorithm; the message suggests similar names
     """
     if name not in ALGOS:
         raise ConfigError(f"unknown algorithm {name!r}{did_you_mean(name, ALGOS)}; there are: {', '.join(ALGOS)}")
@@ -57,15 +58,15 @@ def find_recipe(name: str) -> Recipe:
 
 
 def build_model(run: TrainingRun) -> OnPolicyAlgorithm:
-    """Make the model of a run, new or resumed, with its environment and its logger.
+    """Make the new or resumed model of a run, with its environment and its logger.
 
-    :param run: what to train
-    :return: the model
-    :raises ConfigError: for a key that the constructor does not know, a value of a wrong type, or a missing file
+    :param run: settings of the run
+    :return: model
+    :raises ConfigError: if a hyperparameter is unknown or of a wrong type, or a file is missing
     """
     recipe = find_recipe(run.algo)
     algorithm: Any = recipe.algorithm
-    arguments = constructor_arguments({k: v for k, v in run.config.items() if k not in SCRIPT_KEYS}, algorithm)
+    arguments = constructor_arguments(run.config, algorithm)
     policy, device = check_policy(run.config.get("policy", recipe.policy), algorithm), check_device(run.device)
     model: OnPolicyAlgorithm
     if run.trained_agent is None:
@@ -83,14 +84,14 @@ def build_model(run: TrainingRun) -> OnPolicyAlgorithm:
 
 
 def load_to_resume(run: TrainingRun, path: Path, device: th.device, changes: Mapping[str, Any]) -> OnPolicyAlgorithm:
-    """Load a model to go on training; say what a checkpoint lacks of it.
+    """Load a model to continue its training, and print what a checkpoint lacks for that.
 
-    :param run: what to train
+    :param run: settings of the run
     :param path: checkpoint, or file of SB3's ``save``
     :param device: torch device
-    :param changes: constructor arguments
-    :return: the model, without an environment
-    :raises ConfigError: for a checkpoint of an algorithm that has none
+    :param changes: constructor arguments that replace those of the file
+    :return: model without an environment
+    :raises ConfigError: if ``path`` is a checkpoint but the algorithm has no checkpoints
     """
     algorithm = find_recipe(run.algo).algorithm
     if not is_checkpoint(path):
@@ -99,18 +100,18 @@ def load_to_resume(run: TrainingRun, path: Path, device: th.device, changes: Map
         raise ConfigError(f"{algorithm.__name__} has no checkpoints, as {path} is: go on with a file of its save")
     checkpoint = read_checkpoint(path)
     model = algorithm.from_checkpoint(checkpoint, device, **changes)
-    lacking = model.lacking_to_train(checkpoint.config.contents)
+    lacking = model.parts_to_reinitialise(checkpoint.config.contents)
     if lacking and run.verbose:
         print(f"{path} holds what acts, not all that training has learned: it begins anew {' and '.join(lacking)}")
     return model
 
 
 def check_policy(policy: str, algorithm: Any) -> str:
-    """Look a policy's name up.
+    """Check that an algorithm has a policy.
 
-    :param policy: its name
-    :param algorithm: class that takes it
-    :return: the name
+    :param policy: name of the policy
+    :param algorithm: class of the algorithm
+    :return: name of the policy
     :raises ConfigError: if the algorithm has no such policy
     """
     if policy not in algorithm.policy_aliases:
@@ -120,11 +121,11 @@ def check_policy(policy: str, algorithm: Any) -> str:
 
 
 def check_device(device: str) -> th.device:
-    """Look a torch device up.
+    """Look up a torch device.
 
-    :param device: its name
-    :return: the device
-    :raises ConfigError: if torch knows no such device
+    :param device: name of the device
+    :return: device
+    :raises ConfigError: if torch has no such device
     """
     try:
         return get_device(device)
@@ -135,12 +136,12 @@ def check_device(device: str) -> th.device:
 def train(run: TrainingRun, model: OnPolicyAlgorithm, n_timesteps: int | None) -> Path:
     """Train a model and save it.
 
-    :param run: what to train
-    :param model: from ``build_model``
-    :param n_timesteps: from ``steps_to_train``
-    :return: the saved model, ``{folder}/{env_id}.zip``
+    :param run: settings of the run
+    :param model: model that :func:`build_model` returned
+    :param n_timesteps: environment steps to train, as :func:`steps_to_train` returns them
+    :return: path of the saved model, ``{folder}/{env_id}.zip``
     """
-    learn: Any = model.learn  # SB3's takes an int, a meta-learner's None for the paper's budget too
+    learn: Any = model.learn  # a meta-learner's also takes None, for the budget of the paper
     learn(
         n_timesteps,
         callback=make_callbacks(run, model),
@@ -155,9 +156,9 @@ def train(run: TrainingRun, model: OnPolicyAlgorithm, n_timesteps: int | None) -
 
 
 def close(model: OnPolicyAlgorithm) -> None:
-    """Close a model's environment and logs.
+    """Close the environment and the logger of a model.
 
-    :param model: the model
+    :param model: model
     """
     if model.env is not None:
         model.env.close()
@@ -165,12 +166,12 @@ def close(model: OnPolicyAlgorithm) -> None:
 
 
 def steps_to_train(run: TrainingRun, model: OnPolicyAlgorithm) -> int | None:
-    """Work out the budget of this call of ``learn``.
+    """Compute the number of environment steps to train in this run.
 
-    :param run: what to train
-    :param model: the model, resumed or new
-    :return: environment steps, None for the algorithm's reference budget
-    :raises ConfigError: if a resumed model has spent its budget, or there is no budget at all
+    :param run: settings of the run
+    :param model: new or resumed model
+    :return: environment steps, None for the default of ``learn``
+    :raises ConfigError: if a resumed model has already trained its budget, or there is no budget
     """
     if run.n_timesteps is not None:
         return run.n_timesteps
@@ -190,8 +191,8 @@ def steps_to_train(run: TrainingRun, model: OnPolicyAlgorithm) -> int | None:
 def make_callbacks(run: TrainingRun, model: OnPolicyAlgorithm) -> list[BaseCallback]:
     """Make the callbacks that evaluate and save.
 
-    :param run: what to train
-    :param model: the model
+    :param run: settings of the run
+    :param model: model
     :return: callbacks
     """
     recipe = find_recipe(run.algo)
@@ -205,9 +206,9 @@ def make_callbacks(run: TrainingRun, model: OnPolicyAlgorithm) -> list[BaseCallb
 
 
 def make_logger(run: TrainingRun) -> Logger:
-    """Make a logger that writes ``progress.csv`` and, if asked for, to the terminal and to TensorBoard.
+    """Make a logger for ``progress.csv`` and, depending on the settings, for the terminal and TensorBoard.
 
-    :param run: what to train
+    :param run: settings of the run
     :return: logger
     """
     outputs: list[KVWriter] = [make_output_format("csv", str(run.folder))]

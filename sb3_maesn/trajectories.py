@@ -1,4 +1,4 @@
-"""Where episodes go: paths in the plane, for figures and for the coverage of the prior."""
+"""Paths of episodes in the plane, for figures and for measuring the coverage of the prior."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,11 +12,11 @@ from sb3_maesn.envs import BatchedTaskVecEnv, make_vec
 
 @dataclass(frozen=True)
 class Plane:
-    """What of a family lies in the plane.
+    """Functions that map observations and tasks of a family to points in the plane.
 
-    :param position: (observations (n, O), tasks (n, G)) -> (n, 2), what is to reach the goal
-    :param goal: tasks (n, G) -> (n, 2)
-    :param radius: an episode succeeds where it ends within this distance of its goal
+    :param position: function from observations (n, O) and tasks (n, G) to positions of what must reach the goal (n, 2)
+    :param goal: function from tasks (n, G) to goals (n, 2)
+    :param radius: distance from the goal within which an episode has to end in order to succeed
     """
 
     position: Callable[[np.ndarray, np.ndarray], np.ndarray]
@@ -26,10 +26,10 @@ class Plane:
 
 @dataclass(frozen=True)
 class Paths:
-    """Paths of one episode for each of n tasks.
+    """Paths of one episode of each of n tasks.
 
-    :param positions: (T + 1, n, 2), NaN after an episode's end
-    :param success: (n,) whether the episode succeeded
+    :param positions: positions at each step, NaN after the end of an episode (T + 1, n, 2)
+    :param success: whether each episode succeeded (n,)
     """
 
     positions: np.ndarray
@@ -37,7 +37,7 @@ class Paths:
 
     @property
     def end_points(self) -> np.ndarray:
-        """Last position of every episode, (n, 2)."""
+        """Last position of every episode (n, 2)."""
         lengths = np.isfinite(self.positions[:, :, 0]).sum(axis=0)  # (n,)
         return self.positions[lengths - 1, np.arange(len(lengths))]
 
@@ -60,11 +60,11 @@ PLANES: dict[str, Plane] = {
 
 
 def plane_of(env_id: str) -> Plane:
-    """Look up what of a family lies in the plane.
+    """Look up the plane of a family.
 
     :param env_id: environment id of a built-in family, dense or sparse
-    :return: the plane
-    :raises ValueError: for any other environment
+    :return: functions that map observations and tasks to points in the plane
+    :raises ValueError: if the environment has no plane
     """
     name = env_id.split("-v")[0].removesuffix("Sparse")
     if name not in PLANES:
@@ -75,14 +75,15 @@ def plane_of(env_id: str) -> Plane:
 def record_paths(
     model: BaseAlgorithm, env_id: str, tasks: np.ndarray, seed: int = 0, deterministic: bool = False
 ) -> Paths:
-    """Run one episode of every task with a model and record where it goes.
+    """Run one episode of every task with a model and record its path.
 
-    :param model: any SB3 model of the family's spaces
+    :param model: SB3 model with the spaces of the family
     :param env_id: environment id of a built-in family
-    :param tasks: (n, G)
-    :param seed: seed of everything random
-    :param deterministic: take the most likely actions
+    :param tasks: tasks (n, G)
+    :param seed: seed of the environment and of the model's random draws
+    :param deterministic: whether to take the most likely actions instead of sampling them
     :return: paths
+    :raises ValueError: if the environment has no plane
     """
     plane, venv = plane_of(env_id), make_vec(env_id, len(tasks))
     try:

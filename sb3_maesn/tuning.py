@@ -1,4 +1,4 @@
-"""Tuning: what a trial trains, and what it is judged by."""
+"""Trials of hyperparameter tuning: what they train, and the score they get."""
 
 import json
 import tempfile
@@ -13,34 +13,35 @@ import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 
-from sb3_maesn.benchmarking import Outcome, TestPlan, measure
-from sb3_maesn.cli import check_env_id
+from sb3_maesn.benchmarking import EvaluationPlan, Outcome, measure
 from sb3_maesn.common.adaptation.rules import RULES
-from sb3_maesn.config import SCRIPT_KEYS, ConfigError, check_keys, constructor_arguments, script_values
+from sb3_maesn.config import ConfigError, check_keys, constructor_arguments, script_values
 from sb3_maesn.recipes import TrainingRun
 from sb3_maesn.search_spaces import SEARCH_SPACES, Entry, merge
+from sb3_maesn.tasks import check_env_id
 from sb3_maesn.trained import TrainedAgent
 from sb3_maesn.training import build_model, check_policy, close, find_recipe
 
 METRICS = ("success", "return")
 Numbers = IntDistribution | FloatDistribution
-#: More trials than it takes to see every parameter of a space with branches.
+#: Number of random trials that sees every parameter of a search space, even those of rare branches.
 TRIALS_TO_SEE_ALL = 100
 
 
 @dataclass(frozen=True)
 class TuningPlan:
-    """What every trial of a study does.
+    """Plan of every trial of a study: training and evaluation.
 
-    :param algo: name of the algorithm
+    :param algo: key of ``training.ALGOS``
     :param env_id: environment id
-    :param config: entry of a configuration file, over which a trial's values are put
-    :param n_timesteps: environment steps that each seed trains
-    :param n_evaluations: evaluations of the first seed on the way, the last of them at the end
-    :param n_seeds: agents of a trial that is not pruned, whose median counts
-    :param metric: ``success`` (the mean return where the environment does not report it) or ``return``
-    :param test: tasks and rounds of an evaluation
-    :param task: of an algorithm that learns one task, the words of ``--task``
+    :param config: entry of a hyperparameter file; the values of a trial override it
+    :param n_timesteps: environment steps that the agent of each seed trains
+    :param n_evaluations: number of evaluations of the first seed, spread evenly over its training; the last is at the
+        end
+    :param n_seeds: number of seeds; the value of a trial is the median of their scores
+    :param metric: ``"success"`` (the mean return if the environment does not report success) or ``"return"``
+    :param test: settings of an evaluation
+    :param task: words of ``--task`` for an algorithm that learns one task
     """
 
     algo: str
@@ -50,37 +51,38 @@ class TuningPlan:
     n_evaluations: int = 3
     n_seeds: int = 1
     metric: str = "success"
-    test: TestPlan = field(default_factory=lambda: TestPlan(n_episodes=10, split="validation"))
+    test: EvaluationPlan = field(default_factory=lambda: EvaluationPlan(n_episodes=10, split="validation"))
     task: Sequence[str] = ()
 
     def stages(self, seed: int) -> list[int]:
         """List the environment steps after which an agent is evaluated.
 
-        :param seed: its seed; only the first is evaluated on the way
+        :param seed: seed of the agent; only seed 0 is evaluated before the end of its training
+        :return: environment steps, in ascending order
         """
         n = self.n_evaluations if seed == 0 else 1
         return [self.n_timesteps * i // n for i in range(1, n + 1)]
 
     def entry(self, trial: optuna.trial.BaseTrial) -> Entry:
-        """Ask a trial for its values.
+        """Sample the hyperparameters of a trial.
 
-        :param trial: a trial, or a finished one's parameters as a ``FixedTrial``
-        :return: entry of a configuration file
+        :param trial: running trial, or the parameters of a finished one as a ``FixedTrial``
+        :return: entry of a hyperparameter file
         """
         return merge(self.config, SEARCH_SPACES[self.algo](trial))
 
     def as_json(self) -> dict[str, Any]:
-        """Make plain values of it, as a study's storage gives them back."""
+        """Convert the plan to plain values, equal to those that a storage returns."""
         return json.loads(json.dumps(asdict(self), default=str))
 
 
 def check_plan(plan: TuningPlan) -> None:
-    """Refuse what no trial could do.
+    """Check that trials can carry out a plan, by an evaluation of an untrained agent among other things.
 
-    :param plan: what every trial does
-    :raises ConfigError: for an unknown algorithm, environment, metric, rule or policy, a key that the constructor does
-        not know, a value of a wrong type, an environment that the algorithm cannot train on, or numbers below 1
-    :raises ValueError: for an evaluation that the algorithm refuses
+    :param plan: plan of every trial
+    :raises ConfigError: if an algorithm, environment, metric, rule, policy or hyperparameter is unknown, a value is of
+        a wrong type, the algorithm cannot be trained on the environment, or a number is below 1
+    :raises ValueError: if the algorithm does not support the evaluation
     """
     recipe = find_recipe(plan.algo)
     for env_id in (plan.env_id, plan.test.env_id or plan.env_id):
@@ -94,24 +96,24 @@ def check_plan(plan: TuningPlan) -> None:
     for name in ("n_timesteps", "n_evaluations", "n_seeds"):
         if getattr(plan, name) < 1:
             raise ConfigError(f"{name} must be at least 1, got {getattr(plan, name)}")
-    constructor_arguments({key: value for key, value in config.items() if key not in SCRIPT_KEYS}, recipe.algorithm)
+    constructor_arguments(config, recipe.algorithm)
     check_policy(config.get("policy", recipe.policy), recipe.algorithm)
     _try_out(plan)
 
 
 def _try_out(plan: TuningPlan) -> None:
-    """Make an agent and play an episode: an error now is the plan's, while that of a trained agent prunes its trial."""
+    """Evaluate an untrained agent on one episode: an error here is the fault of the plan, not of a trial."""
     (trial,) = _random_trials(1)
     with _agent(plan, plan.entry(trial), 0) as agent:
         measure(agent, replace(plan.test, n_tasks=1, n_rounds=0, n_episodes=1))
 
 
 def check_start(algo: str, params: Mapping[str, Any]) -> None:
-    """Refuse parameters, and values, that a search space does not have.
+    """Check that parameters and their values belong to the search space of an algorithm.
 
-    :param algo: name of the algorithm
-    :param params: names and values
-    :raises ConfigError: naming the nearest name, or the values that there are
+    :param algo: key of ``SEARCH_SPACES``
+    :param params: values by name
+    :raises ConfigError: if a name or a value is not in the search space; the message tells the permitted ones
     """
     if not params:
         return
@@ -133,10 +135,10 @@ def _is_within(value: Any, allowed: Numbers) -> bool:
 
 
 def search_space(algo: str) -> dict[str, BaseDistribution]:
-    """List the parameters of a search space, of all its branches.
+    """List the parameters of all branches of a search space.
 
-    :param algo: name of the algorithm
-    :return: name -> its values
+    :param algo: key of ``SEARCH_SPACES``
+    :return: distributions by name
     """
     trials = _random_trials(TRIALS_TO_SEE_ALL)
     for trial in trials:
@@ -151,14 +153,15 @@ def _random_trials(n: int) -> list[optuna.Trial]:
 
 
 def objective(plan: TuningPlan, trial: optuna.Trial) -> float:
-    """Train a trial's agents one after the other, so that what is not worth going on costs no further seeds.
+    """Train and evaluate the agents of a trial, one seed after the other, until the trial is complete or pruned.
 
-    What a trial is pruned by is the median of the seeds so far, at the steps that they have trained in all.
+    After each evaluation the median score of the seeds so far is reported to the pruner, at the number of environment
+    steps that all seeds have trained together.
 
-    :param plan: what to do
-    :param trial: whose values
-    :return: median score over seeds at the end
-    :raises optuna.TrialPruned: if it is not worth going on, or an agent's numbers ceased to be finite
+    :param plan: plan of the trial
+    :param trial: trial
+    :return: median over the seeds of their last scores
+    :raises optuna.TrialPruned: if the pruner stops the trial, or training or evaluation fails numerically
     """
     config = plan.entry(trial)
     scores: list[float] = []
@@ -181,7 +184,7 @@ def objective(plan: TuningPlan, trial: optuna.Trial) -> float:
 
 @contextmanager
 def _agent(plan: TuningPlan, config: Entry, seed: int) -> Iterator[TrainedAgent]:
-    """A new agent, whose environment and files are gone in the end."""
+    """Make an agent for the time of the body; its environment and files are removed afterwards."""
     with tempfile.TemporaryDirectory() as folder:
         run = TrainingRun(plan.algo, plan.env_id, config, Path(folder), task=plan.task, seed=seed, verbose=0)
         agent = TrainedAgent(plan.algo, plan.env_id, f"seed {seed}", build_model(run), task=tuple(plan.task))
@@ -192,7 +195,7 @@ def _agent(plan: TuningPlan, config: Entry, seed: int) -> Iterator[TrainedAgent]
 
 
 def _train_to(model: OnPolicyAlgorithm, steps: int) -> None:
-    """Train until so many environment steps are done in all; nothing where whole iterations have gone beyond."""
+    """Train until the model has done at least a number of environment steps in total."""
     left = steps - model.num_timesteps
     if left > 0:
         model.learn(left, reset_num_timesteps=model.num_timesteps == 0)
@@ -202,7 +205,7 @@ def _train_to(model: OnPolicyAlgorithm, steps: int) -> None:
 def _pruned_by_errors(doing: str) -> Iterator[None]:
     try:
         yield
-    except (ValueError, FloatingPointError) as error:  # what torch's distributions and environments raise for NaN
+    except (ValueError, FloatingPointError) as error:  # raised for NaN by torch's distributions and by the environments
         raise optuna.TrialPruned(f"{doing} failed: {error}") from error
 
 
@@ -212,10 +215,10 @@ def _score(outcome: Outcome, metric: str) -> float:
 
 
 def best_entry(plan: TuningPlan, trial: optuna.trial.FrozenTrial) -> Entry:
-    """Turn a finished trial into an entry of a configuration file.
+    """Turn a finished trial into an entry of a hyperparameter file.
 
-    :param plan: of its study
-    :param trial: the trial
-    :return: plain values; the budget is the configuration's, not the trial's short one
+    :param plan: plan of the study
+    :param trial: finished trial
+    :return: entry; its ``n_timesteps`` is that of the configuration, not that of the trials
     """
     return plan.entry(optuna.trial.FixedTrial(trial.params))

@@ -1,4 +1,4 @@
-"""Videos of an agent at a task, before and after adaptation side by side."""
+"""Videos of agents that play a task, several of them side by side."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,22 +14,22 @@ from sb3_maesn.playing import make_stage, play
 Frames = NDArray[np.uint8]  # (T, height, width, 3)
 
 FPS = 25
-GAP, STRIP = 8, 32  # pixels between the panels, and of the line of text above them
+GAP, STRIP = 8, 32  # width of the space between panels and height of the title above them, in pixels
 PAPER, INK = 255, (51, 51, 51)
 
 
 def film(
     model: OnPolicyAlgorithm, env_id: str, task: Any, n_timesteps: int, deterministic: bool = True, seed: int = 0
 ) -> Frames:
-    """Play and keep the frames, at real time.
+    """Play and render the frames of a video in real time.
 
-    :param model: who plays
+    :param model: model that chooses the actions
     :param env_id: environment id
-    :param task: whatever ``set_task`` takes, None where the environment has no tasks
-    :param n_timesteps: steps to play
-    :param deterministic: take the most likely actions
-    :param seed: seed
-    :return: ``FPS`` frames a second, or fewer where the environment has fewer
+    :param task: task, as ``set_task`` takes it; None if the environment has no tasks
+    :param n_timesteps: number of steps
+    :param deterministic: whether to take the most likely actions instead of sampling them
+    :param seed: seed of the environment and of the model's random draws
+    :return: about ``FPS`` frames per second of simulated time (T, height, width, 3)
     """
     env = make_stage(env_id, task, "rgb_array")
     every = steps_per_frame(env.metadata.get("render_fps"))
@@ -50,20 +50,20 @@ def film(
 
 
 def steps_per_frame(render_fps: float | None) -> int:
-    """Choose how many steps pass from frame to frame.
+    """Choose the number of steps per frame of the video.
 
-    :param render_fps: steps a second at real time, None where the environment does not say
-    :return: steps
+    :param render_fps: steps per second in real time, None if the environment does not tell
+    :return: number of steps, at least 1
     """
     return max(1, round((render_fps or FPS) / FPS))
 
 
 def side_by_side(panels: Sequence[Frames], titles: Sequence[str]) -> Frames:
-    """Put videos beside each other, each with its title; the shorter ones wait at their last frame.
+    """Put videos side by side, each below its title; shorter ones stay at their last frame.
 
     :param panels: videos of equal height (T_i, height, width_i, 3)
-    :param titles: one for each
-    :return: one video (max T_i, height + ``STRIP``, sum of width_i and gaps, 3)
+    :param titles: titles of the videos
+    :return: video (max T_i, height + ``STRIP``, sum of width_i and gaps, 3)
     """
     n_frames, height = max(len(panel) for panel in panels), panels[0].shape[1]
     strips = [_title(panel.shape[2], title) for panel, title in zip(panels, titles, strict=True)]
@@ -79,7 +79,7 @@ def side_by_side(panels: Sequence[Frames], titles: Sequence[str]) -> Frames:
 
 
 def _title(width: int, text: str) -> NDArray[np.uint8]:
-    """A line of text (STRIP, width, 3)."""
+    """Draw a line of text (STRIP, width, 3)."""
     image, draw, font = _pillow()
     strip = image.new("RGB", (width, STRIP), (PAPER, PAPER, PAPER))
     draw.Draw(strip).text((width / 2, STRIP / 2), text, fill=INK, font=font.load_default(STRIP // 2), anchor="mm")
@@ -87,11 +87,11 @@ def _title(width: int, text: str) -> NDArray[np.uint8]:
 
 
 def write_video(path: str | Path, frames: Frames) -> None:
-    """Write a video, as MP4 (H.264) or as GIF at half its size, depending on the file's ending.
+    """Write a video as MP4 (H.264), or as GIF at half the width and height, depending on the file's ending.
 
-    :param path: the file; its folder is made
-    :param frames: the video
-    :raises ConfigError: for another ending, or if the extra ``video`` is not installed
+    :param path: file ending in ``.mp4`` or ``.gif``; its folder is created if missing
+    :param frames: frames (T, height, width, 3)
+    :raises ConfigError: if the file has another ending, or the extra ``video`` is not installed
     """
     path = Path(path)
     writers = {".mp4": _write_mp4, ".gif": _write_gif}
@@ -106,7 +106,7 @@ def _write_mp4(path: Path, frames: Frames) -> None:
         import imageio_ffmpeg
     except ImportError as error:
         raise ConfigError("an MP4 needs imageio-ffmpeg: pip install 'sb3_maesn[video]'") from error
-    even = frames[:, : frames.shape[1] // 2 * 2, : frames.shape[2] // 2 * 2]  # H.264 halves the colours' resolution
+    even = frames[:, : frames.shape[1] // 2 * 2, : frames.shape[2] // 2 * 2]  # H.264 halves the resolution of colours
     size = even.shape[2], even.shape[1]
     writer = imageio_ffmpeg.write_frames(str(path), size, fps=FPS, quality=8, macro_block_size=2)
     writer.send(None)
@@ -123,7 +123,7 @@ def _write_gif(path: Path, frames: Frames) -> None:
 
 
 def _pillow() -> tuple[Any, Any, Any]:
-    """Pillow's modules of images, of drawing and of fonts."""
+    """Import Pillow's modules for images, drawing and fonts."""
     try:
         from PIL import Image, ImageDraw, ImageFont
     except ImportError as error:

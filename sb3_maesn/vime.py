@@ -25,37 +25,37 @@ SelfVIME = TypeVar("SelfVIME", bound="VIME")
 
 
 class VIME(CheckpointMixin, TRPO):
-    """TRPO with an intrinsic reward for what a transition teaches a Bayesian model of the dynamics.
+    """TRPO with an intrinsic reward for information gain about the dynamics.
 
-    Between collection and TRPO's update the rewards r become r + eta * gain / scale, where gain is the information gain
-    of the transition and scale the mean of the gains' medians in the last iterations; then the model learns from a
-    replay pool. Episode statistics and evaluations are those of r alone.
+    After each collection, the reward r of a transition becomes r + eta * gain / scale. The gain is the information gain
+    of a Bayesian dynamics model from the transition, the scale the mean of the median gains in the last iterations. The
+    dynamics model then learns from a replay pool. Episode statistics and evaluations show r alone.
 
-    Where the longest episode fits into ``n_steps``, every iteration starts from a reset and all its randomness comes
-    from the seed and the iteration's number, so that a run that is saved between iterations, loaded and continued
-    equals one that was never stopped. With fewer steps, episodes go on across iterations as in SB3.
+    If the longest episode fits into ``n_steps``, every iteration starts with a reset, and a run that is saved between
+    iterations, loaded and continued equals one that was never stopped. Otherwise episodes continue across iterations as
+    in SB3.
 
-    :param policy: as in TRPO
-    :param env: as in TRPO; the members of an environment with tasks should have one task
-        (``MultiTaskVecEnv.only(task)``)
-    :param eta: weight of the intrinsic reward; 0 leaves TRPO
-    :param dynamics_net_arch: hidden units of the dynamics model
-    :param dynamics_learning_rate: of the dynamics model
-    :param n_dynamics_updates: gradient steps of the dynamics model in each iteration
-    :param dynamics_batch_size: transitions of each
-    :param n_dynamics_samples: draws of its weights for each estimate
-    :param pool_size: transitions in the replay pool
-    :param n_dynamics_data: transitions that the model's posterior is to believe to have seen, as the authors' code has
-        it (5 batches of 10); None for all in the pool, the exact bound of Eq. 10, with which it soon is so sure of
-        itself that little is left to gain
+    :param policy: policy class of TRPO, or its alias
+    :param env: environment id, Gymnasium environment or VecEnv; one with several tasks should be narrowed down to one
+        of them with ``MultiTaskVecEnv.only(task)``
+    :param eta: weight of the intrinsic reward; 0 gives plain TRPO
+    :param dynamics_net_arch: units of each hidden layer of the dynamics model
+    :param dynamics_learning_rate: learning rate of the dynamics model
+    :param n_dynamics_updates: number of gradient steps of the dynamics model in each iteration
+    :param dynamics_batch_size: number of transitions in each of these gradient steps
+    :param n_dynamics_samples: number of draws of the dynamics model's weights in each estimate
+    :param pool_size: largest number of transitions in the replay pool
+    :param n_dynamics_data: number of transitions in the bound of Eq. 10, by which the KL to the prior is divided; 50 as
+        in the authors' code (5 batches of 10). None for the number in the pool gives the exact bound, but the posterior
+        soon becomes so certain that there is little information to gain
     :param prior_std: standard deviation of the weights' prior
-    :param likelihood_std: standard deviation of the next observation, normalised, around the prediction
-    :param n_medians: iterations over which the scale of the intrinsic reward averages
-    :param seed: of everything random
-    :param device: ``"cpu"``, or ``"auto"`` for TRPO's choice; the dynamics model is on the CPU
-    :param _init_setup_model: whether to build the networks now
-    :param kwargs: further arguments of sb3_contrib.TRPO
-    :raises ValueError: for settings out of range and for Dict observations
+    :param likelihood_std: standard deviation of the normalised next observation around the prediction
+    :param n_medians: number of iterations over whose median gains the scale of the intrinsic reward averages
+    :param seed: seed of all randomness, None for a random one
+    :param device: torch device of the policy; the dynamics model is always on the CPU
+    :param _init_setup_model: whether to build the networks in the constructor
+    :param kwargs: further arguments of ``sb3_contrib.TRPO``
+    :raises ValueError: if a setting is out of range, or the observation space is a Dict
     """
 
     def __init__(
@@ -128,7 +128,7 @@ class VIME(CheckpointMixin, TRPO):
             raise ValueError(f"dynamics_net_arch must be numbers of at least 1, got {list(self.dynamics_net_arch)}")
 
     def _excluded_save_params(self) -> list[str]:
-        # an exact continuation starts from a reset, so no observation has to be kept
+        # a run that can resume exactly starts every iteration with a reset: the last observation need not be saved
         return [
             *super()._excluded_save_params(),
             "curiosity",
@@ -141,37 +141,37 @@ class VIME(CheckpointMixin, TRPO):
         names, variables = super()._get_torch_save_params()
         return [*names, "curiosity", "curiosity.optimizer"], variables
 
-    def _needless_tensors(self) -> frozenset[str]:
+    def _non_inference_tensors(self) -> frozenset[str]:
         return frozenset({"curiosity"})
 
     def _extra_elements(self) -> int:
         sizes = get_flattened_obs_dim(self.observation_space), get_flattened_obs_dim(self.action_space)
         widths = (sum(sizes), *self.dynamics_net_arch, sizes[0])
-        return 2 * sum(a * b for a, b in pairwise(widths))  # mean and spread of every weight
+        return 2 * sum(a * b for a, b in pairwise(widths))  # mean and rho of every weight
 
-    def _read_records(self) -> dict[str, th.Tensor]:
+    def _read_training_arrays(self) -> dict[str, th.Tensor]:
         state = self.curiosity.get_extra_state()
         parts = dict(zip(Transitions._fields, state["pool"] or (), strict=False))
         pool = {f"pool/{name}": part for name, part in parts.items()}
         return {
-            **self._empty_records(),
-            **super()._read_records(),
+            **self._empty_training_arrays(),
+            **super()._read_training_arrays(),
             **pool,
             "medians": th.tensor(state["medians"], dtype=th.float64),
         }
 
-    def _empty_records(self) -> dict[str, th.Tensor]:
+    def _empty_training_arrays(self) -> dict[str, th.Tensor]:
         n_in, n_out = get_flattened_obs_dim(self.observation_space), get_flattened_obs_dim(self.action_space)
         parts = zip(Transitions._fields, (n_in, n_out, n_in), strict=True)
         pool = {f"pool/{name}": th.empty(0, size) for name, size in parts}
-        return {**super()._empty_records(), **pool, "medians": th.empty(0, dtype=th.float64)}
+        return {**super()._empty_training_arrays(), **pool, "medians": th.empty(0, dtype=th.float64)}
 
-    def _write_records(self, records: Mapping[str, th.Tensor]) -> None:
-        super()._write_records(records)
-        pool = [records[f"pool/{name}"] for name in Transitions._fields]
+    def _write_training_arrays(self, arrays: Mapping[str, th.Tensor]) -> None:
+        super()._write_training_arrays(arrays)
+        pool = [arrays[f"pool/{name}"] for name in Transitions._fields]
         if len({len(part) for part in pool}) > 1:
             raise ValueError(f"expected as many transitions in all parts, got {[len(part) for part in pool]}")
-        medians = records["medians"].tolist()
+        medians = arrays["medians"].tolist()
         self.curiosity.set_extra_state({"pool": pool if len(pool[0]) else None, "medians": medians})
 
     def _init_callback(self, callback: MaybeCallback, progress_bar: bool = False) -> BaseCallback:
@@ -182,26 +182,31 @@ class VIME(CheckpointMixin, TRPO):
     # One iteration
 
     def _iteration_seed(self, purpose: int) -> int:
-        """A seed for one of the parts of the current iteration."""
+        """Derive a seed for one part of the current iteration.
+
+        :param purpose: number of the part: 0 reset, 1 collection, 2 dynamics model, 3 policy update
+        :return: seed that leaves room for a seed of each member
+        """
         return int(np.random.default_rng([self.entropy, self._n_updates, purpose]).integers(2**31 - self.n_envs))
 
     def _start_episodes(self, env: VecEnv) -> None:
+        """Seed and reset the environment if its longest episode fits into an iteration."""
         horizon = find_horizon(env)
         if horizon is not None and horizon <= self.n_steps:
             env.seed(self._iteration_seed(purpose=0))
-            self._last_obs = env.reset()  # type: ignore[assignment]  # SB3's own type is narrower than its VecEnv's
+            self._last_obs = env.reset()  # type: ignore[assignment]  # SB3's attribute has a narrower type than its VecEnv
             self._last_episode_starts = np.ones(env.num_envs, dtype=bool)
 
     def collect_rollouts(
         self, env: VecEnv, callback: BaseCallback, rollout_buffer: RolloutBuffer, n_rollout_steps: int
     ) -> bool:
-        """Collect as TRPO does, then add the intrinsic reward and let the dynamics model learn.
+        """Collect a rollout, add the intrinsic reward to it, and train the dynamics model.
 
-        :param env: as in SB3
-        :param callback: as in SB3
-        :param rollout_buffer: as in SB3
-        :param n_rollout_steps: as in SB3
-        :return: False if the callback ended the training
+        :param env: training environment
+        :param callback: callback, called at every environment step
+        :param rollout_buffer: rollout buffer to fill
+        :param n_rollout_steps: number of steps of each member
+        :return: whether to go on; False if the callback ended the training
         """
         self._start_episodes(env)
         self._next_observations.clear()
@@ -219,12 +224,12 @@ class VIME(CheckpointMixin, TRPO):
         return True
 
     def train(self) -> None:
-        """TRPO's update, whose randomness comes from the iteration alone."""
+        """Update the policy with TRPO, with randomness that depends on seed and iteration only."""
         with global_seed(self._iteration_seed(purpose=3)):
             super().train()
 
     def _transitions(self, rollout_buffer: RolloutBuffer) -> Transitions:
-        """The rollout as vectors, step by step and member by member."""
+        """Turn a rollout into transitions as vectors, ordered by time step, then by member."""
         return Transitions(
             as_vectors(rollout_buffer.observations, self.observation_space),
             action_vectors(rollout_buffer.actions, self.action_space),
@@ -232,10 +237,14 @@ class VIME(CheckpointMixin, TRPO):
         )
 
     def _add_rewards(self, rollout_buffer: RolloutBuffer, rewards: np.ndarray) -> None:
-        """Add to the rewards (T, n_envs), and estimate returns and advantages again."""
+        """Add intrinsic rewards to a rollout and estimate its returns and advantages again.
+
+        :param rollout_buffer: filled rollout buffer
+        :param rewards: weighted intrinsic rewards (T, n_envs)
+        """
         rollout_buffer.rewards += rewards
         with th.no_grad():
-            last, _ = self.policy.obs_to_tensor(self._last_obs)  # type: ignore[arg-type]  # SB3 has observed by now
+            last, _ = self.policy.obs_to_tensor(self._last_obs)  # type: ignore[arg-type]  # not None after a collection
             values = self.policy.predict_values(last)
         assert self._last_episode_starts is not None
         rollout_buffer.compute_returns_and_advantage(last_values=values, dones=self._last_episode_starts)
@@ -249,27 +258,31 @@ class VIME(CheckpointMixin, TRPO):
         reset_num_timesteps: bool = True,
         progress_bar: bool = False,
     ) -> SelfVIME:
-        """Train; see SB3.
+        """Train for whole iterations.
 
-        :param total_timesteps: environment steps, rounded up to whole iterations
-        :param callback: as in SB3
-        :param log_interval: iterations between logs
+        :param total_timesteps: number of environment steps, rounded up to whole iterations
+        :param callback: callback or callbacks, as SB3 accepts them
+        :param log_interval: number of iterations between logs
         :param tb_log_name: name of the TensorBoard run
-        :param reset_num_timesteps: False continues a run
-        :param progress_bar: show one
+        :param reset_num_timesteps: whether to count steps from 0; False continues a run
+        :param progress_bar: whether to show a progress bar
+        :return: the trained model
         """
         return super().learn(total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar)
 
 
 class NextObservations(BaseCallback):
-    """Keeps where every step of a rollout led, which SB3's rollout buffer does not: (n_envs, *obs_shape) a step."""
+    """Callback that records the observation after every step, which SB3's rollout buffer lacks.
+
+    ``steps`` holds one array for each step of the rollout (n_envs, *obs_shape).
+    """
 
     def __init__(self) -> None:
         super().__init__()
         self.steps: list[np.ndarray] = []
 
     def clear(self) -> None:
-        """Forget the last rollout."""
+        """Discard the observations of the last rollout."""
         self.steps = []
 
     def _on_step(self) -> bool:

@@ -1,7 +1,7 @@
 """This package's meta-learners in RL Baselines3 Zoo: ``python -m sb3_maesn.zoo train --algo maesn --env PointGoal-v0``.
 
-The zoo has no registry, so :func:`register` adds to its tables, and in the place of its manager of experiments puts one
-that makes environments with tasks, evaluates by adaptation and tunes for it; other algorithms are the zoo's as before.
+rl-zoo has no registry. :func:`register` therefore adds to its tables, and replaces its experiment manager by one that
+makes environments with tasks, and evaluates and tunes by adaptation. Other algorithms are handled as by rl-zoo itself.
 """
 
 import importlib
@@ -14,25 +14,25 @@ from typing import Any
 import optuna
 from stable_baselines3.common.callbacks import ProgressBarCallback
 
-from sb3_maesn.benchmarking import TestPlan
-from sb3_maesn.config import SCRIPT_KEYS, constructor_arguments
+from sb3_maesn.benchmarking import EvaluationPlan
+from sb3_maesn.config import constructor_arguments
 from sb3_maesn.recipes import Recipe, SingleTask, TrainingRun
 from sb3_maesn.search_spaces import SEARCH_SPACES
 from sb3_maesn.training import ALGOS, make_callbacks
 from sb3_maesn.tuning import TuningPlan, objective
 
 CONFIGS = Path(__file__).resolve().parent.parent / "zoo_configs"
-#: Modules of the zoo that imported its manager by name.
+#: Modules of rl-zoo that import its experiment manager by name.
 USERS_OF_MANAGER = ("rl_zoo3.exp_manager", "rl_zoo3.train", "rl_zoo3.enjoy", "rl_zoo3.record_video")
 
 
 def meta_learners() -> dict[str, Recipe]:
-    """List the algorithms that the zoo lacks the means for: those that learn from many tasks."""
+    """List the recipes of the algorithms that learn from many tasks, which rl-zoo does not support by itself."""
     return {name: recipe for name, recipe in ALGOS.items() if not isinstance(recipe, SingleTask)}
 
 
 def register() -> None:
-    """Make ``--algo maesn`` and the others work in the zoo's own scripts, in this process.
+    """Make ``--algo maesn`` and the other meta-learners available to rl-zoo's scripts, in this process.
 
     :raises ImportError: if rl_zoo3 is not installed: ``pip install 'sb3_maesn[zoo]'``
     """
@@ -52,7 +52,7 @@ def register() -> None:
 
 
 class _Sampler:
-    """A search space as the zoo calls it."""
+    """Search space in the form of rl-zoo's hyperparameter samplers."""
 
     def __init__(self, algo: str) -> None:
         self.algo = algo
@@ -62,7 +62,7 @@ class _Sampler:
 
 
 class _Converter:
-    """From a trial's parameters to the constructor's arguments, as the zoo calls it."""
+    """Function from a trial's parameters to constructor arguments, in the form of rl-zoo's converters."""
 
     def __init__(self, algo: str) -> None:
         self.algo = algo
@@ -72,82 +72,81 @@ class _Converter:
 
 
 def _arguments(algo: str, entry: Mapping[str, Any]) -> dict[str, Any]:
-    """An entry of ``zoo_configs`` as the zoo passes it on: arguments of the constructor, the policy among them."""
-    own = {key: value for key, value in entry.items() if key not in SCRIPT_KEYS}
+    """Turn an entry into what rl-zoo passes to the constructor: the policy and the keyword arguments."""
     policy = entry.get("policy", ALGOS[algo].policy)
-    return {"policy": policy, **constructor_arguments(own, ALGOS[algo].algorithm)}
+    return {"policy": policy, **constructor_arguments(entry, ALGOS[algo].algorithm)}
 
 
 class TaskManagerMixin:
-    """What the zoo's manager does otherwise for meta-learners; to be put before it among the base classes."""
+    """Mixin that makes rl-zoo's experiment manager handle meta-learners; it comes first among the base classes."""
 
     def __init__(self, args: Any, algo: str, env_id: str, *others: Any, **kwargs: Any) -> None:
         file = CONFIGS / f"{algo}.yml"
         if algo in meta_learners() and kwargs.get("config") is None and file.is_file():
             kwargs["config"] = str(file)
-        self.zoo: Any = self  # attributes of the zoo's manager, which type checkers cannot see
+        self.zoo: Any = self  # gives access to attributes of rl-zoo's manager, which type checkers do not see
         self.entry: dict[str, Any] = {}
-        super().__init__(args, algo, env_id, *others, **kwargs)  # type: ignore[call-arg]  # the zoo's
+        super().__init__(args, algo, env_id, *others, **kwargs)  # type: ignore[call-arg]  # of rl-zoo's manager, a base class at run time
 
     @property
     def recipe(self) -> Recipe | None:
-        """How to handle the algorithm, None where the zoo knows itself."""
+        """Recipe of the algorithm, None if rl-zoo handles it itself."""
         return meta_learners().get(self.zoo.algo)
 
     @property
     def run(self) -> TrainingRun:
-        """The experiment in this package's words."""
+        """Settings of the experiment as a training run of this package."""
         zoo = self.zoo
         run = TrainingRun(zoo.algo, zoo.env_name.gym_id, self.entry, Path(zoo.save_path), verbose=zoo.verbose)
         return replace(run, eval_freq=zoo.eval_freq, eval_episodes=zoo.n_eval_episodes, save_freq=zoo.save_freq)
 
     def _preprocess_hyperparams(self, hyperparams: dict[str, Any]) -> tuple[Any, ...]:
-        """Read an entry, as the zoo's manager does, but for what has a meaning here only."""
+        """Read an entry of a hyperparameter file in this package's notation."""
         if self.recipe is None:
-            return super()._preprocess_hyperparams(hyperparams)  # type: ignore[misc]  # of the zoo's manager, mixed in at run time
+            return super()._preprocess_hyperparams(hyperparams)  # type: ignore[misc]  # of rl-zoo's manager, a base class at run time
         self.entry = dict(hyperparams)
         self.zoo.n_envs = self.recipe.n_members(self.entry)
         self.zoo.n_timesteps = self.zoo.n_timesteps if self.zoo.n_timesteps > 0 else int(self.entry["n_timesteps"])
         return _arguments(self.zoo.algo, self.entry), None, [], None
 
     def create_envs(self, n_envs: int, eval_env: bool = False, no_log: bool = False) -> Any:
-        """Make an environment with tasks."""
+        """Make an environment with tasks for a meta-learner."""
         if self.recipe is None:
-            return super().create_envs(n_envs, eval_env, no_log)  # type: ignore[misc]  # of the zoo's manager, mixed in at run time
+            return super().create_envs(n_envs, eval_env, no_log)  # type: ignore[misc]  # of rl-zoo's manager, a base class at run time
         file = None if eval_env or no_log else Path(self.zoo.save_path) / "0"
         return self.recipe.make_env(self.run, n_envs, file)
 
     def create_callbacks(self) -> None:
-        """Make those that do not need the model; ``learn`` makes the others."""
+        """Make the callbacks that do not need the model; :meth:`learn` adds the others."""
         if self.recipe is None:
-            super().create_callbacks()  # type: ignore[misc]  # of the zoo's manager, mixed in at run time
+            super().create_callbacks()  # type: ignore[misc]  # of rl-zoo's manager, a base class at run time
         elif self.zoo.show_progress:
             self.zoo.callbacks.append(ProgressBarCallback())
 
     def learn(self, model: Any) -> None:
-        """Train, with checkpoints between iterations and evaluation by adaptation."""
+        """Train a meta-learner with checkpoints between iterations and evaluation by adaptation."""
         if self.recipe is not None:
             self.zoo.callbacks += make_callbacks(self.run, model)
-        super().learn(model)  # type: ignore[misc]  # of the zoo's manager, mixed in at run time
+        super().learn(model)  # type: ignore[misc]  # of rl-zoo's manager, a base class at run time
 
     def objective(self, trial: optuna.Trial) -> float:
-        """Judge a trial by adaptation to validation tasks, not by the return of training."""
+        """Score a trial of a meta-learner by adaptation to validation tasks."""
         if self.recipe is None:
-            return super().objective(trial)  # type: ignore[misc]  # of the zoo's manager, mixed in at run time
+            return super().objective(trial)  # type: ignore[misc]  # of rl-zoo's manager, a base class at run time
         run = self.run
-        test = TestPlan(n_episodes=run.eval_episodes, split="validation")
+        test = EvaluationPlan(n_episodes=run.eval_episodes, split="validation")
         n_evaluations = max(self.zoo.n_evaluations, 1)
         plan = TuningPlan(run.algo, run.env_id, self.entry, self.zoo.n_timesteps, n_evaluations, test=test)
         return objective(plan, trial)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run a script of the zoo with this package's algorithms.
+    """Run a script of rl-zoo with this package's algorithms.
 
-    :param argv: name of the script, such as ``train``, and its arguments
+    :param argv: name of the script, such as ``train``, and its arguments; None for those of the command line
     """
     name, *rest = sys.argv[1:] if argv is None else argv
-    register()  # before the script imports the manager by name
+    register()  # before the script imports the experiment manager
     script = importlib.import_module(f"rl_zoo3.{name}")
     sys.argv = [f"rl_zoo3 {name}", *rest]
     getattr(script, name)()

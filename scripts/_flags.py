@@ -1,49 +1,74 @@
-"""What several scripts share: flags, and how they run; without the package, whose import would make ``--help`` slow."""
+"""Flags, default files and the main function that the scripts share.
+
+Nothing here imports the package at the top, which would make ``--help`` slow.
+"""
 
 import argparse
+import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 
 def make_parser(description: str | None) -> argparse.ArgumentParser:
     """Make a parser in the scripts' common style.
 
-    :param description: what the script does
-    :return: a parser that knows ``--verbose``
+    :param description: description of the script
+    :return: parser with the flag ``--verbose``
     """
     parser = argparse.ArgumentParser(
         description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter, allow_abbrev=False
     )
-    parser.add_argument("--verbose", type=int, default=1, help="0: silent, 1: messages, 2: messages and tracebacks")
+    parser.add_argument("--verbose", type=int, default=1, help="level of output: 0, 1 or 2; 2 shows tracebacks")
     return parser
 
 
 def run(
-    parser: argparse.ArgumentParser, action: Callable[[argparse.Namespace], None], argv: Sequence[str] | None
+    parser: argparse.ArgumentParser, action: Callable[[argparse.Namespace], int | None], argv: Sequence[str] | None
 ) -> int:
-    """Run a script, reporting bad input on one line.
+    """Run a script and report bad input on one line.
 
-    :param parser: the script's, which knows ``--verbose``
-    :param action: what the script does
-    :param argv: arguments of the command line
+    :param parser: parser that :func:`make_parser` returned
+    :param action: function that does the work and returns an exit code, or None for 0
+    :param argv: arguments of the command line, None for those of the process
     :return: exit code
     """
     args = parser.parse_args(argv)
-    from sb3_maesn.cli import one_line_errors
+    from sb3_maesn.cli import one_line_errors  # only now, so that --help is fast
 
     with one_line_errors(args.verbose):
-        action(args)
-    return 0
+        return action(args) or 0
+
+
+def command_line(script: str, argv: Sequence[str] | None) -> list[str]:
+    """Reconstruct the command that runs a script, for the record.
+
+    :param script: path of the script
+    :param argv: arguments of the command line, None for those of the process
+    :return: words of the command
+    """
+    return ["python", *(sys.argv if argv is None else [script, *argv])]
+
+
+def default_file(algo: str) -> Path:
+    """Find the hyperparameter file of an algorithm in ``zoo_configs``.
+
+    The folder is beside that of the scripts; an installed package does not contain it.
+
+    :param algo: name of the algorithm
+    :return: path of the file, which need not exist
+    """
+    return Path(__file__).resolve().parent.parent / "zoo_configs" / f"{algo}.yml"
 
 
 def add_agent_flags(parser: argparse.ArgumentParser) -> None:
-    """Add the flags that choose a trained agent; rl-zoo's.
+    """Add the flags that choose a trained agent, with the names of rl-zoo.
 
     :param parser: parser of a script
     """
     add = parser.add_argument
     add("--algo", default="maesn", help="algorithm")
     add("--env", default="WheeledGoal-v0", help="environment id the agent was trained on")
-    add("-f", "--folder", default="logs", help="root of the logs; without a run, the agent of the package")
+    add("-f", "--folder", default="logs", help="root of the logs; if it has no such run, the pretrained model is taken")
     add("--exp-id", type=int, default=0, help="number of the run, 0: the latest, -1: no run folder")
     add("--load-best", action="store_true", help="load the best model instead of the last")
     add("--load-checkpoint", type=int, metavar="STEPS", help="load the checkpoint after that many steps instead")
@@ -52,7 +77,7 @@ def add_agent_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def add_adaptation_flags(parser: argparse.ArgumentParser) -> None:
-    """Add the flags that say how to adapt to a task, and how to play it then.
+    """Add the flags for adapting to one task and playing it.
 
     :param parser: parser of a script
     """
@@ -68,13 +93,13 @@ def add_adaptation_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def add_test_flags(parser: argparse.ArgumentParser) -> None:
-    """Add the flags that say on which tasks agents are measured.
+    """Add the flags for evaluating agents on a set of tasks.
 
     :param parser: parser of a script
     """
     add = parser.add_argument
     add("--split", default="test", choices=("train", "validation", "test"), help="set of tasks")
-    add("--n-tasks", type=int, default=20, help="tasks, the first of the set")
+    add("--n-tasks", type=int, default=20, help="number of tasks, the first of the set")
     add("--rounds", type=int, default=3, help="adaptation rounds")
     add("--episodes", type=int, default=20, help="episodes of a round")
     add("--rule", default=None, help="adaptation rule")

@@ -1,4 +1,4 @@
-"""What benchmark_speed.py compares with, bare physics, and how it makes a row of its table."""
+"""Bare physics to compare with, timing, and rows of the table of ``benchmark_speed.py``."""
 
 import statistics
 import time
@@ -9,12 +9,13 @@ MUJOCO_FAMILIES = ("WheeledGoal-v0", "AntGoal-v0", "PusherBlock-v0")
 
 
 class BarePhysics:
-    """The simulator alone: ``Batch.step`` with random controls, an episode from the initial state at each run.
+    """Simulator without environment: ``Batch.step`` with random controls, one episode per run.
 
     :param env_id: environment id of a MuJoCo family
     :param n: number of simulations
-    :param seed: seed of the controls
-    :param plain: simulate the model without what only makes it faster
+    :param seed: seed of tasks, initial states and controls
+    :param plain: whether to simulate the model without the settings that only make it faster
+    :raises ValueError: if the environment does not use MuJoCo
     """
 
     def __init__(self, env_id: str, n: int, seed: int, plain: bool = False) -> None:
@@ -33,9 +34,9 @@ class BarePhysics:
         self.n = n
 
     def run(self) -> float:
-        """Run an episode in all simulations; only the steps themselves are timed.
+        """Run an episode in all simulations, timing only the steps.
 
-        :return: simulation steps a second
+        :return: simulation steps per second
         """
         import numpy as np
 
@@ -55,9 +56,9 @@ class BarePhysics:
 
 
 def seconds_of(run: Callable[[], int]) -> float:
-    """Time a run.
+    """Time a function.
 
-    :param run: what to time
+    :param run: function to call
     :return: seconds
     """
     start = time.perf_counter()
@@ -66,10 +67,10 @@ def seconds_of(run: Callable[[], int]) -> float:
 
 
 def speed_of(run: Callable[[], int]) -> Callable[[], float]:
-    """Turn a run into a measurement.
+    """Turn a function that runs environment steps into one that measures its speed.
 
-    :param run: returns the environment steps it took
-    :return: returns environment steps a second
+    :param run: function that returns the number of environment steps it took
+    :return: function that returns environment steps per second
     """
 
     def measure() -> float:
@@ -88,28 +89,28 @@ def ratio_row(
     repeats: int,
     target: float | None,
 ) -> dict[str, Any]:
-    """Compare two speeds, measured in turn.
+    """Measure two speeds alternately and make a row of their ratio.
 
     :param section: name of the section
     :param family: environment id
-    :param ours: returns environment steps a second
-    :param other: likewise, what to compare with
-    :param repeats: number of pairs
-    :param target: least ratio promised
+    :param ours: function that returns environment steps per second
+    :param other: function that returns the steps per second to compare with
+    :param repeats: number of pairs of measurements
+    :param target: smallest ratio that the project promises, None for none
     :return: row with the median ratio
     """
     ours()
-    other()  # both once to warm up
+    other()  # both run once to warm up
     pairs = [(ours(), other()) for _ in range(repeats)]
     row = make_row(section, family, "ratio", *spread([a / b for a, b in pairs]), target)
     return {**row, "steps_per_second": round(statistics.median(a for a, _ in pairs))}
 
 
 def spread(values: Sequence[float]) -> tuple[float, float, float]:
-    """Median, least and greatest value.
+    """Compute the median, the minimum and the maximum of measurements.
 
     :param values: measurements
-    :return: the three
+    :return: median, minimum and maximum
     """
     return statistics.median(values), min(values), max(values)
 
@@ -121,12 +122,12 @@ def make_row(
 
     :param section: name of the section
     :param family: environment id
-    :param measure: what the value is
+    :param measure: name of the measured quantity
     :param value: median
-    :param low: least measurement
-    :param high: greatest measurement
-    :param target: what the project promises: a least ratio, or the most memory
-    :return: row
+    :param low: smallest measurement, None if there is only one
+    :param high: largest measurement, None if there is only one
+    :param target: bound that the project promises: a smallest ratio, or a largest memory or time; None for none
+    :return: values by column
     """
     numbers = {"value": value, "low": low, "high": high, "target": target}
     rounded = {key: "" if number is None else round(number, 4) for key, number in numbers.items()}

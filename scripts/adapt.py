@@ -1,4 +1,4 @@
-"""Adapt a meta-trained model to one new task and show what happened round by round."""
+"""Adapt a meta-trained model to one new task and report every adaptation round."""
 
 import argparse
 import sys
@@ -10,7 +10,7 @@ import _flags
 
 def make_parser() -> argparse.ArgumentParser:
     """Make the parser of the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser = _flags.make_parser(__doc__)
     add = parser.add_argument
     add("model", help="model file, or the name of a pretrained model such as maesn-WheeledGoal-v0")
     add(
@@ -31,28 +31,24 @@ def make_parser() -> argparse.ArgumentParser:
     add("--seed", type=int, default=0, help="seed")
     add("--csv", default="", help="table to write, with a figure beside it")
     add("--save", default="", help="file for the adapted model")
-    add("--verbose", type=int, default=1, help="2: tracebacks")
     return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the script.
-
-    :param argv: arguments of the command line
-    :return: exit code
-    """
+    """Adapt a model to a task."""
     return _flags.run(make_parser(), adapt, argv)
 
 
 def adapt(args: argparse.Namespace) -> None:
-    """Adapt as the arguments say; print the rounds and write what was asked for.
+    """Adapt, print the rounds, and write the table and the adapted model if requested.
 
     :param args: parsed arguments
     """
     from sb3_maesn.checkpoints import load_model
-    from sb3_maesn.cli import check_env_id, find_model_file, find_task, guess_test_env
     from sb3_maesn.evaluation import evaluate_adaptation
+    from sb3_maesn.model_files import find_model_file, guess_test_env
     from sb3_maesn.results import format_table, latent_rows
+    from sb3_maesn.tasks import check_env_id, find_task
 
     find_model_file(args.model)
     env_id = args.env or guess_test_env(args.model)
@@ -71,12 +67,12 @@ def adapt(args: argparse.Namespace) -> None:
 
 
 def write_files(args: argparse.Namespace, env_id: str, result: Any, rows: Sequence[dict[str, Any]]) -> None:
-    """Write the table, how it was made, and the figure of the rounds in return, success and latent space.
+    """Write the table with its origin, and figures of the rounds in return, success and latent space.
 
     :param args: parsed arguments
     :param env_id: environment id
-    :param result: from ``evaluate_adaptation``
-    :param rows: the table
+    :param result: result of ``evaluate_adaptation``
+    :param rows: rows of the table
     """
     from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Average the evaluations of all runs, draw them and make the table of the last ones; rl-zoo's flags."""
+"""Average the evaluations of all runs, draw them and tabulate the last ones, with the flags of rl-zoo."""
 
 import argparse
 import sys
@@ -25,16 +25,12 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the script.
-
-    :param argv: arguments of the command line
-    :return: exit code
-    """
+    """Draw and tabulate the evaluations of all runs."""
     return _flags.run(make_parser(), plot, argv)
 
 
 def plot(args: argparse.Namespace) -> None:
-    """Draw one figure an environment, and print and write the table.
+    """Draw one figure per environment, and print and write the table.
 
     :param args: parsed arguments
     """

@@ -1,4 +1,4 @@
-"""Measure all trained agents on the test tasks and make the table of them; rl-zoo's columns, success beside them."""
+"""Evaluate all trained agents on the test tasks and tabulate them in rl-zoo's columns, with their success."""
 
 import argparse
 import sys
@@ -21,27 +21,23 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the script.
-
-    :param argv: arguments of the command line
-    :return: exit code
-    """
+    """Evaluate and tabulate all trained agents."""
     return _flags.run(make_parser(), benchmark, argv)
 
 
 def benchmark(args: argparse.Namespace) -> None:
-    """Measure one agent after the other; an agent that cannot be loaded is reported and left out.
+    """Evaluate the agents one by one; an agent that cannot be loaded is reported and left out.
 
     :param args: parsed arguments
     """
-    from sb3_maesn.benchmarking import TestPlan, benchmark_row
+    from sb3_maesn.benchmarking import EvaluationPlan, benchmark_row
     from sb3_maesn.cli import USER_ERRORS
     from sb3_maesn.config import ConfigError
     from sb3_maesn.curves import markdown_table
     from sb3_maesn.results import provenance, write_table
     from sb3_maesn.trained import list_agents, load_agent
 
-    plan, rows = TestPlan.from_args(args), []
+    plan, rows = EvaluationPlan.from_args(args), []
     choices = list_agents(args.log_dir, not args.no_pretrained)
     choices = [choice for choice in choices if not args.only or choice.env_id in args.only]
     for i, choice in enumerate(choices, start=1):

@@ -1,4 +1,4 @@
-"""Measure speed against bare physics, in ratios that do not depend on the machine. Run it on an idle machine."""
+"""Measure speed as a ratio to bare physics, independent of the machine. Run it on an idle machine."""
 
 import argparse
 import subprocess
@@ -14,10 +14,10 @@ from _speed import MUJOCO_FAMILIES, BarePhysics, make_row, ratio_row, seconds_of
 SECTIONS = ("collect", "iteration", "baselines", "trpo", "memory", "scaling", "single")
 N_TASKS, N_EPISODES = 20, 20
 TRPO_BATCH, TRPO_STEPS = 16_000, 50
-#: The same on both sides. Sub-sampling and large mini-batches keep the optimiser's time, equal on both, from hiding
-#: the rest.
+#: Settings of TRPO on both sides. Sub-sampling and large mini-batches keep the time of the optimiser, which is the same
+#: on both sides, from hiding the difference.
 TRPO_SETTINGS: dict[str, Any] = {"sub_sampling_factor": 10, "n_critic_updates": 5, "batch_size": TRPO_BATCH}
-#: Most of zoo_configs/rl2.yml, with a rollout's episodes in trials of two.
+#: Settings of RL2: most of zoo_configs/rl2.yml, with trials of two episodes.
 RL2_SETTINGS: dict[str, Any] = {
     "n_episodes": 2,
     "batch_size": 20_000,
@@ -25,9 +25,9 @@ RL2_SETTINGS: dict[str, Any] = {
     "policy_kwargs": {"lstm_hidden_size": 128, "net_arch": [64]},
 }
 SCALING_TASKS = (5, 10, 20, 40)
-#: Least ratios (collect, iteration) to bare physics that the project promises.
+#: Smallest ratios to bare physics (collect, iteration) that the project promises.
 TARGETS = {"WheeledGoal-v0": (0.6, 0.45), "AntGoal-v0": (0.75, 0.65), "PusherBlock-v0": (0.6, 0.45)}
-MAML_TARGET = 4.0  # most seconds of MAML's meta step, in those of MAESN's
+MAML_TARGET = 4.0  # largest ratio that the project promises of the times of MAML's and MAESN's meta steps
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -40,17 +40,13 @@ def make_parser() -> argparse.ArgumentParser:
     add("--repeats", type=int, default=5, help="measurements of which the median counts")
     add("--seed", type=int, default=0, help="seed")
     add("--csv", default="results/speed.csv", help="table to write")
-    # how the memory section measures a family in a process of its own
+    # used by the section memory, which measures a family in a process of its own
     add("--peak-memory-of", default="", help=argparse.SUPPRESS)
     return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the script.
-
-    :param argv: arguments of the command line
-    :return: exit code
-    """
+    """Measure speed."""
     return _flags.run(make_parser(), measure, argv)
 
 
@@ -58,12 +54,12 @@ def measure(args: argparse.Namespace) -> None:
     """Measure, print every row, and write the table.
 
     :param args: arguments of the command line
-    :raises ValueError: for an unknown family, or less than one repeat
+    :raises ValueError: if a family is unknown, or there are no repeats
     """
     import torch
 
-    from sb3_maesn.cli import check_env_id
     from sb3_maesn.results import format_table, provenance, write_table
+    from sb3_maesn.tasks import check_env_id
 
     if args.peak_memory_of:
         print(peak_memory_gb(args.peak_memory_of, args.seed))
@@ -85,7 +81,7 @@ def measure(args: argparse.Namespace) -> None:
 
 
 def measure_collect(family: str, args: argparse.Namespace) -> Iterator[dict[str, Any]]:
-    """Collecting with the policy over bare ``Batch.step`` of the same model, count and threads.
+    """Compare collection of episodes with the policy to bare ``Batch.step`` of the same model, number and threads.
 
     :param family: environment id
     :param args: arguments of the command line
@@ -125,7 +121,7 @@ def measure_collect(family: str, args: argparse.Namespace) -> Iterator[dict[str,
 
 
 def measure_iteration(family: str, args: argparse.Namespace) -> Iterator[dict[str, Any]]:
-    """A whole meta-iteration of 20 tasks x (20 + 20) episodes over bare physics.
+    """Compare a meta-iteration of 20 tasks x (20 + 20) episodes to bare physics.
 
     :param family: environment id
     :param args: arguments of the command line
@@ -139,16 +135,17 @@ def measure_iteration(family: str, args: argparse.Namespace) -> Iterator[dict[st
 def over_bare_physics(
     section: str, family: str, ours: Callable[[], float], args: argparse.Namespace, target: float | None
 ) -> Iterator[dict[str, Any]]:
-    """A speed over that of bare physics.
+    """Compare a speed to that of bare physics, of the family's model and of the plain one.
 
-    The families' models name or leave out contacts that MuJoCo would find by itself, and do without its islands. That
-    changes nothing but makes physics faster, so that all else weighs more: the plain model is a second measure.
+    The models of the families list or exclude contacts that MuJoCo would otherwise search for, and disable its islands.
+    The results are the same, but physics is faster, so that everything else takes a larger share of the time. The ratio
+    to the plain model is therefore measured too.
 
     :param section: name of the section
     :param family: environment id
-    :param ours: returns environment steps a second
+    :param ours: function that returns environment steps per second
     :param args: arguments of the command line
-    :param target: least ratio promised
+    :param target: smallest ratio that the project promises
     :return: a row for the model as it is, and one for the plain model
     """
     bare = BarePhysics(family, N_TASKS * N_EPISODES, args.seed)
@@ -158,11 +155,11 @@ def over_bare_physics(
 
 
 def measure_baselines(family: str, args: argparse.Namespace) -> Iterator[dict[str, Any]]:
-    """A whole iteration of MAESN's meta-learning baselines over bare physics, and MAML's meta step over MAESN's.
+    """Compare iterations of the meta-learning baselines to bare physics, and MAML's meta step to MAESN's.
 
     :param family: environment id
     :param args: arguments of the command line
-    :return: one row for each baseline, and one for the meta step
+    :return: one row per baseline, and one for the meta step
     """
     from sb3_maesn import MAML, RL2, LatentSpace
 
@@ -182,7 +179,7 @@ def measure_baselines(family: str, args: argparse.Namespace) -> Iterator[dict[st
 
 
 def measure_trpo(family: str, args: argparse.Namespace) -> Iterator[dict[str, Any]]:
-    """Training of sb3-contrib's TRPO on the native VecEnv over the same on a DummyVecEnv of 8 single environments.
+    """Compare training of sb3-contrib's TRPO on the batched VecEnv to that on a DummyVecEnv of 8 environments.
 
     :param family: environment id
     :param args: arguments of the command line
@@ -212,11 +209,11 @@ def measure_trpo(family: str, args: argparse.Namespace) -> Iterator[dict[str, An
 
 
 def measure_single(family: str, args: argparse.Namespace) -> Iterator[dict[str, Any]]:
-    """An iteration of the algorithms that learn one task, of as many episodes as a rollout of a meta-iteration.
+    """Compare iterations of the single-task algorithms, with the episodes of one meta-rollout, to bare physics.
 
     :param family: environment id
     :param args: arguments of the command line
-    :return: a row each for REINFORCE, TRPO and VIME
+    :return: one row each for REINFORCE, TRPO and VIME
     """
     from sb3_contrib import TRPO
 
@@ -235,7 +232,7 @@ def measure_single(family: str, args: argparse.Namespace) -> Iterator[dict[str, 
 
 
 def measure_memory(family: str, args: argparse.Namespace) -> Iterator[dict[str, Any]]:
-    """Peak memory of a meta-iteration at 20 tasks x 50 episodes, in a process of its own.
+    """Measure the peak memory of a meta-iteration of 20 tasks x 50 episodes, in a process of its own.
 
     :param family: environment id
     :param args: arguments of the command line
@@ -247,11 +244,11 @@ def measure_memory(family: str, args: argparse.Namespace) -> Iterator[dict[str, 
 
 
 def measure_scaling(family: str, args: argparse.Namespace) -> Iterator[dict[str, Any]]:
-    """Seconds of a meta-iteration at 5, 10, 20 and 40 tasks.
+    """Measure the time of a meta-iteration with 5, 10, 20 and 40 tasks.
 
     :param family: environment id
     :param args: arguments of the command line
-    :return: one row for each number of tasks
+    :return: one row per number of tasks
     """
     for n_tasks in SCALING_TASKS:
         model = make_model(family, args.seed, n_tasks)
@@ -278,10 +275,10 @@ def make_model(
 
     :param family: environment id
     :param seed: seed
-    :param n_tasks: tasks of a meta-iteration
-    :param n_episodes: episodes of a task in each rollout
-    :param algorithm: its class, MAESN where None
-    :return: the model
+    :param n_tasks: number of tasks of a meta-iteration
+    :param n_episodes: number of episodes per task and rollout
+    :param algorithm: class of the meta-learner, None for MAESN
+    :return: model
     """
     from sb3_maesn import MAESN
 
@@ -291,10 +288,10 @@ def make_model(
 
 
 def iterate(model: Any) -> int:
-    """Run one meta-iteration.
+    """Run one iteration.
 
-    :param model: the model
-    :return: environment steps it took
+    :param model: model
+    :return: number of environment steps of the iteration
     """
     before = model.num_timesteps
     model.learn(1, reset_num_timesteps=False)
@@ -302,10 +299,10 @@ def iterate(model: Any) -> int:
 
 
 def meta_step_seconds(model: Any) -> float:
-    """Run one meta-iteration.
+    """Run one meta-iteration and read the time of its meta step.
 
-    :param model: the model
-    :return: seconds of its meta step, collection left out
+    :param model: model
+    :return: seconds of the meta step, without collection
     """
     iterate(model)
     return float(model.logger.name_to_value["time/train_seconds"])
@@ -316,8 +313,8 @@ def peak_memory_gb(family: str, seed: int) -> float:
 
     :param family: environment id
     :param seed: seed
-    :return: the process's peak memory
-    :raises ModuleNotFoundError: on Windows, where Python does not tell
+    :return: peak memory of the process in GiB
+    :raises ModuleNotFoundError: on Windows, where Python cannot measure it
     """
     import resource
 

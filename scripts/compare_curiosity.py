@@ -1,8 +1,8 @@
 """Compare theta's policy gradient with and without VIME's curiosity, on tasks that adaptation of the latent misses.
 
-A task is missed if none of its episodes succeeds while the latent adapts. From there every eta goes on with the same
-number of episodes, and fresh ones of the policy that comes out say whether the task is solved then: at least half of
-them succeed.
+A task is missed if none of its episodes succeeds while the latent is adapted. For every eta, theta's policy gradient
+then continues from the adapted latent with the same number of episodes. The task is solved if at least half of the
+fresh episodes of the resulting policy succeed.
 """
 
 import argparse
@@ -16,7 +16,7 @@ import _flags
 
 def make_parser() -> argparse.ArgumentParser:
     """Make the parser of the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser = _flags.make_parser(__doc__)
     add = parser.add_argument
     add("model", help="model file, or the name of a pretrained model such as maesn-paper-WheeledGoal-v0")
     add("--env", default="", help="environment id (if empty, the sparse variant of the family that the name tells)")
@@ -25,21 +25,16 @@ def make_parser() -> argparse.ArgumentParser:
     add("--etas", nargs="+", type=float, default=[0.0, 0.1, 1.0], help="weights of the intrinsic reward")
     add("--fresh-episodes", type=int, default=50, help="episodes that say whether a task is solved")
     add("--csv", required=True, help="table to write")
-    add("--verbose", type=int, default=1, help="2: tracebacks")
     return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the script.
-
-    :param argv: arguments of the command line
-    :return: exit code
-    """
+    """Compare weights of the intrinsic reward."""
     return _flags.run(make_parser(), compare, argv)
 
 
 def compare(args: argparse.Namespace) -> None:
-    """Find the tasks that are missed, go on with each, and write the table.
+    """Find the missed tasks, improve the policy on each of them with every eta, and write the table.
 
     :param args: parsed arguments
     :raises ConfigError: if no task is missed
@@ -47,9 +42,10 @@ def compare(args: argparse.Namespace) -> None:
     import torch
 
     from sb3_maesn.checkpoints import load_model
-    from sb3_maesn.cli import check_env_id, find_model_file, guess_test_env, tasks_of
     from sb3_maesn.config import ConfigError
+    from sb3_maesn.model_files import find_model_file, guess_test_env
     from sb3_maesn.results import format_table, provenance, write_table
+    from sb3_maesn.tasks import check_env_id, tasks_of
 
     torch.set_num_threads(1)
     find_model_file(args.model)
@@ -58,7 +54,7 @@ def compare(args: argparse.Namespace) -> None:
     model, tasks = load_model(args.model), tasks_of(env_id, args.split, args.n_tasks)
     rows: list[dict[str, Any]] = []
     for index, task in enumerate(tasks):
-        # luck that differs from task to task; the latent's part is the same for every eta
+        # The seed differs between tasks but not between etas, so that all etas continue from the same adapted latent.
         settings = {"task": task, "n_episodes": args.episodes, "rule": args.rule, "seed": args.seed + index}
         adapt = partial(model.adapt, env_id, n_rounds=args.rounds, **settings)
         history = adapt().adaptation
@@ -78,13 +74,13 @@ def compare(args: argparse.Namespace) -> None:
 
 
 def outcome(improved: Any, env_id: str, task: Any, args: argparse.Namespace) -> dict[str, Any]:
-    """Play fresh episodes of a policy whose theta has been improved.
+    """Evaluate an improved policy on fresh episodes.
 
-    :param improved: the model
+    :param improved: model whose theta has been improved on the task
     :param env_id: environment id
-    :param task: its task
+    :param task: task
     :param args: parsed arguments
-    :return: the end of a row
+    :return: last columns of a row
     """
     from sb3_maesn.evaluation import evaluate_adaptation
 
@@ -98,11 +94,11 @@ def outcome(improved: Any, env_id: str, task: Any, args: argparse.Namespace) -> 
 
 
 def summarise(rows: Sequence[dict[str, Any]], n_tasks: int) -> list[dict[str, Any]]:
-    """Count the missed tasks that are found and solved.
+    """Count the missed tasks whose reward was found and that were solved, for each eta.
 
-    :param rows: a row for each missed task and eta
-    :param n_tasks: of which some were missed
-    :return: one row for each eta
+    :param rows: rows of all missed tasks and etas
+    :param n_tasks: number of all tasks, missed or not
+    :return: one row per eta
     """
     summary = []
     for eta in dict.fromkeys(row["eta"] for row in rows):

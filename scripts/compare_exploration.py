@@ -1,4 +1,4 @@
-"""Compare how soon algorithms that learn one task first meet its reward, over several seeds."""
+"""Compare after how many steps single-task algorithms first find the reward of a task, over several seeds."""
 
 import argparse
 import sys
@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-CONFIGS = Path(__file__).resolve().parent.parent / "zoo_configs"
+import _flags
 
 
 def make_parser() -> argparse.ArgumentParser:
     """Make the parser of the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser = _flags.make_parser(__doc__)
     add = parser.add_argument
     add("--env", default="SparseMountainCarWeak-v0", help="environment id")
     add(
@@ -22,40 +22,39 @@ def make_parser() -> argparse.ArgumentParser:
     add("-n", "--n-timesteps", type=int, default=100_000, help="environment steps of each run")
     add("--csv", default="results/vime-MountainCar.csv", help="table to write")
     add("--keep", action="store_true", help="keep the rows of other algorithms and seeds that the table has already")
-    add("--verbose", type=int, default=1, help="2: tracebacks")
     return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the script.
+    """Compare the exploration of single-task algorithms."""
+    return _flags.run(make_parser(), compare, argv)
 
-    :param argv: arguments of the command line
-    :return: exit code
+
+def compare(args: argparse.Namespace) -> None:
+    """Train every algorithm with every seed, and print and write the table.
+
+    :param args: parsed arguments
     """
-    args = make_parser().parse_args(argv)
     import torch
 
-    from sb3_maesn.cli import one_line_errors
     from sb3_maesn.results import format_table, provenance, write_table
 
     torch.set_num_threads(1)
-    with one_line_errors(args.verbose):
-        rows = kept_rows(args) if args.keep else []
-        for algo in args.algos:
-            for seed in args.seeds:
-                rows.append(explore(args, algo, seed))
-                print(", ".join(f"{key} {value}" for key, value in rows[-1].items()), flush=True)
-        rows.sort(key=lambda row: (row["algo"], row["seed"]))
-        print("\n" + format_table(summarise(rows)))
-        write_table(args.csv, rows, provenance(None, summary=summarise(rows), n_timesteps=args.n_timesteps))
-    return 0
+    rows = kept_rows(args) if args.keep else []
+    for algo in args.algos:
+        for seed in args.seeds:
+            rows.append(explore(args, algo, seed))
+            print(", ".join(f"{key} {value}" for key, value in rows[-1].items()), flush=True)
+    rows.sort(key=lambda row: (row["algo"], row["seed"]))
+    print("\n" + format_table(summarise(rows)))
+    write_table(args.csv, rows, provenance(None, summary=summarise(rows), n_timesteps=args.n_timesteps))
 
 
 def kept_rows(args: argparse.Namespace) -> list[dict[str, Any]]:
-    """Read the rows of an earlier call that this one does not make again.
+    """Read the rows of an existing table whose algorithms and seeds are not about to be trained.
 
     :param args: parsed arguments
-    :return: rows, none if there is no table
+    :return: rows, empty if there is no table
     """
     import csv
 
@@ -70,26 +69,26 @@ def kept_rows(args: argparse.Namespace) -> list[dict[str, Any]]:
 
 
 def explore(args: argparse.Namespace, algo: str, seed: int) -> dict[str, Any]:
-    """Train once and note when an episode succeeds.
+    """Train an algorithm once and record when an episode succeeds.
 
     :param args: parsed arguments
     :param algo: name of the algorithm
     :param seed: seed
-    :return: one row of the table
+    :return: row of the table
     """
     from stable_baselines3.common.callbacks import ConvertCallback
 
-    from sb3_maesn.config import SCRIPT_KEYS, constructor_arguments, load_entry
+    from sb3_maesn.config import constructor_arguments, load_entry
     from sb3_maesn.recipes import TrainingRun
     from sb3_maesn.training import find_recipe
 
     recipe = find_recipe(algo)
-    config = load_entry(CONFIGS / f"{algo}.yml", args.env)
-    arguments = constructor_arguments({k: v for k, v in config.items() if k not in SCRIPT_KEYS}, recipe.algorithm)
+    config = load_entry(_flags.default_file(algo), args.env)
+    arguments = constructor_arguments(config, recipe.algorithm)
     env = recipe.make_env(TrainingRun(algo, args.env, config, Path(), task=args.task), recipe.n_members(config))
     algorithm: Any = recipe.algorithm
     model = algorithm(config.get("policy", recipe.policy), env, seed=seed, device="cpu", **arguments)
-    outcomes: list[tuple[int, bool]] = []  # of every episode, the step it ended at and its success
+    outcomes: list[tuple[int, bool]] = []  # step at the end and success of every episode
 
     def note(variables: dict[str, Any], _: dict[str, Any]) -> bool:
         infos = (variables["infos"][i] for i in variables["dones"].nonzero()[0])
@@ -104,9 +103,10 @@ def explore(args: argparse.Namespace, algo: str, seed: int) -> dict[str, Any]:
 def first_success(outcomes: Sequence[tuple[int, bool]], n_timesteps: int) -> dict[str, Any]:
     """Describe a run by its successful episodes.
 
-    :param outcomes: of every episode, the environment step it ended at and its success
+    :param outcomes: environment step at the end and success of every episode
     :param n_timesteps: environment steps of the run
-    :return: whether and when the first episode succeeded, and the share that did in the last fifth of the run
+    :return: whether and when an episode first succeeded, and the share of successful episodes in the last fifth of the
+        run
     """
     steps = [step for step, success in outcomes if success]
     late = [success for step, success in outcomes if step > 0.8 * n_timesteps]
@@ -119,16 +119,16 @@ def first_success(outcomes: Sequence[tuple[int, bool]], n_timesteps: int) -> dic
 
 
 def summarise(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Count the seeds that found the reward.
+    """Count the seeds that found the reward, for each algorithm.
 
-    :param rows: of ``explore``
-    :return: one row an algorithm
+    :param rows: rows of all algorithms and seeds, as :func:`explore` returns them
+    :return: one row per algorithm
     """
     summary = []
     for algo in dict.fromkeys(row["algo"] for row in rows):
         own = [row for row in rows if row["algo"] == algo]
         firsts = sorted(row["first_success"] for row in own if row["found"])
-        median = firsts[len(own) // 2] if len(firsts) > len(own) // 2 else ""  # a seed that found nothing comes last
+        median = firsts[len(own) // 2] if len(firsts) > len(own) // 2 else ""  # seeds that found nothing sort last
         found = f"{len(firsts)} of {len(own)}"
         summary.append({"env": own[0]["env"], "algo": algo, "seeds_that_found": found, "median_first_success": median})
     return summary

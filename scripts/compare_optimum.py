@@ -1,25 +1,24 @@
-"""Train RL2 by its tuned settings and compare it, on held-out tasks and while it learns, with the best there could be.
+"""Train RL2 with its tuned settings and compare it with an optimal player, on held-out tasks and during training.
 
-Bandit: the Bayes-optimal player. PointGoal: a player that knows the goal, in every episode of the trial. The floor is
-what a player without any idea gets: the return of either arm, or of standing still.
+The optimal player of Bandit is the Bayes-optimal one; that of PointGoal knows the goal in every episode. The floor is
+the return of a player that knows nothing about the task: one that pulls either arm, or stands still.
 """
 
 import argparse
 import sys
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
-CONFIG = Path(__file__).resolve().parent.parent / "zoo_configs" / "rl2.yml"
+import _flags
 
 
 class Reference(NamedTuple):
-    """What to compare with.
+    """Reference returns of an environment, and the size of the comparison.
 
-    :param n_tasks: how many tasks
-    :param n_trials: trials of each
-    :param floor: return of an episode without any idea of the task
-    :param best: makes the best return of an episode from the tasks
+    :param n_tasks: number of tasks
+    :param n_trials: number of trials of each task
+    :param floor: return of an episode of a player that knows nothing about the task
+    :param best: function from the tasks to the mean return of an episode of the optimal player
     """
 
     n_tasks: int
@@ -29,9 +28,10 @@ class Reference(NamedTuple):
 
 
 def bandit_optimum(tasks: Any) -> float:
-    """Return of the Bayes-optimal player.
+    """Compute the return of the Bayes-optimal player of Bandit.
 
-    :param tasks: not used: it is the mean over all tasks there are
+    :param tasks: not used, since the return is the mean over the distribution of tasks
+    :return: return of an episode
     """
     from sb3_maesn.envs.bandit import N_PULLS, bayes_optimal_return
 
@@ -39,9 +39,10 @@ def bandit_optimum(tasks: Any) -> float:
 
 
 def point_optimum(tasks: Any) -> float:
-    """Mean return of the player that knows the goal.
+    """Compute the mean return of a player of PointGoal that knows the goal.
 
-    :param tasks: goals (n, 2), an episode each
+    :param tasks: goals, one episode each (n, 2)
+    :return: mean return of an episode
     """
     from sb3_maesn.envs import make_vec
     from sb3_maesn.envs.point import best_controls
@@ -64,7 +65,7 @@ REFERENCES = {
 
 def make_parser() -> argparse.ArgumentParser:
     """Make the parser of the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser = _flags.make_parser(__doc__)
     add = parser.add_argument
     add("env", choices=list(REFERENCES), help="environment id")
     add("-n", "--n-timesteps", type=int, default=-1, help="environment steps, -1: as configured")
@@ -79,51 +80,45 @@ def make_parser() -> argparse.ArgumentParser:
     add("--first-task", type=int, default=0, help="index of the first; a set goes on beyond what has been looked at")
     add("--seed", type=int, default=0, help="seed")
     add("--csv", default="", help="table to write (results/rl2-<env>.csv if empty)")
-    add("--verbose", type=int, default=1, help="2: tracebacks")
     return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the script.
+    """Compare RL2 with an optimal player."""
+    return _flags.run(make_parser(), compare, argv)
 
-    :param argv: arguments of the command line
-    :return: exit code
+
+def compare(args: argparse.Namespace) -> None:
+    """Train and evaluate RL2, and print and write the table.
+
+    :param args: parsed arguments
     """
-    args = make_parser().parse_args(argv)
     import torch
 
-    from sb3_maesn.cli import one_line_errors
     from sb3_maesn.results import format_table, provenance, write_table
 
     torch.set_num_threads(1)
-    with one_line_errors(args.verbose):
-        rows = compare(args)
-        print(format_table(rows))
-        settings = {
-            "env": args.env,
-            "config": "zoo_configs/rl2.yml",
-            "split": args.split,
-            "first_task": args.first_task,
-        }
-        write_table(args.csv or f"results/rl2-{args.env}.csv", rows, provenance(args.seed, **settings))
-    return 0
+    rows = train_and_evaluate(args)
+    print(format_table(rows))
+    settings = {"env": args.env, "config": "zoo_configs/rl2.yml", "split": args.split, "first_task": args.first_task}
+    write_table(args.csv or f"results/rl2-{args.env}.csv", rows, provenance(args.seed, **settings))
 
 
-def compare(args: argparse.Namespace) -> list[dict[str, Any]]:
-    """Train and evaluate.
+def train_and_evaluate(args: argparse.Namespace) -> list[dict[str, Any]]:
+    """Train RL2 and evaluate it at regular intervals.
 
     :param args: parsed arguments
-    :return: one row for each evaluation and episode of the trial
+    :return: one row per evaluation and episode of a trial
     """
-    from sb3_maesn.config import SCRIPT_KEYS, constructor_arguments, load_entry
+    from sb3_maesn.config import constructor_arguments, load_entry
     from sb3_maesn.envs import make_family, make_vec
     from sb3_maesn.envs.multi_task import MultiTaskVecEnv
     from sb3_maesn.rl2 import RL2
 
-    reference, entry = REFERENCES[args.env], load_entry(CONFIG, args.env)
+    reference, entry = REFERENCES[args.env], load_entry(_flags.default_file("rl2"), args.env)
     n_tasks = reference.n_tasks if args.tasks < 0 else args.tasks
     budget = int(entry["n_timesteps"]) if args.n_timesteps < 0 else args.n_timesteps
-    settings = constructor_arguments({k: v for k, v in entry.items() if k not in SCRIPT_KEYS}, RL2)
+    settings = constructor_arguments(entry, RL2)
     env = MultiTaskVecEnv(make_vec(args.env, entry["n_envs"]))
     model = RL2(entry["policy"], env, seed=args.seed, **settings)
     tasks = make_family(args.env).task_set(args.split, args.first_task + n_tasks)[args.first_task :]
@@ -141,11 +136,12 @@ def compare(args: argparse.Namespace) -> list[dict[str, Any]]:
 
 
 def every(model: Any, n_steps: int, act: Callable[[], None]) -> Any:
-    """Make a callback that acts between two iterations, about every so many steps.
+    """Make a callback that calls a function between iterations, about every ``n_steps`` environment steps.
 
-    :param model: the model
-    :param n_steps: environment steps
-    :param act: what to do
+    :param model: model to train
+    :param n_steps: environment steps between two calls
+    :param act: function to call
+    :return: callback
     """
     from stable_baselines3.common.callbacks import BaseCallback
 
@@ -162,13 +158,13 @@ def every(model: Any, n_steps: int, act: Callable[[], None]) -> Any:
 
 
 def make_rows(timesteps: int, returns: Any, floor: float, best: float) -> list[dict[str, Any]]:
-    """Compare the episodes of trials with the best and the worst.
+    """Compare the returns of the episodes of trials with the floor and the optimum.
 
-    :param timesteps: of the training so far
-    :param returns: (K, n_tasks, n_trials)
-    :param floor: return of an episode without any idea of the task
-    :param best: best return of an episode
-    :return: a row for each of the K episodes; the interval is the half width of a 95 % interval over tasks
+    :param timesteps: environment steps of the training so far
+    :param returns: returns of the K episodes of each trial (K, n_tasks, n_trials)
+    :param floor: return of an episode of a player that knows nothing about the task
+    :param best: mean return of an episode of the optimal player
+    :return: one row per episode of a trial; the interval is the half width of a 95 % confidence interval over tasks
     """
     from sb3_maesn.results import mean_and_interval
 

@@ -1,4 +1,4 @@
-"""Meta-train MAESN on WheeledGoal for a few minutes, adapt it to goals it has never seen, and draw what happened."""
+"""Meta-train MAESN on WheeledGoal for a few minutes, adapt it to unseen goals, and draw figures of both."""
 
 import argparse
 import sys
@@ -6,15 +6,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-CONFIG = Path(__file__).resolve().parent.parent / "zoo_configs" / "maesn.yml"
-N_GOALS = 3  # goals of the trajectory figure
-PRIOR_EPISODES = 40  # trajectories of the unadapted policy
-ADAPTED_EPISODES = 10  # trajectories of each adapted policy
+import _flags
+
+N_GOALS = 3  # number of goals in the figure of trajectories
+PRIOR_EPISODES = 40  # number of trajectories of the unadapted policy
+ADAPTED_EPISODES = 10  # number of trajectories of each adapted policy
 
 
 def make_parser() -> argparse.ArgumentParser:
     """Make the parser of the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser = _flags.make_parser(__doc__)
     add = parser.add_argument
     add("--env", default="WheeledGoal-v0", help="environment id of a built-in family")
     add("-n", "--n-timesteps", type=int, default=20_000_000, help="environment steps of meta-training")
@@ -23,36 +24,36 @@ def make_parser() -> argparse.ArgumentParser:
     add("--episodes", type=int, default=20, help="episodes of a round")
     add("--seed", type=int, default=0, help="seed")
     add("--out", default="demo", help="folder to write to")
-    add("--verbose", type=int, default=1, help="2: tracebacks")
     return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the script.
+    """Run the demonstration."""
+    return _flags.run(make_parser(), demonstrate, argv)
 
-    :param argv: arguments of the command line
-    :return: exit code
+
+def demonstrate(args: argparse.Namespace) -> None:
+    """Meta-train, adapt to unseen tasks and draw trajectories.
+
+    :param args: parsed arguments
     """
-    args = make_parser().parse_args(argv)
-    from sb3_maesn.cli import one_line_errors, sparse_variant
+    from sb3_maesn.tasks import sparse_variant
 
-    with one_line_errors(args.verbose):
-        test_env = sparse_variant(args.env)
-        print(f"1. Meta-training on {args.env}: dense reward, 100 training tasks", flush=True)
-        model = meta_train(args)
-        print(f"2. Adapting to {args.tasks} unseen tasks of {test_env}: sparse reward", flush=True)
-        adapt_to_unseen(model, test_env, args)
-        print("3. Drawing trajectories before and after adaptation", flush=True)
-        draw_trajectories(model, test_env, args)
-        print("Wrote " + ", ".join(str(path) for path in sorted(Path(args.out).glob("*.png"))))
-    return 0
+    test_env = sparse_variant(args.env)
+    print(f"1. Meta-training on {args.env}: dense reward, 100 training tasks", flush=True)
+    model = meta_train(args)
+    print(f"2. Adapting to {args.tasks} unseen tasks of {test_env}: sparse reward", flush=True)
+    adapt_to_unseen(model, test_env, args)
+    print("3. Drawing trajectories before and after adaptation", flush=True)
+    draw_trajectories(model, test_env, args)
+    print("Wrote " + ", ".join(str(path) for path in sorted(Path(args.out).glob("*.png"))))
 
 
 def meta_train(args: argparse.Namespace) -> Any:
-    """Meta-train on dense reward, with the learning curve on sparse validation tasks.
+    """Meta-train with dense reward and draw the learning curve on validation tasks with sparse reward.
 
     :param args: parsed arguments
-    :return: the trained model
+    :return: trained model
     """
     from sb3_maesn import plots, training
     from sb3_maesn.config import load_entry
@@ -64,7 +65,7 @@ def meta_train(args: argparse.Namespace) -> Any:
     run = TrainingRun(
         algo="maesn",
         env_id=args.env,
-        config=load_entry(CONFIG, args.env),
+        config=load_entry(_flags.default_file("maesn"), args.env),
         folder=out,
         seed=args.seed,
         save_freq=-1,
@@ -84,16 +85,16 @@ def meta_train(args: argparse.Namespace) -> Any:
 
 
 def adapt_to_unseen(model: Any, test_env: str, args: argparse.Namespace) -> None:
-    """Adapt to validation tasks, which training has not seen; print the table and draw the curve.
+    """Adapt to validation tasks, which training has not seen, and write the table and figures of the rounds.
 
-    :param model: the trained model
+    :param model: trained model
     :param test_env: environment id with sparse reward
     :param args: parsed arguments
     """
     from sb3_maesn import plots
-    from sb3_maesn.cli import tasks_of
     from sb3_maesn.evaluation import evaluate_adaptation
     from sb3_maesn.results import adaptation_rows, format_table, provenance, write_table
+    from sb3_maesn.tasks import tasks_of
 
     out, settings = Path(args.out), {"n_rounds": args.rounds, "n_episodes": args.episodes, "seed": args.seed}
     tasks = tasks_of(test_env, "validation", args.tasks)
@@ -109,16 +110,16 @@ def adapt_to_unseen(model: Any, test_env: str, args: argparse.Namespace) -> None
 
 
 def draw_trajectories(model: Any, test_env: str, args: argparse.Namespace) -> None:
-    """Draw where the policy goes before adaptation, and after adaptation to a few goals spread over the tasks.
+    """Draw trajectories before adaptation, and after adaptation to a few goals spread over the directions.
 
-    :param model: the trained model
+    :param model: trained model
     :param test_env: environment id with sparse reward
     :param args: parsed arguments
     """
     import numpy as np
 
     from sb3_maesn import plots
-    from sb3_maesn.cli import tasks_of
+    from sb3_maesn.tasks import tasks_of
     from sb3_maesn.trajectories import plane_of, record_paths
 
     plane, tasks = plane_of(test_env), np.asarray(tasks_of(test_env, "validation", args.tasks))

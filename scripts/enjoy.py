@@ -1,4 +1,4 @@
-"""Adapt a trained agent to a task and watch it: ``python scripts/enjoy.py --algo maesn --env WheeledGoal-v0``."""
+"""Adapt a trained agent to a task and watch it play: ``python scripts/enjoy.py --env WheeledGoal-v0``."""
 
 import argparse
 import sys
@@ -18,21 +18,12 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the script.
-
-    :param argv: arguments of the command line
-    :return: exit code
-    """
-    args = make_parser().parse_args(argv)
-    from sb3_maesn.cli import one_line_errors  # after --help, which must be quick
-
-    with one_line_errors(args.verbose):
-        enjoy(args)
-    return 0
+    """Adapt an agent to a task and show how it plays."""
+    return _flags.run(make_parser(), enjoy, argv)
 
 
 def enjoy(args: argparse.Namespace) -> None:
-    """Adapt and play as the arguments say.
+    """Load an agent, adapt it, play and print the episodes.
 
     :param args: parsed arguments
     """

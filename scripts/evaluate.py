@@ -1,7 +1,7 @@
-"""Measure a meta-trained model on the test tasks and write tables and figures, with the command that made them beside.
+"""Evaluate meta-trained models on test tasks, and write tables with their origin and figures.
 
-learning: adaptation by rounds of many episodes. few-episodes: the success of the adapted policy after 0, 5, 10, 20 and
-45 episodes, for each rule. coverage: where episodes drawn from the prior end.
+learning: adaptation in rounds of many episodes. few-episodes: success of the adapted policy after 0, 5, 10, 20 and 45
+episodes, for each rule. coverage: where episodes with latents of the prior end.
 """
 
 import argparse
@@ -10,10 +10,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import _flags
+
 BUDGETS = (0, 5, 10, 20, 45)
 EPISODES_A_ROUND = 5
 FRESH_EPISODES = 20
-#: Mean returns of the authors' policies after rounds 0 to 3, by the paper's rule (on their 30 validation tasks).
+#: Mean returns of the authors' policies after rounds 0 to 3 of the paper's rule, on the authors' 30 validation tasks.
 AUTHORS = {
     "WheeledGoal": (-398, -370, -360, -350),
     "AntGoal": (321, 357, 362, 378),
@@ -23,7 +25,7 @@ AUTHORS = {
 
 def make_parser() -> argparse.ArgumentParser:
     """Make the parser of the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser = _flags.make_parser(__doc__)
     add = parser.add_argument
     add("what", choices=("learning", "few-episodes", "coverage"), help="what to measure")
     add(
@@ -51,26 +53,27 @@ def make_parser() -> argparse.ArgumentParser:
     add("--seed", type=int, default=0, help="seed")
     add("--out", default="results", help="folder to write to")
     add("--name", default="", help="start of the files' names (the first model's name if empty)")
-    add("--verbose", type=int, default=1, help="2: tracebacks")
     return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the script.
+    """Evaluate models."""
+    return _flags.run(make_parser(), evaluate, argv)
 
-    :param argv: arguments of the command line
-    :return: exit code
+
+def evaluate(args: argparse.Namespace) -> None:
+    """Check the models and the environment, then run the requested evaluation.
+
+    :param args: parsed arguments
     """
-    args = make_parser().parse_args(argv)
-    from sb3_maesn.cli import check_env_id, find_model_file, guess_test_env, one_line_errors
+    from sb3_maesn.model_files import find_model_file, guess_test_env
+    from sb3_maesn.tasks import check_env_id
 
-    with one_line_errors(args.verbose):
-        for model in args.models:
-            find_model_file(model)
-        args.env = args.env or guess_test_env(args.models[0])
-        check_env_id(args.env)
-        {"learning": learning, "few-episodes": few_episodes, "coverage": coverage}[args.what](args)
-    return 0
+    for model in args.models:
+        find_model_file(model)
+    args.env = args.env or guess_test_env(args.models[0])
+    check_env_id(args.env)
+    {"learning": learning, "few-episodes": few_episodes, "coverage": coverage}[args.what](args)
 
 
 def learning(args: argparse.Namespace) -> None:
@@ -81,9 +84,9 @@ def learning(args: argparse.Namespace) -> None:
     import numpy as np
 
     from sb3_maesn import plots
-    from sb3_maesn.cli import tasks_of
     from sb3_maesn.evaluation import evaluate_adaptation
     from sb3_maesn.results import adaptation_rows
+    from sb3_maesn.tasks import tasks_of
 
     rows: list[dict[str, Any]] = []
     curves: dict[str, tuple[Any, Any]] = {}
@@ -103,16 +106,16 @@ def learning(args: argparse.Namespace) -> None:
 
 
 def few_episodes(args: argparse.Namespace) -> None:
-    """Measure the policy that ``adapt`` would return after a few episodes, on fresh episodes that the rule never sees.
+    """Evaluate the policy that ``adapt`` would return after a few episodes, on fresh episodes that no rule uses.
 
     :param args: parsed arguments
     """
     import numpy as np
 
     from sb3_maesn import plots
-    from sb3_maesn.cli import tasks_of
     from sb3_maesn.common.adaptation.rules import RULES
     from sb3_maesn.evaluation import evaluate_adaptation
+    from sb3_maesn.tasks import tasks_of
 
     rows: list[dict[str, Any]] = []
     rounds = [budget // EPISODES_A_ROUND for budget in BUDGETS]
@@ -143,12 +146,12 @@ def few_episodes(args: argparse.Namespace) -> None:
 
 
 def few_episode_rows(label: dict[str, Any], success: Any, returns: Any) -> list[dict[str, Any]]:
-    """Make one row for each number of episodes.
+    """Make one row per number of episodes.
 
-    :param label: first columns
-    :param success: (n_budgets, n_tasks) share of fresh episodes that succeed
-    :param returns: (n_budgets, n_tasks) their mean return
-    :return: rows
+    :param label: first columns of every row
+    :param success: share of successful fresh episodes (n_budgets, n_tasks)
+    :param returns: mean return of the fresh episodes (n_budgets, n_tasks)
+    :return: rows of the table
     """
     from sb3_maesn.results import mean_and_interval
 
@@ -167,34 +170,33 @@ def few_episode_rows(label: dict[str, Any], success: Any, returns: Any) -> list[
 
 
 def coverage(args: argparse.Namespace) -> None:
-    """Count where episodes drawn from the prior end, by sectors of 30 degrees.
+    """Count where episodes with latents of the prior end, by sectors of 30 degrees.
 
     :param args: parsed arguments
     """
     import numpy as np
 
-    from sb3_maesn.cli import tasks_of
-    from sb3_maesn.results import sector_shares
+    from sb3_maesn.results import COVERAGE_RADIUS, sector_shares
+    from sb3_maesn.tasks import tasks_of
     from sb3_maesn.trajectories import record_paths
 
     rows = []
-    tasks = np.repeat(
-        np.asarray(tasks_of(args.env, args.split, args.tasks)), args.episodes, axis=0
-    )  # (n_tasks * n_episodes, G)
+    distinct = np.asarray(tasks_of(args.env, args.split, args.tasks))
+    tasks = np.repeat(distinct, args.episodes, axis=0)  # (n_tasks * n_episodes, G)
     for name, model in load_models(args):
         ends = record_paths(model, args.env, tasks, args.seed).end_points
-        far = float((np.linalg.norm(ends, axis=1) > 1.2).mean())
+        far = float((np.linalg.norm(ends, axis=1) > COVERAGE_RADIUS).mean())
         shares = sector_shares(ends)
-        row = {"model": name, "episodes": len(ends), "beyond_1.2": round(far, 4)}
+        row = {"model": name, "episodes": len(ends), f"beyond_{COVERAGE_RADIUS}": round(far, 4)}
         rows.append(row | {f"{30 * i}-{30 * (i + 1)}": round(float(share), 4) for i, share in enumerate(shares)})
     write(args, rows)
 
 
 def load_models(args: argparse.Namespace) -> list[tuple[str, Any]]:
-    """Load the models, each with a name for the table.
+    """Load the models.
 
     :param args: parsed arguments
-    :return: names and models
+    :return: pairs of a name for the table and a model
     """
     from sb3_maesn.checkpoints import load_model
 
@@ -202,7 +204,7 @@ def load_models(args: argparse.Namespace) -> list[tuple[str, Any]]:
 
 
 def short_name(model: str) -> str:
-    """Shorten a path to the run's folder and the file.
+    """Shorten the path of a model to the last folder and the file name.
 
     :param model: model file or name of a pretrained model
     :return: name for tables and legends
@@ -211,11 +213,11 @@ def short_name(model: str) -> str:
 
 
 def write(args: argparse.Namespace, rows: Sequence[dict[str, Any]]) -> Path:
-    """Print the table and write it, with how it was made beside it.
+    """Print the table and write it with its origin.
 
     :param args: parsed arguments
-    :param rows: the table
-    :return: CSV file
+    :param rows: rows of the table
+    :return: path of the CSV file
     """
     from sb3_maesn.results import format_table, provenance, write_table
 
@@ -227,7 +229,7 @@ def write(args: argparse.Namespace, rows: Sequence[dict[str, Any]]) -> Path:
 
 
 def figure_title(args: argparse.Namespace) -> str:
-    """Say what a figure shows.
+    """Make the title of a figure.
 
     :param args: parsed arguments
     :return: title

@@ -1,4 +1,4 @@
-"""Make a trained model one that comes with the package: ``MAESN.from_pretrained("maesn-WheeledGoal-v0")``."""
+"""Export a trained model as a pretrained model of the package, for ``MAESN.from_pretrained``."""
 
 import argparse
 import sys
@@ -10,7 +10,7 @@ import _flags
 
 def make_parser() -> argparse.ArgumentParser:
     """Make the parser of the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser = _flags.make_parser(__doc__)
     add = parser.add_argument
     add("model", help="model file of training (its code is run: use your own), or a checkpoint")
     add("--results", required=True, help="table of `scripts/evaluate.py learning` with the model's rows")
@@ -21,28 +21,23 @@ def make_parser() -> argparse.ArgumentParser:
     add("--name", default="", help="name ({algo}-{env} if empty)")
     add("--command", default="", help="command that trained it (that of the model's run folder if empty)")
     add("--folder", default="", help="folder of all such models (the package's own if empty)")
-    add("--verbose", type=int, default=1, help="2: tracebacks")
     return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the script.
-
-    :param argv: arguments of the command line
-    :return: exit code
-    """
+    """Export a pretrained model."""
     return _flags.run(make_parser(), export, argv)
 
 
 def export(args: argparse.Namespace) -> None:
-    """Export as the arguments say.
+    """Read the model and its results and write them to the folder of pretrained models.
 
     :param args: parsed arguments
     """
     from sb3_maesn.checkpoints import export_pretrained, load_trained, read_rounds
-    from sb3_maesn.cli import check_env_id
     from sb3_maesn.common.checkpoint.pretrained import FOLDER
     from sb3_maesn.run_folder import training_command
+    from sb3_maesn.tasks import check_env_id
 
     check_env_id(args.env)
     rounds, about = read_rounds(Path(args.results), args.rule, args.row)

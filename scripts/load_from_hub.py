@@ -1,12 +1,12 @@
-"""Fetch a model from the Hugging Face Hub: ``python scripts/load_from_hub.py --env AntGoal-v0 -orga ORG``.
+"""Download a model from the Hugging Face Hub: ``python scripts/load_from_hub.py --env AntGoal-v0 -orga ORG``.
 
-Only the checkpoint that holds no code is fetched; the file for SB3's ``load`` is made from it here.
+Only the checkpoint, which contains no code, is downloaded; the file for SB3's ``load`` is made from it.
 """
 
 import argparse
 import sys
 from collections.abc import Sequence
-from pathlib import Path
+from functools import partial
 
 import _flags
 
@@ -25,26 +25,16 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the script.
-
-    :param argv: arguments of the command line
-    :return: exit code
-    """
-    args = make_parser().parse_args(argv)
-    from sb3_maesn.cli import one_line_errors  # after --help, which must be quick
-
-    with one_line_errors(args.verbose):
-        path = fetch(args, ["python", *(sys.argv if argv is None else [__file__, *argv])])
-    print(f"Saved {path}")
-    return 0
+    """Download a model into the folder of a new run."""
+    return _flags.run(make_parser(), partial(fetch, command=_flags.command_line(__file__, argv)), argv)
 
 
-def fetch(args: argparse.Namespace, command: Sequence[str]) -> Path:
-    """Fetch as the arguments say.
+def fetch(args: argparse.Namespace, command: Sequence[str]) -> None:
+    """Download a checkpoint and save the model and its settings in the folder of a new run.
 
     :param args: parsed arguments
-    :param command: the command, for the record
-    :return: the model's file, in the folder of a new run
+    :param command: words of the command, for the record
+    :raises ValueError: if the algorithm has no checkpoints
     """
     from sb3_maesn.common.checkpoint.file import read_config
     from sb3_maesn.hub import download
@@ -62,7 +52,7 @@ def fetch(args: argparse.Namespace, command: Sequence[str]) -> Path:
     model.save(path)
     settings = {"policy": config.policy, "policy_kwargs": config.policy_kwargs, **config.hyperparameters}
     write_settings(folder, args.env, settings, {**vars(args), "seed": model.seed}, command)
-    return path
+    print(f"Saved {path}")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Build the documentation: the README as its front page, and the API from the docstrings; every warning is an error."""
+"""Build the documentation from the README and the docstrings, treating every warning as an error."""
 
 import argparse
 import re
@@ -7,8 +7,10 @@ import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
+import _flags
+
 ROOT = Path(__file__).resolve().parent.parent
-#: What users import; the modules behind them are for readers of the code.
+#: Modules that users import.
 MODULES = (
     "sb3_maesn",
     "sb3_maesn.callbacks",
@@ -22,18 +24,21 @@ MODULES = (
 
 def make_parser() -> argparse.ArgumentParser:
     """Make the parser of the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser = _flags.make_parser(__doc__)
     parser.add_argument("-o", "--output", default=str(ROOT / "docs"), help="folder to write to")
     return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the script.
+    """Build the documentation."""
+    return _flags.run(make_parser(), build, argv)
 
-    :param argv: arguments of the command line
-    :return: exit code
+
+def build(args: argparse.Namespace) -> None:
+    """Render the pages.
+
+    :param args: parsed arguments
     """
-    args = make_parser().parse_args(argv)
     import pdoc
 
     import sb3_maesn
@@ -41,19 +46,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     sb3_maesn.__doc__ = front_page((ROOT / "README.md").read_text(encoding="utf-8"))
     pdoc.render.configure(docformat="restructuredtext", footer_text=f"sb3_maesn {sb3_maesn.__version__}")
     with warnings.catch_warnings():
-        warnings.simplefilter("error", UserWarning)  # pdoc's class: what it cannot import, parse or include
-        # SB3's type of environments names a class by a string, which only SB3's own module can resolve.
+        warnings.simplefilter("error", UserWarning)  # pdoc's category for what it cannot import, parse or include
+        # SB3's type GymEnv refers to a class by a string that only SB3's own module can resolve.
         warnings.filterwarnings("ignore", r"Error parsing type annotation .*ForwardRef\('VecEnv'\)", UserWarning)
         pdoc.pdoc(*MODULES, output_directory=Path(args.output))
     print(f"Wrote {args.output}/index.html")
-    return 0
 
 
 def front_page(readme: str) -> str:
-    """Make the README a docstring of the package.
+    """Turn the README into the docstring of the package.
 
-    :param readme: text, with links relative to the project's folder
-    :return: text, with links that lead to the same places from a folder beside the package
+    :param readme: text with links relative to the folder of the project
+    :return: text with the same links relative to a subfolder of it
     """
     return re.sub(r"\]\((?!https?://|#)", "](../", readme)
 

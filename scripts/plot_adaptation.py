@@ -1,4 +1,4 @@
-"""Adapt trained agents to the test tasks and compare how they do it, or draw saved tables of adaptation."""
+"""Compare the adaptation of trained agents to the test tasks, or draw saved tables of adaptation."""
 
 import argparse
 import sys
@@ -24,16 +24,12 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the script.
-
-    :param argv: arguments of the command line
-    :return: exit code
-    """
+    """Draw the adaptation of agents."""
     return _flags.run(make_parser(), plot, argv)
 
 
 def plot(args: argparse.Namespace) -> None:
-    """Draw one line an agent.
+    """Draw one line per agent.
 
     :param args: parsed arguments
     """
@@ -47,19 +43,19 @@ def plot(args: argparse.Namespace) -> None:
 
 
 def measure(args: argparse.Namespace) -> Mapping[str, Sequence[Mapping[str, Any]]]:
-    """Adapt the agents, and print and write the table.
+    """Adapt the agents to the tasks, and print and write the table.
 
     :param args: parsed arguments
-    :return: rows of each agent
+    :return: rows by name of the agent
     """
-    from sb3_maesn.benchmarking import TestPlan, measure_adaptation
+    from sb3_maesn.benchmarking import EvaluationPlan, measure_adaptation
     from sb3_maesn.results import adaptation_rows, format_table, provenance, write_table
     from sb3_maesn.trained import AgentChoice, load_agent
 
     tables = {}
     for algo in args.algos:
         agent = load_agent(AgentChoice(algo, args.env, args.folder, best=args.load_best))
-        result = measure_adaptation(agent, TestPlan.from_args(args))
+        result = measure_adaptation(agent, EvaluationPlan.from_args(args))
         tables[agent.name] = adaptation_rows(result.returns, result.success)
     rows = [{"model": name, "rule": args.rule or "default"} | row for name, part in tables.items() for row in part]
     print(format_table(rows))

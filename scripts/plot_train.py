@@ -1,4 +1,4 @@
-"""Draw the course of training from the monitor files; rl-zoo's flags, but an image file in place of a window."""
+"""Draw training curves from monitor files to an image file, with the flags of rl-zoo."""
 
 import argparse
 import sys
@@ -23,16 +23,12 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the script.
-
-    :param argv: arguments of the command line
-    :return: exit code
-    """
+    """Draw training curves."""
     return _flags.run(make_parser(), plot, argv)
 
 
 def plot(args: argparse.Namespace) -> None:
-    """Draw one line a run.
+    """Draw one line per run.
 
     :param args: parsed arguments
     """

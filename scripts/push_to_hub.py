@@ -1,6 +1,6 @@
 """Publish a trained agent on the Hugging Face Hub: ``python scripts/push_to_hub.py --env WheeledGoal-v0 -orga ORG``.
 
-The token is huggingface_hub's: that of ``hf auth login``, or the environment variable HF_TOKEN.
+The token is that of ``hf auth login`` or of the environment variable HF_TOKEN.
 """
 
 import argparse
@@ -38,25 +38,24 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the script.
+    """Publish one agent or all pretrained models."""
+    return _flags.run(make_parser(), push, argv)
 
-    :param argv: arguments of the command line
-    :return: exit code
+
+def push(args: argparse.Namespace) -> None:
+    """Publish one repository after the other.
+
+    :param args: parsed arguments
     """
-    args = make_parser().parse_args(argv)
-    from sb3_maesn.cli import one_line_errors  # after --help, which must be quick
-
-    with one_line_errors(args.verbose):
-        for publication in publications(args):
-            publish(publication, args)
-    return 0
+    for publication in publications(args):
+        publish(publication, args)
 
 
 def publications(args: argparse.Namespace) -> Iterator[Any]:
-    """Make what is to be published.
+    """Prepare the agents to publish.
 
     :param args: parsed arguments
-    :return: a ``sb3_maesn.hub.Publication`` a repository
+    :return: one ``sb3_maesn.hub.Publication`` per repository
     """
     from sb3_maesn.common.checkpoint.pretrained import list_pretrained
     from sb3_maesn.hub import Publication, pretrained_publication, run_files
@@ -82,13 +81,13 @@ def publications(args: argparse.Namespace) -> Iterator[Any]:
 
 
 def results(agent: Any, args: argparse.Namespace) -> tuple[Sequence[Any], dict[str, Any]]:
-    """Read or measure how well an agent adapts.
+    """Read or measure the results of an agent's adaptation.
 
-    :param agent: from ``load_agent``
+    :param agent: agent
     :param args: parsed arguments
-    :return: rows by round, and what they are of; empty for an agent that does not adapt
+    :return: rows by round, and their origin; both empty without results or for an agent that does not adapt
     """
-    from sb3_maesn.benchmarking import TestPlan, measure_adaptation
+    from sb3_maesn.benchmarking import EvaluationPlan, measure_adaptation
     from sb3_maesn.checkpoints import read_rounds
     from sb3_maesn.results import adaptation_rows, provenance
 
@@ -96,16 +95,17 @@ def results(agent: Any, args: argparse.Namespace) -> tuple[Sequence[Any], dict[s
         return (), {}
     if args.results:
         return read_rounds(Path(args.results), args.rule or "posterior", args.row)
-    result = measure_adaptation(agent, TestPlan.from_args(args))
+    result = measure_adaptation(agent, EvaluationPlan.from_args(args))
     about = {"env": agent.test_env_id, "tasks": args.n_tasks, "rule": args.rule or "by default", "split": args.split}
     return adaptation_rows(result.returns, result.success), provenance(args.seed, **about)
 
 
 def video(path: str) -> Path:
-    """Find the video.
+    """Check that a path is that of a video.
 
-    :param path: as given
-    :raises ConfigError: if it is missing, or neither mp4 nor gif
+    :param path: value of ``--video``
+    :return: path of the video
+    :raises ConfigError: if the file is missing, or neither mp4 nor gif
     """
     from sb3_maesn.config import ConfigError
 
@@ -115,9 +115,9 @@ def video(path: str) -> Path:
 
 
 def publish(publication: Any, args: argparse.Namespace) -> None:
-    """Publish, or write the files for a look at them.
+    """Publish an agent, or write its files to a folder for inspection.
 
-    :param publication: what to publish
+    :param publication: agent with its results and files
     :param args: parsed arguments
     """
     from sb3_maesn.hub import publication_files, push_publication, write_files

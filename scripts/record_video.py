@@ -20,23 +20,14 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the script.
-
-    :param argv: arguments of the command line
-    :return: exit code
-    """
-    args = make_parser().parse_args(argv)
+    """Film an agent before and after adaptation."""
     if sys.platform == "linux":
-        os.environ.setdefault("MUJOCO_GL", "egl")  # before MuJoCo is imported
-    from sb3_maesn.cli import one_line_errors
-
-    with one_line_errors(args.verbose):
-        record(args)
-    return 0
+        os.environ.setdefault("MUJOCO_GL", "egl")  # MuJoCo reads it when it is imported
+    return _flags.run(make_parser(), record, argv)
 
 
 def record(args: argparse.Namespace) -> None:
-    """Film as the arguments say.
+    """Load an agent, adapt it, film it and write the videos.
 
     :param args: parsed arguments
     """

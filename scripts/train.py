@@ -1,19 +1,20 @@
-"""Train an agent: ``python scripts/train.py --algo maesn --env WheeledGoal-v0``. Flags and files are rl-zoo's."""
+"""Train an agent, with rl-zoo's flags and files: ``python scripts/train.py --algo maesn --env WheeledGoal-v0``."""
 
 import argparse
 import shlex
 import shutil
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-CONFIGS = Path(__file__).resolve().parent.parent / "zoo_configs"
+import _flags
 
 
 def make_parser() -> argparse.ArgumentParser:
     """Make the parser of the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser = _flags.make_parser(__doc__)
     add = parser.add_argument
     add("--algo", default="maesn", help="algorithm")
     add("--env", default="WheeledGoal-v0", help="environment id")
@@ -53,35 +54,28 @@ def make_parser() -> argparse.ArgumentParser:
     add("-i", "--trained-agent", default="", help="model to go on with, where it stopped: file, or name")
     add("-params", "--hyperparams", nargs="+", default=[], metavar="KEY:VALUE", help="overrides; the values are YAML")
     add("-conf", "--conf-file", default="", help="file of hyperparameters (zoo_configs/<algo>.yml if empty)")
-    add("--verbose", type=int, default=1, help="0: silent, 1: logs, 2: logs and tracebacks")
     return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the script.
-
-    :param argv: arguments of the command line
-    :return: exit code
-    """
-    args = make_parser().parse_args(argv)
-    from sb3_maesn.cli import one_line_errors  # after --help, which must be quick
-
-    with one_line_errors(args.verbose):
-        return run(args, ["python", *(sys.argv if argv is None else [__file__, *argv])])
+    """Train an agent in the folder of a new run."""
+    return _flags.run(make_parser(), partial(run, command=_flags.command_line(__file__, argv)), argv)
 
 
 def run(args: argparse.Namespace, command: Sequence[str]) -> int:
-    """Train as the arguments say.
+    """Check the arguments, make the folder of a new run, and train.
 
     :param args: parsed arguments
-    :param command: the command, for the record
-    :return: exit code
+    :param command: words of the command, for the record
+    :return: exit code, 130 if interrupted
     """
     import torch
 
     from sb3_maesn import config as files
     from sb3_maesn import recipes, run_folder, training
-    from sb3_maesn.cli import check_env_id, check_flag, find_model_file
+    from sb3_maesn.cli import check_flag
+    from sb3_maesn.model_files import find_model_file
+    from sb3_maesn.tasks import check_env_id
 
     for name in ("n_timesteps", "num_threads"):
         check_flag(args, name, 1, default=-1)
@@ -92,9 +86,9 @@ def run(args: argparse.Namespace, command: Sequence[str]) -> int:
     if args.trained_agent:
         find_model_file(args.trained_agent)
     overrides = files.parse_overrides(args.hyperparams)
-    entry = files.load_entry(args.conf_file or CONFIGS / f"{args.algo}.yml", args.env)
+    entry = files.load_entry(args.conf_file or _flags.default_file(args.algo), args.env)
     config = files.script_values({**entry, **overrides})
-    files.constructor_arguments({k: v for k, v in config.items() if k not in files.SCRIPT_KEYS}, algorithm)
+    files.constructor_arguments(config, algorithm)
     if args.num_threads > 0:
         torch.set_num_threads(args.num_threads)
     folder = run_folder.create_run_folder(args.log_folder, args.algo, args.env)
@@ -123,9 +117,9 @@ def run(args: argparse.Namespace, command: Sequence[str]) -> int:
 
 
 def train(request: Any, args: argparse.Namespace) -> int:
-    """Train; on Ctrl-C say how to go on.
+    """Train; on Ctrl-C print the command that resumes the run.
 
-    :param request: a ``TrainingRun``
+    :param request: settings of the run, a ``recipes.TrainingRun``
     :param args: parsed arguments
     :return: exit code, 130 if interrupted
     """
@@ -135,7 +129,7 @@ def train(request: Any, args: argparse.Namespace) -> int:
     try:
         model = training.build_model(request)
     except Exception:
-        shutil.rmtree(request.folder)  # which is new: a run that cannot begin leaves nothing
+        shutil.rmtree(request.folder)  # the folder is new: a run that cannot start leaves no files
         raise
     try:
         n_timesteps = training.steps_to_train(request, model)
@@ -151,12 +145,12 @@ def train(request: Any, args: argparse.Namespace) -> int:
 
 
 def resume_advice(folder: Path, args: argparse.Namespace, goal: int) -> str:
-    """Say how an interrupted run goes on.
+    """Tell how to resume an interrupted run.
 
     :param folder: folder of the run
-    :param args: its arguments
-    :param goal: environment steps at which it would have ended
-    :return: what to print
+    :param args: parsed arguments of the run
+    :param goal: environment steps at which the run would have ended
+    :return: text to print
     """
     from sb3_maesn.run_folder import latest_checkpoint
 
@@ -172,7 +166,7 @@ def resume_advice(folder: Path, args: argparse.Namespace, goal: int) -> str:
 
 
 def given_flags(args: argparse.Namespace, without: Sequence[str]) -> list[str]:
-    """Say again what differs from the defaults.
+    """List the flags whose values differ from the defaults.
 
     :param args: parsed arguments
     :param without: names of arguments to leave out
@@ -188,7 +182,7 @@ def given_flags(args: argparse.Namespace, without: Sequence[str]) -> list[str]:
 
 
 def choose_seed(seed: int) -> int:
-    """Draw a seed where none is given.
+    """Draw a random seed if none is given.
 
     :param seed: seed, negative for none
     :return: seed

@@ -1,6 +1,7 @@
-"""Tune an algorithm's hyperparameters with Optuna, judged by adaptation on validation tasks; rl-zoo's flags.
+"""Tune the hyperparameters of an algorithm with Optuna by its adaptation to validation tasks, with rl-zoo's flags.
 
-Any number of processes, on any machines that see the storage, may work on one study, which goes on where it stopped.
+Any number of processes, on any machines that can access the storage, may run trials of one study. A study that was
+interrupted continues when the command is repeated.
 """
 
 import argparse
@@ -10,8 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import _flags
-
-CONFIGS = Path(__file__).resolve().parent.parent / "zoo_configs"
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -46,20 +45,12 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the script.
-
-    :param argv: arguments of the command line
-    :return: exit code
-    """
-    args = make_parser().parse_args(argv)
-    from sb3_maesn.cli import one_line_errors
-
-    with one_line_errors(args.verbose):
-        return tune(args)
+    """Run a study and report it."""
+    return _flags.run(make_parser(), tune, argv)
 
 
 def tune(args: argparse.Namespace) -> int:
-    """Work on the study and write its report, after Ctrl-C too.
+    """Run trials of the study and write its report, also after Ctrl-C.
 
     :param args: parsed arguments
     :return: exit code, 130 if interrupted
@@ -79,19 +70,19 @@ def tune(args: argparse.Namespace) -> int:
 
 
 def make_request(args: argparse.Namespace) -> Any:
-    """Turn the arguments into what to study, checked.
+    """Check the arguments and turn them into a request.
 
     :param args: parsed arguments
-    :return: a ``StudyRequest``
+    :return: ``study.StudyRequest``
     """
     from sb3_maesn import config as files
-    from sb3_maesn.benchmarking import TestPlan
+    from sb3_maesn.benchmarking import EvaluationPlan
     from sb3_maesn.study import StudyRequest
     from sb3_maesn.training import find_recipe
     from sb3_maesn.tuning import TuningPlan, check_plan, check_start
 
-    recipe = find_recipe(args.algo)  # before its file is looked for
-    entry = files.load_entry(args.conf_file or CONFIGS / f"{args.algo}.yml", args.env)
+    recipe = find_recipe(args.algo)  # names an unknown algorithm, before its file is missed
+    entry = files.load_entry(args.conf_file or _flags.default_file(args.algo), args.env)
     config = files.script_values({**entry, **files.parse_overrides(args.hyperparams)})
     plan = TuningPlan(
         algo=args.algo,
@@ -101,7 +92,7 @@ def make_request(args: argparse.Namespace) -> Any:
         n_evaluations=args.n_evaluations,
         n_seeds=args.n_seeds,
         metric=args.metric,
-        test=TestPlan(
+        test=EvaluationPlan(
             args.eval_tasks,
             args.eval_rounds,
             args.eval_episodes,
@@ -130,17 +121,19 @@ def make_request(args: argparse.Namespace) -> Any:
 
 
 def study_name(args: argparse.Namespace) -> str:
-    """Name the study.
+    """Choose the name of the study.
 
     :param args: parsed arguments
+    :return: name
     """
     return args.study_name or f"{args.algo}-{args.env}".replace("/", "-")
 
 
 def output_folder(args: argparse.Namespace) -> Path:
-    """Find the folder of the report.
+    """Choose the folder of the report.
 
     :param args: parsed arguments
+    :return: folder
     """
     return Path(args.output or Path("logs") / "studies" / study_name(args))
 

@@ -114,6 +114,19 @@ def test_the_baseline_is_that_of_meta_training() -> None:
     assert (rewards > -60.0).all()
 
 
+def test_a_round_too_small_for_a_baseline_is_judged_by_its_returns() -> None:
+    """A baseline that is fitted to four episodes explains most of what tells them apart."""
+    model, rule = make_model(), Spy()
+    assert model.env is not None
+    adapt_to_tasks(
+        model.agent(), model.env, model.env.task_set("test")[:2], LatentLearner(rule), 1, 4, np.random.default_rng(0)
+    )
+    _, returns, advantages = rule.told[0]
+    for own, judged in zip(returns, advantages, strict=True):
+        assert np.corrcoef(own, judged)[0, 1] > 0.95
+    assert (advantages > returns).all()  # discounted
+
+
 @pytest.mark.parametrize(("eval_rounds", "with_episodes"), [(None, [0, 1, 2]), ([], []), ({0, 2}, [0, 2])])
 def test_fresh_episodes_in_some_rounds(eval_rounds: Any, with_episodes: list[int]) -> None:
     model = make_model()
@@ -172,6 +185,17 @@ def test_a_diverged_episode_is_as_good_as_the_worst() -> None:
     assert advantages[1, 1] == advantages[1, [0, 2]].min()
     everything, _ = adapt_to_tasks(model.agent(), env, [-3.0], LatentLearner(Spy()), 1, 4, np.random.default_rng(0))
     assert np.isfinite(everything.returns).all()
+
+
+def test_diverged_episodes_are_compared_with_those_that_the_rule_sees() -> None:
+    """Fresh episodes stay out of what the rule is told, even as the worst ones."""
+    env, rule = MultiTaskVecEnv(Unstable(6, 5), horizon=5, train_tasks=[-2.0, 1.0, 2.0]), Spy()
+    model = make_model(env)
+    result, _ = adapt_to_tasks(
+        model.agent(), env, [-2.0], LatentLearner(rule), 1, 1, np.random.default_rng(0), n_eval_episodes=5
+    )
+    assert result.returns[0].tolist() == [[-10.0]]
+    assert np.isfinite(result.eval_returns).all()
 
 
 # Numbers

@@ -11,11 +11,10 @@ from torch import nn
 from sb3_maesn import MAESN, MAML
 from sb3_maesn.common.checkpoint.plain_settings import encode_value
 from sb3_maesn.common.constructors import constructor_annotations, constructor_parameters, fits
+from sb3_maesn.common.suggestions import did_you_mean
 from sb3_maesn.config import (
-    SCRIPT_KEYS,
     ConfigError,
     constructor_arguments,
-    did_you_mean,
     load_entry,
     parse_overrides,
     script_values,
@@ -118,7 +117,7 @@ def test_nothing_near_is_not_suggested() -> None:
 @pytest.mark.parametrize("env_id", [env_id for env_id in FAMILIES if "Sparse" not in env_id])
 def test_shipped_entries_build_a_model(root: Path, algorithm: Any, name: str, env_id: str) -> None:
     entry = load_entry(root / "zoo_configs" / name, env_id)
-    arguments = constructor_arguments({k: v for k, v in entry.items() if k not in SCRIPT_KEYS}, algorithm)
+    arguments = constructor_arguments(entry, algorithm)
     algorithm(entry["policy"], env_id, **arguments)
     assert entry["n_timesteps"] > 0
 
@@ -130,7 +129,7 @@ def test_tuned_entries_build_a_model(root: Path) -> None:
         algo = file.stem.removesuffix("-tuned")
         entry, algorithm = load_entry(file, "WheeledGoal-v0"), find_recipe(algo).algorithm
         build: Any = algorithm
-        arguments = constructor_arguments({k: v for k, v in entry.items() if k not in SCRIPT_KEYS}, algorithm)
+        arguments = constructor_arguments(entry, algorithm)
         build(entry["policy"], "WheeledGoal-v0", **arguments)
         assert (root / "results" / "tuning" / f"{algo}-WheeledGoal-v0" / "trials.csv").is_file()
 
@@ -173,6 +172,11 @@ def test_numbers_stand_for_what_they_mean() -> None:
         "baseline": "critic",
     }
     assert type(arguments["meta_batch_size"]) is type(arguments["n_episodes"]) is int
+
+
+def test_no_constructor_gets_the_scripts_own_keys() -> None:
+    entry = {"policy": "LatentMlpPolicy", "n_timesteps": 10, "n_envs": 2, "eval_rule": None, "gamma": 0.9}
+    assert constructor_arguments(entry, MAESN) == {"gamma": 0.9}
 
 
 def test_values_of_the_scripts_own_keys_are_checked() -> None:

@@ -10,13 +10,14 @@ import pytest
 import torch as th
 from torch.autograd.functional import hessian, jacobian
 
+from sb3_maesn.common import balancing
+from sb3_maesn.common.balancing import Prices, episode_prices
 from sb3_maesn.common.distributions import DiagGaussian
 from sb3_maesn.common.gauss_newton import Composition
 from sb3_maesn.common.inner_update import (
     INNER_UPDATES,
     InnerUpdate,
     apply_actor,
-    episode_prices,
     inner_update,
     sample_z,
     whole,
@@ -74,6 +75,23 @@ def test_gradient_equals_central_differences(
 ) -> None:
     problem = MetaProblem(discrete, n_inner_steps, adapt_policy, latent_dim)
     check_gradient(objective_of(problem, estimator, adapt_policy), problem.displaced())
+
+
+def balanced(problem: MetaProblem) -> MetaObjective:
+    """An objective whose tasks divide the same prior episodes evenly among them."""
+    own = whole(problem.batch_of.pre[0]).episodes
+    shared = replace(own, groups=th.zeros(3, dtype=th.int64), mask=th.ones(3, 5).double())
+    spec = InnerUpdate("reward_weighted", balance=True)
+    return MetaObjective(spec, problem.actor, replace(problem.batch_of, pre=(shared,)), kl_coef=0.3)
+
+
+@pytest.mark.parametrize("discrete", [False, True])
+def test_gradient_of_balanced_tasks_equals_central_differences(discrete: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(balancing, "BALANCE_TOLERANCE", 1e-14)
+    monkeypatch.setattr(balancing, "MAX_BALANCE_ITERATIONS", 10_000)
+    monkeypatch.setattr(balancing, "RIDGE", 0.0)
+    problem = MetaProblem(discrete)
+    check_gradient(balanced(problem), problem.displaced())
 
 
 #: What E-MAML and ProMP add to MAML's objective; the clip range is so small that some ratios are clipped.
@@ -434,15 +452,13 @@ def test_balanced_tasks_add_up_too_and_their_prices_are_computed_once_a_temperat
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     problem = MetaProblem()
-    own = whole(problem.batch_of.pre[0]).episodes
-    shared = replace(own, groups=th.zeros(3, dtype=th.int64), mask=th.ones(3, 5).double())
-    spec = InnerUpdate("reward_weighted", balance=True)
-    objective = MetaObjective(spec, problem.actor, replace(problem.batch_of, pre=(shared,)), 0.1)
+    objective = balanced(problem)
+    (shared,) = objective.batch.pre
     computed: list[th.Tensor] = []
 
-    def counted(scores: th.Tensor, mask: th.Tensor, groups: th.Tensor) -> th.Tensor:
-        computed.append(scores)
-        return episode_prices(scores, mask, groups)
+    def counted(advantages: th.Tensor, *others: th.Tensor) -> Prices:
+        computed.append(advantages)
+        return episode_prices(advantages, *others)
 
     monkeypatch.setattr("sb3_maesn.common.inner_update.episode_prices", counted)
     for values in (problem.params, problem.displaced(), problem.params):  # of two temperatures
@@ -452,7 +468,7 @@ def test_balanced_tasks_add_up_too_and_their_prices_are_computed_once_a_temperat
         assert sum(parts) == pytest.approx(total)
         ids = th.as_tensor(problem.batch_of.tasks.ids)
         before = unadapted(params.omega.mean[ids], params.omega.log_std[ids])
-        after = inner_update(spec, problem.actor, params.theta, params.step_sizes, before, shared)
+        after = inner_update(objective.spec, problem.actor, params.theta, params.step_sizes, before, shared)
         assert th.equal(objective.adapt(params)[1].omega.mean, after.omega.mean)
     assert len(computed) == 2 + 3  # those of the updates without the objective are their own
 

@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 
 from sb3_maesn import benchmarking, playing, video
-from sb3_maesn.benchmarking import TestPlan
+from sb3_maesn.benchmarking import EvaluationPlan
 from sb3_maesn.config import ConfigError
 from sb3_maesn.playing import Adaptation, Episode
 from sb3_maesn.run_folder import create_run_folder, write_settings
+from sb3_maesn.tasks import tasks_of
 from sb3_maesn.trained import AgentChoice, TrainedAgent, list_agents, load_agent
 from tests.tiny import POINT, assert_same, tiny
 from tests.toy import Walk
@@ -109,7 +110,7 @@ def test_adaptation_comes_before_playing() -> None:
 
 def test_a_benchmark_row_counts_the_last_round() -> None:
     agent = TrainedAgent("maesn", POINT, "tiny", tiny())
-    plan = TestPlan(n_tasks=3, n_rounds=1, n_episodes=4)
+    plan = EvaluationPlan(n_tasks=3, n_rounds=1, n_episodes=4)
     row = benchmarking.benchmark_row(agent, plan)
     result = benchmarking.measure_adaptation(agent, plan)
     assert row["mean_reward"] == round(float(result.returns[1].mean()), 2)
@@ -124,10 +125,8 @@ def test_an_agent_of_one_task_plays_that_task() -> None:
     model = PPO("MlpPolicy", gym.make(POINT), n_steps=64, seed=0)
     agent = TrainedAgent("trpo", POINT, "ppo", model, task=("3",))
     _, task = playing.prepare(agent, Adaptation(["5"]))
-    from sb3_maesn.cli import tasks_of
-
     np.testing.assert_array_equal(task, tasks_of(POINT, "train", 4)[3])
-    outcome = benchmarking.measure(agent, TestPlan(n_episodes=3))
+    outcome = benchmarking.measure(agent, EvaluationPlan(n_episodes=3))
     assert outcome.returns.shape == (1, 3)
     assert outcome.knows_success
 

@@ -11,8 +11,10 @@ from sb3_maesn import MAESN, MAML
 from sb3_maesn.common.adaptation import training_scores
 from sb3_maesn.common.adaptation.learners import make_rule
 from sb3_maesn.common.adaptation.posterior import excess_over_floor, hit_scores, prior_points
+from sb3_maesn.common.adaptation.rounds import play
 from sb3_maesn.common.adaptation.rules import PosteriorRule
 from sb3_maesn.common.adaptation.score_prior import ScorePrior, learn_score_prior, uninformed
+from sb3_maesn.common.type_aliases import Rollout
 from sb3_maesn.envs import make_vec
 from sb3_maesn.envs.multi_task import MultiTaskVecEnv
 from tests.test_adaptation_rules import HalfCircle, run
@@ -134,6 +136,25 @@ def test_shared_episodes_tell_what_episodes_of_each_task_would(monkeypatch: pyte
     own = training_scores._returns(model.agent(), env, tasks, latents, np.random.default_rng(0))
     assert shared.shape == own.shape == (8, 25)
     assert np.corrcoef(shared.ravel(), own.ravel())[0, 1] > 0.9
+    env.close()
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_a_latent_whose_simulation_diverges_scores_worst(shared: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = MAESN.from_pretrained("maesn-WheeledGoal-v0")
+    env = MultiTaskVecEnv(make_vec("WheeledGoalSparse-v0", 40))
+    tasks, latents = env.task_set("train")[:4], prior_points(10, np.full(2, 0.5))
+
+    def diverging(*args: Any) -> Rollout:
+        rollout = play(*args)
+        rollout.mask[:, :, 3] = 0.0
+        rollout.rewards[:, :, 3] = 0.0
+        return rollout
+
+    monkeypatch.setattr(training_scores, "play", diverging)
+    monkeypatch.setattr(MultiTaskVecEnv, "shares_episodes", shared)
+    returns = training_scores._returns(model.agent(), env, tasks, latents, np.random.default_rng(0))
+    np.testing.assert_array_equal(returns[:, 3], np.delete(returns, 3, axis=1).min(axis=1))
     env.close()
 
 

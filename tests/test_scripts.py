@@ -21,6 +21,7 @@ import yaml
 
 from sb3_maesn import MAESN
 from sb3_maesn.envs import PointGoal
+from sb3_maesn.model_files import guess_test_env
 from sb3_maesn.training import find_recipe
 from tests.tiny import tiny
 
@@ -552,8 +553,6 @@ def test_demo_draws_all_figures(
 
 
 def test_environment_of_a_model_is_told_by_its_name() -> None:
-    from sb3_maesn.cli import guess_test_env
-
     names: dict[str, Any] = {
         "maesn-WheeledGoal-v0": "WheeledGoalSparse-v0",
         "logs/maesn/PointGoal-v0_3/best_model.zip": "PointGoalSparse-v0",

@@ -1,4 +1,4 @@
-"""Studies of tiny trials: what they judge by, that they go on, and that a killed worker costs one trial."""
+"""Studies of tiny trials: scores, pruning, resumption, and that a killed worker costs one trial."""
 
 import json
 import os
@@ -19,17 +19,18 @@ from optuna.trial import TrialState
 
 from sb3_maesn import benchmarking, tuning
 from sb3_maesn import study as studies
-from sb3_maesn.benchmarking import Outcome, TestPlan
+from sb3_maesn.benchmarking import EvaluationPlan, Outcome
 from sb3_maesn.config import ConfigError, constructor_arguments
+from sb3_maesn.heartbeat import fail_trials, heartbeats, is_stale
 from sb3_maesn.maesn import MAESN
 from sb3_maesn.search_spaces import SEARCH_SPACES
-from sb3_maesn.study import StudyRequest, give_up, heartbeat, is_stale, open_study, run_study
+from sb3_maesn.study import StudyRequest, open_study, run_study
 from sb3_maesn.study_report import write_report
 from sb3_maesn.tuning import TuningPlan, check_plan, check_start
 from tests.test_scripts import load
 
 TUNE = Path(__file__).resolve().parent.parent / "scripts" / "tune.py"
-#: ``tune.py`` whose trials never end.
+#: Program that runs ``tune.py`` with trials that never end.
 HANGING_TUNE = f"""
 import sys, time
 sys.path.insert(0, {str(TUNE.parent)!r})
@@ -44,7 +45,7 @@ PLAN = TuningPlan(
     config={"n_timesteps": 1000, "n_envs": 50},
     n_timesteps=2000,
     n_evaluations=2,
-    test=TestPlan(n_tasks=2, n_rounds=1, n_episodes=2, split="validation"),
+    test=EvaluationPlan(n_tasks=2, n_rounds=1, n_episodes=2, split="validation"),
 )
 
 
@@ -68,7 +69,7 @@ def scripted(monkeypatch: pytest.MonkeyPatch) -> dict[int, list[float]]:
     scores: dict[int, list[float]] = {}
     turns: dict[int, int] = {}
 
-    def measure(agent: Any, plan: TestPlan) -> Outcome:
+    def measure(agent: Any, plan: EvaluationPlan) -> Outcome:
         seed = int(agent.name.split()[-1])
         turns[seed] = turns.get(seed, -1) + 1
         value = np.array([[scores[seed][turns[seed] % len(scores[seed])]]])
@@ -149,7 +150,7 @@ def test_a_study_goes_on_where_it_stopped_and_reports(tmp_path: Path) -> None:
     assert lines[1].startswith("start (trial 0): ")
     entry = yaml.safe_load((tmp_path / "report" / "best.yml").read_text())["PointGoal-v0"]
     assert entry["n_timesteps"] == 1000
-    constructor_arguments({k: v for k, v in entry.items() if k not in ("n_timesteps", "n_envs")}, MAESN)
+    constructor_arguments(entry, MAESN)
     names = {path.name for path in (tmp_path / "report").iterdir()}
     assert {"best.yml", "trials.csv", "trials.json", "history.png", "slices.png", "report.html"} <= names
     about = json.loads((tmp_path / "report" / "trials.json").read_text())
@@ -171,13 +172,15 @@ def test_only_silent_workers_trials_are_given_up(tmp_path: Path) -> None:
     study = open_study(request(tmp_path))
     silent, unborn, alive = study.ask(), study.ask(), study.ask()
     silent.set_user_attr("heartbeat", time.time() - 100)
-    with heartbeat(alive, every=0.05):
+    with heartbeats(alive, every=0.05):
         time.sleep(0.2)
         beats = study.trials[alive.number].user_attrs["heartbeat"]
         assert beats > study.trials[alive.number].datetime_start.timestamp() + 0.1  # type: ignore[union-attr]  # a trial under way has started
-        assert give_up(study, lambda trial: is_stale(trial, 50)) == [silent.number]
-        assert give_up(study, lambda trial: is_stale(trial, 50)) == []
-        assert give_up(study, lambda trial: trial.number == unborn.number and is_stale(trial, 0.0)) == [unborn.number]
+        assert fail_trials(study, lambda trial: is_stale(trial, 50)) == [silent.number]
+        assert fail_trials(study, lambda trial: is_stale(trial, 50)) == []
+        assert fail_trials(study, lambda trial: trial.number == unborn.number and is_stale(trial, 0.0)) == [
+            unborn.number
+        ]
     states = [trial.state for trial in study.trials]
     assert states == [TrialState.FAIL, TrialState.FAIL, TrialState.RUNNING]
 
@@ -185,7 +188,7 @@ def test_only_silent_workers_trials_are_given_up(tmp_path: Path) -> None:
 def test_a_worker_whose_trial_was_given_up_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def suspended(plan: TuningPlan, trial: optuna.Trial) -> float:
         if trial.number == 0:
-            assert give_up(open_study(request(tmp_path)), lambda _: True) == [0]
+            assert fail_trials(open_study(request(tmp_path)), lambda _: True) == [0]
         trial.report(0.5, 1)
         return 0.5
 
@@ -259,7 +262,7 @@ def test_a_study_keeps_to_its_plan(
 
 
 def test_a_study_without_a_plan_takes_the_next_one(tmp_path: Path, outcomes: list[float | str]) -> None:
-    """As those of earlier versions."""
+    """Studies of earlier versions have no plan."""
     outcomes += [0.5]
     storage = studies.open_storage(str(tmp_path / "j.log"))
     optuna.create_study(storage=storage, study_name="s", direction="maximize").ask()
@@ -345,14 +348,17 @@ def _wait_for(condition: Any) -> None:
         ({"algo": "trpo", "config": {}}, "choose with --task"),
         ({"config": {"metabatch_size": 3}}, "did you mean meta_batch_size"),
         ({"metric": "fun"}, "success, return"),
-        ({"test": TestPlan(rule="kernal")}, "kernel, .*got 'kernal'"),
-        ({"test": TestPlan(env_id="PointGaolSparse-v0")}, "did you mean PointGoalSparse-v0"),
+        ({"test": EvaluationPlan(rule="kernal")}, "kernel, .*got 'kernal'"),
+        ({"test": EvaluationPlan(env_id="PointGaolSparse-v0")}, "did you mean PointGoalSparse-v0"),
         ({"n_seeds": 0}, "n_seeds must be at least 1, got 0"),
         ({"config": {"n_timesteps": "long"}}, "n_timesteps must be a whole number or null, got 'long'"),
         ({"config": {"policy": "MlpPolicy"}}, "MAESN has no policy 'MlpPolicy'; there are: LatentMlpPolicy"),
         ({"config": {"eval_rule": "kernal"}}, "kernel, .*got 'kernal'"),
-        ({"algo": "rl2", "config": {}, "test": TestPlan(rule="kernel")}, "RL2 adapts by its memory: expected no rule"),
-        ({"test": TestPlan(env_id="WheeledGoal-v0")}, "Observation spaces do not match"),
+        (
+            {"algo": "rl2", "config": {}, "test": EvaluationPlan(rule="kernel")},
+            "RL2 adapts by its memory: expected no rule",
+        ),
+        ({"test": EvaluationPlan(env_id="WheeledGoal-v0")}, "Observation spaces do not match"),
     ],
 )
 def test_impossible_plans_are_refused_before_any_trial(changes: dict[str, Any], message: str) -> None:
@@ -364,7 +370,7 @@ def test_impossible_plans_are_refused_before_any_trial(changes: dict[str, Any], 
 def test_a_test_of_nothing_is_refused(name: str, value: int) -> None:
     numbers: dict[str, Any] = {name: value}
     with pytest.raises(ConfigError, match=f"{name} must be at least {value + 1}, got {value}"):
-        TestPlan(**numbers)
+        EvaluationPlan(**numbers)
 
 
 def test_unknown_names_are_refused(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import torch as th
 from sb3_maesn import MAESN, MAML, MetaOnPolicyAlgorithm, MultiTaskVecEnv
 from sb3_maesn.common.adaptation.learners import InnerLearner, LatentLearner, Round, TaskLearner, make_learner
 from sb3_maesn.common.adaptation.rounds import adapt_to_tasks, play
-from sb3_maesn.common.adaptation.rules import KernelRule, step_scale
+from sb3_maesn.common.adaptation.rules import KernelRule, PolicyGradientRule, step_scale
 from sb3_maesn.common.inner_update import inner_update
 from sb3_maesn.common.type_aliases import Adapted
 from sb3_maesn.envs import make_vec
@@ -66,7 +66,7 @@ def test_the_update_is_meta_trainings_own(kwargs: dict[str, Any]) -> None:
         for got, wanted in zip(flat(state.adapted), flat(expected), strict=True):
             assert th.allclose(got, wanted, rtol=1e-4, atol=1e-6)
             assert not got.requires_grad
-    assert state.n_rounds == 3
+    assert state.history.n_rounds == 3
 
 
 def flat(adapted: Adapted) -> list[th.Tensor]:
@@ -82,6 +82,23 @@ def test_draws_come_from_the_tasks_own_latent_distributions() -> None:
     assert draws.mean(axis=1)[0] == pytest.approx(0.0, abs=0.2)
     assert draws.mean(axis=1)[1] == pytest.approx(3.0, abs=0.2)
     assert draws.std(axis=1) == pytest.approx(1.0, abs=0.1)
+
+
+def test_rounds_of_one_episode_move_the_latent_too() -> None:
+    model = maesn(adapt_policy=True)
+    assert model.env is not None
+    task, rng = model.env.task_set("test")[:1], np.random.default_rng(0)
+    result, _ = adapt_to_tasks(model.agent(), model.env, task, InnerLearner(), 4, 1, rng)
+    assert (result.mean[:2] == 0.0).all()  # the first episode has nothing to be compared with
+    assert all(np.abs(result.mean[r] - result.mean[r - 1]).max() > 1e-3 for r in (2, 3, 4))
+
+
+def test_the_gradient_rules_have_the_std_floor_of_training() -> None:
+    for name in ("policy_gradient", "natural_gradient"):
+        learner = make_learner(name, maesn(inner_std_floor=3.0).agent())
+        assert isinstance(learner, LatentLearner)
+        assert isinstance(learner.rule, PolicyGradientRule)
+        assert learner.rule.std_floor == 3.0
 
 
 def test_step_scale() -> None:

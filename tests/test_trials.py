@@ -144,6 +144,7 @@ def test_sb3_counts_trials_as_episodes() -> None:
 
 def test_native_members_take_tasks_in_one_call() -> None:
     env = TrialVecEnv(MultiTaskVecEnv(make_vec("PointGoal-v0", 3)), 2)
+    env.seed(0)
     env.reset()
     tasks = np.array(env.get_attr("task"))
     for t in range(40):

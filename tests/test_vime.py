@@ -58,6 +58,11 @@ class Spy(VIME):
         super().train()
 
 
+def test_a_dynamics_model_that_is_not_trained_does_no_harm() -> None:
+    model = tiny(n_dynamics_updates=0).learn(80)
+    assert model.num_timesteps == 80
+
+
 def spy(env: Any, **kwargs: Any) -> Spy:
     model = Spy("MlpPolicy", env, seed=0, **{**TINY, **kwargs})
     model.learn(1)

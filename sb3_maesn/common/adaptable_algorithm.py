@@ -1,4 +1,4 @@
-"""An algorithm whose latent distribution adapts to new tasks."""
+"""Base class of the algorithms that adapt their latent distribution or their policy to new tasks."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -8,7 +8,7 @@ import numpy as np
 import torch as th
 from stable_baselines3.common.type_aliases import GymEnv
 
-from sb3_maesn.common.adaptation.learners import Agent, make_learner
+from sb3_maesn.common.adaptation.learners import MIN_BASELINE_EPISODES, Agent, make_learner
 from sb3_maesn.common.adaptation.policy_improvement import improve_policy
 from sb3_maesn.common.adaptation.rounds import AdaptationResult, adapt_to_tasks
 from sb3_maesn.common.adaptation.rule import AdaptationRule
@@ -31,10 +31,11 @@ SelfAdaptableAlgorithm = TypeVar("SelfAdaptableAlgorithm", bound="AdaptableAlgor
 
 
 class AdaptableAlgorithm(EpisodicAlgorithm):
-    """An EpisodicAlgorithm with the means to adapt its policy and the latent.
+    """EpisodicAlgorithm with methods that adapt the latent distribution and theta to a new task.
 
-    ``adaptation`` is the history of the adaptation that made this model, None if none did; ``policy_adaptation`` the
-    mean return before each update of theta; ``score_prior`` what :meth:`learn_score_prior` found.
+    A model returned by :meth:`adapt` has the history of its adaptation in ``adaptation`` (None for other models) and
+    the mean return before each update of theta in ``policy_adaptation``. ``score_prior`` is what
+    :meth:`learn_score_prior` has learned from the training tasks, or None.
     """
 
     score_prior: ScorePrior | None = None
@@ -44,33 +45,39 @@ class AdaptableAlgorithm(EpisodicAlgorithm):
     fisher_subsampling: int
     adaptation: AdaptationResult | None
     policy_adaptation: list[float]
-    _modules_of_its_own = ("policy", "task_latents")
+    _copied_modules = ("policy", "task_latents")
 
     @property
     def _value_function(self) -> ValueFunction:
+        """The value baseline from which advantages are estimated: linear, or the critic."""
         if self.baseline == "critic":
             return lambda rollout, _: critic_values(self.policy, rollout)
         return super()._value_function
 
     def _trust_region(self, remaining: float) -> TrustRegion:
-        """Settings of a step.
+        """Build the settings of a trust-region step.
 
-        :param remaining: the part of the training that is left
+        :param remaining: fraction of the training that remains, from 1 to 0
+        :return: settings of the step
         """
         raise NotImplementedError
 
     @property
     def _inner_spec(self) -> InnerUpdate:
+        """The inner update of meta-training."""
         raise NotImplementedError
 
-    def _needless_tensors(self) -> frozenset[str]:
+    def _non_inference_tensors(self) -> frozenset[str]:
         if self.baseline == "critic":
             return frozenset()
         critic = {id(parameter) for parameter in self.policy.critic_parameters()}
         return frozenset(f"policy/{name}" for name, value in self.policy.named_parameters() if id(value) in critic)
 
     def agent(self) -> Agent:
-        """What adaptation needs of this model, as values."""
+        """Collect what adaptation needs of this model.
+
+        :return: policy, parameters and settings as values
+        """
         params = read_parameters(self._actor, self.task_latents)
         return Agent(
             self.policy,
@@ -82,6 +89,7 @@ class AdaptableAlgorithm(EpisodicAlgorithm):
             self._value_function,
             self._inner_spec,
             self.score_prior,
+            0 if self.baseline == "critic" else MIN_BASELINE_EPISODES,
         )
 
     def learn_score_prior(
@@ -89,18 +97,18 @@ class AdaptableAlgorithm(EpisodicAlgorithm):
     ) -> None:
         """Learn from the training tasks which latents are likely to solve a new task, and which solve the same tasks.
 
-        The adaptation rule ``posterior`` then starts from that and needs far fewer episodes. Call it after
-        meta-training; :meth:`save` and :meth:`save_checkpoint` keep it, further training discards it. It plays
-        ``n_latents`` episodes of each task (in a native environment, of one of each group of tasks of equal dynamics)
-        and changes nothing else.
+        The adaptation rule ``posterior`` starts from this prior and then needs far fewer episodes. Call the method
+        after meta-training: :meth:`save` and :meth:`save_checkpoint` keep the prior, further training discards it. The
+        method runs ``n_latents`` episodes of each task, or of one task for each group with the same dynamics in a
+        batched environment of this package, and sets ``score_prior`` only.
 
-        :param env: where adaptation will take place, with its reward, such as ``"WheeledGoalSparse-v0"``; the model's
-            own environment where None
-        :param n_latents: latents to try
-        :param n_tasks: the first training tasks, at most all
-        :param seed: of everything random here
-        :raises ValueError: for a policy without a latent, an environment with less than 2 training tasks or with spaces
-            that differ from the model's, or numbers out of range
+        :param env: environment with the reward of adaptation, such as ``"WheeledGoalSparse-v0"``; the model's own
+            environment if None
+        :param n_latents: number of latents to try (N)
+        :param n_tasks: number of training tasks to use, from the first one on; all if there are fewer
+        :param seed: seed of all randomness in this method
+        :raises ValueError: if the policy has no latent, the environment has fewer than 2 training tasks or other spaces
+            than the model, or a number is out of range
         """
         if self.policy.latent_dim == 0:
             raise ValueError("expected a policy with a latent, got latent_dim=0")
@@ -116,7 +124,8 @@ class AdaptableAlgorithm(EpisodicAlgorithm):
                 raise ValueError(f"expected an environment with at least 2 training tasks, got {len(tasks)}")
             self.score_prior = score_prior_of(self.agent(), venv, tasks, n_latents, generator_of(seed))
 
-    def _read_findings(self) -> dict[str, th.Tensor]:
+    def _read_inference_arrays(self) -> dict[str, th.Tensor]:
+        """Read the score prior as one table with a row for each latent (N, L + 2 + RANK)."""
         if self.score_prior is None:
             return {}
         prior = self.score_prior
@@ -126,11 +135,11 @@ class AdaptableAlgorithm(EpisodicAlgorithm):
         columns = (prior.latents, prior.mean[:, None], excess, features)
         return {"score_prior": th.as_tensor(np.concatenate(columns, axis=1), dtype=th.float32)}  # (N, L + 2 + RANK)
 
-    def _empty_findings(self) -> dict[str, th.Tensor]:
+    def _empty_inference_arrays(self) -> dict[str, th.Tensor]:
         return {"score_prior": th.empty(0, self.policy.latent_dim + 2 + RANK)}
 
-    def _write_findings(self, findings: Mapping[str, th.Tensor]) -> None:
-        table, latent_dim = findings["score_prior"].double().numpy(), self.policy.latent_dim
+    def _write_inference_arrays(self, arrays: Mapping[str, th.Tensor]) -> None:
+        table, latent_dim = arrays["score_prior"].double().numpy(), self.policy.latent_dim
         latents, mean, excess, features = np.split(table, [latent_dim, latent_dim + 1, latent_dim + 2], axis=1)
         self.score_prior = ScorePrior(latents, mean[:, 0], features, float(excess[:1].sum()))
 
@@ -145,23 +154,24 @@ class AdaptableAlgorithm(EpisodicAlgorithm):
         eta: float = 0.0,
         seed: int = 0,
     ) -> SelfAdaptableAlgorithm:
-        """Adapt to one task.
+        """Adapt to one task and return the adapted model.
 
-        What meta-training adapts is adapted first (the latent distribution by ``rule``; in MAML theta by the inner
-        update), then theta for ``n_policy_rounds`` rounds by trust-region policy gradient.
+        The first phase adapts what meta-training adapts: the latent distribution by ``rule``, or theta by the inner
+        update in MAML. The second phase improves theta by ``n_policy_rounds`` trust-region policy-gradient steps.
 
-        :param env: where the task is set: an id, a Gymnasium environment or a VecEnv; the model's own where None
-        :param task: whatever ``set_task`` takes
-        :param n_rounds: updates of the first kind
-        :param n_episodes: episodes of each round
-        :param rule: a name of ``RULES``, a rule, or None for the default; a model whose meta-training adapts theta does
-            so by ``policy_gradient``, its default where it has no latent
-        :param n_policy_rounds: updates of theta after those
-        :param eta: weight of VIME's intrinsic reward in those, for goals that no latent reaches; 0 for none
-        :param seed: of everything random here
-        :return: a new model whose ``predict`` is that of the adapted latent distribution and theta, whose
-            ``adaptation`` is the history, and whose ``policy_adaptation`` is the mean return before each update of
-            theta; this model stays as it was
+        :param env: environment with the task, as an id, a Gymnasium environment or a VecEnv; the model's own
+            environment if None
+        :param task: task to adapt to, any value that the environment's ``set_task`` accepts
+        :param n_rounds: number of adaptation rounds in the first phase
+        :param n_episodes: number of episodes in each round of both phases
+        :param rule: adaptation rule, or its name in ``RULES``; None for the default. With ``policy_gradient``, a model
+            whose meta-training adapts theta makes its own inner update; that is the default for a model without a
+            latent
+        :param n_policy_rounds: number of updates of theta in the second phase
+        :param eta: weight of VIME's intrinsic reward in the second phase, for goals that no latent reaches; 0 for none
+        :param seed: seed of all randomness in this method
+        :return: new model that acts with the adapted latent distribution and theta, and that holds the history in
+            ``adaptation`` and ``policy_adaptation``; the original model does not change
         :raises ValueError: if no task is given, the environment refuses it, or a number is out of range
         """
         source = self._adaptation_source(env, task)
@@ -173,12 +183,12 @@ class AdaptableAlgorithm(EpisodicAlgorithm):
             self.check_spaces(venv)
             agent = self.agent()
             learner = make_learner(rule, agent)
-            last_round = n_rounds == 0  # so that there is a history
+            last_round = n_rounds == 0  # the history must have at least one round
             adapted.adaptation, (latents, theta) = adapt_to_tasks(
                 agent, venv, [task], learner, n_rounds, n_episodes, rng, last_round=last_round
             )
             adapted.policy.set_latent_distribution(latents.mean[0], latents.log_std[0])
-            adapted.score_prior = None  # which is about latents of the distribution before
+            adapted.score_prior = None  # it refers to the latent distribution before adaptation
             if theta is not None:
                 adapted._set_theta({name: value[0] for name, value in theta.items()})
             collector = adapted._collector(venv)
@@ -195,7 +205,7 @@ class AdaptableAlgorithm(EpisodicAlgorithm):
         return other
 
     def _improve_policy(self, collector: Collector, task: Any, n_episodes: int, rng: np.random.Generator) -> float:
-        """One trust-region step of theta on one task; the mean return before it."""
+        """Take one trust-region step of theta on one task and return the mean return before the step."""
         params = read_parameters(self._actor, self.task_latents)
         theta, mean_return = improve_policy(
             collector, self._trust_region(1.0), params, task, n_episodes, self.fisher_subsampling, rng

@@ -1,4 +1,4 @@
-"""Value baselines: linear features fitted to each task, or the policy's critic."""
+"""Value baselines fitted to each task's batch, and generalised advantages."""
 
 from collections.abc import Callable
 from functools import partial
@@ -9,17 +9,18 @@ from sb3_maesn.common.parallel import Workers, one_torch_thread
 from sb3_maesn.common.type_aliases import Rollout, TaskBatch
 
 ValueFunction = Callable[[Rollout, th.Tensor], th.Tensor]
-"""(rollout, its discounted returns (T, B, K)) -> values (T, B, K)"""
+"""Value baseline: (rollout, discounted returns (T, B, K)) -> values (T, B, K)."""
 
 RIDGE = 1e-5
+"""Default regularisation of the linear baseline."""
 
 
 def discounted_sums(values: th.Tensor, discount: float) -> th.Tensor:
-    """From each step on, the discounted sum of what follows.
+    """Compute the discounted sum of the values from each step to the end of the episode.
 
-    :param values: (T, B, K), zero after an episode's end
-    :param discount: per step
-    :return: (T, B, K)
+    :param values: values (T, B, K), zero after an episode's end
+    :param discount: discount factor per step
+    :return: discounted sums (T, B, K)
     """
     sums = th.empty_like(values)
     running = th.zeros_like(values[0])
@@ -30,11 +31,14 @@ def discounted_sums(values: th.Tensor, discount: float) -> th.Tensor:
 
 
 def linear_features(observations: th.Tensor, first_step: int = 0) -> th.Tensor:
-    """Features of a time-varying linear value function (Duan et al. 2016, arXiv:1604.06778, linear feature baseline).
+    """Compute the features of a time-varying linear value function.
 
-    :param observations: (T, ..., O)
-    :param first_step: time of the first row
-    :return: (T, ..., 2 O + 4): obs, obs^2, t/100 and its square and cube, 1
+    These are the features of the linear feature baseline of Duan et al. 2016, arXiv:1604.06778.
+
+    :param observations: preprocessed observations (T, ..., O)
+    :param first_step: time step of the first row, counted from 0
+    :return: features (T, ..., 2 O + 4): the observation clipped to [-10, 10] and its square; t/100, its square and its
+        cube, with t counted from 1; and the constant 1
     """
     observations = observations.clamp(-10.0, 10.0)
     time = (th.arange(first_step, first_step + observations.shape[0], dtype=observations.dtype) + 1.0) / 100.0
@@ -44,8 +48,13 @@ def linear_features(observations: th.Tensor, first_step: int = 0) -> th.Tensor:
 
 
 def _ridge_fit(features: th.Tensor, targets: th.Tensor, weights: th.Tensor, ridge: float) -> th.Tensor:
-    """Fitted values of a ridge regression on standardised features (N,); features (N, F) are centred in place, the
-    normal equations solved in float64.
+    """Fit a ridge regression on standardised features, and return the fitted values.
+
+    :param features: features (N, F), which are centred in place
+    :param targets: regression targets (N,)
+    :param weights: 1 for a valid row, else 0 (N,)
+    :param ridge: constant added to the diagonal of the features' correlation matrix
+    :return: fitted values (N,), zero in rows that are not valid
     """
     count = weights.sum().clamp(min=1.0)
     features -= (weights @ features) / count
@@ -54,7 +63,7 @@ def _ridge_fit(features: th.Tensor, targets: th.Tensor, weights: th.Tensor, ridg
     target_mean = (weights @ targets) / count
     covariance = (features.T @ features).double() / count
     moment = (features.T @ ((targets - target_mean) * weights)).double() / count
-    # the constant feature becomes 0: the targets' mean takes its place
+    # centring makes the constant feature 0; the mean of the targets replaces it
     scale = 1.0 / covariance.diagonal().sqrt().clamp(min=1e-6)
     correlation = covariance * scale * scale.unsqueeze(1)
     correlation.diagonal().add_(ridge)
@@ -63,31 +72,38 @@ def _ridge_fit(features: th.Tensor, targets: th.Tensor, weights: th.Tensor, ridg
 
 
 def linear_values(rollout: Rollout, discounted_returns: th.Tensor, ridge: float = RIDGE) -> th.Tensor:
-    """Values of a linear function fitted to the discounted returns of each task's own episodes.
+    """Compute values by a linear function fitted to the discounted returns of each task's own episodes.
 
-    :param rollout: the episodes
-    :param discounted_returns: (T, B, K)
-    :param ridge: added to the diagonal of the standardised features' covariance; with few episodes and many features a
-        small one lets the baseline learn the episodes by heart, and nothing is left of their advantages
-    :return: (T, B, K), zero where the mask is
+    :param rollout: episodes to fit
+    :param discounted_returns: discounted return from each step on (T, B, K)
+    :param ridge: constant added to the diagonal of the standardised features' covariance matrix; if it is small, a
+        baseline with many features memorises the returns of few episodes and leaves no advantages
+    :return: values (T, B, K), zero where the mask is zero
     """
     n_steps, n_tasks, n_episodes = discounted_returns.shape
     values = th.empty_like(discounted_returns)
 
     def fit(task: int) -> None:
+        """Write the fitted values of one task into ``values``."""
         features = linear_features(rollout.observations[:, task].flatten(2))  # (T, K, F)
         fitted = _ridge_fit(
             features.flatten(0, 1), discounted_returns[:, task].flatten(), rollout.mask[:, task].flatten(), ridge
         )
         values[:, task] = fitted.view(n_steps, n_episodes)
 
-    with Workers() as workers:  # one task at a time keeps the features in cache and the memory small
+    with Workers() as workers:  # one task per call keeps its features in the cache and limits the memory
         workers([partial(fit, task) for task in range(n_tasks)])
     return values
 
 
 def explained_variance(values: th.Tensor, returns: th.Tensor, mask: th.Tensor) -> float:
-    """1 - Var(returns - values) / Var(returns) over the valid steps; NaN where the returns do not vary."""
+    """Compute 1 - Var(returns - values) / Var(returns) over the valid steps.
+
+    :param values: predicted values (T, B, K)
+    :param returns: discounted return from each step on (T, B, K)
+    :param mask: 1 for a valid step, else 0 (T, B, K)
+    :return: explained variance, NaN if the returns do not vary or fewer than two steps are valid
+    """
     valid = mask > 0
     if valid.sum() < 2:
         return float("nan")
@@ -98,17 +114,18 @@ def explained_variance(values: th.Tensor, returns: th.Tensor, mask: th.Tensor) -
 def estimate_advantages(
     rollout: Rollout, gamma: float, gae_lambda: float, value_function: ValueFunction = linear_values
 ) -> TaskBatch:
-    """Generalised advantages (Schulman et al. 2016, arXiv:1506.02438) of a rollout of whole episodes.
+    """Estimate generalised advantages for a rollout of whole episodes (Schulman et al. 2016, arXiv:1506.02438).
 
-    :param rollout: the episodes
+    :param rollout: whole episodes
     :param gamma: discount factor
-    :param gae_lambda: 1 gives returns minus values
-    :param value_function: the baseline
+    :param gae_lambda: lambda of the estimator; 1 gives discounted returns minus values
+    :param value_function: value baseline
+    :return: rollout with its advantages and discounted returns
     """
     discounted_returns = discounted_sums(rollout.rewards, gamma)
     with th.no_grad():
         values = value_function(rollout, discounted_returns)
-    with one_torch_thread():  # arrays this small are not worth waking others, which spin for a while afterwards
+    with one_torch_thread():  # arrays this small gain nothing from more threads, which would keep spinning afterwards
         values = values * rollout.mask
         next_values = th.cat([values[1:], th.zeros_like(values[:1])])
         deltas = (rollout.rewards + gamma * next_values - values) * rollout.mask

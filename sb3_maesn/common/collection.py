@@ -1,4 +1,4 @@
-"""The data of one meta-iteration: episodes before each inner update and after the last."""
+"""Data collection of one meta-iteration: rollouts before each inner update and after the last."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -28,16 +28,16 @@ from sb3_maesn.envs.multi_task import MultiTaskVecEnv
 
 @dataclass(frozen=True)
 class Collector:
-    """How episodes are collected and judged.
+    """Means of collecting rollouts and estimating their advantages.
 
-    :param env: the environment
-    :param policy: for its spaces and preprocessing
-    :param actor: the actor as a function of its parameters
+    :param env: multi-task environment
+    :param policy: policy that provides the spaces and the preprocessing
+    :param actor: actor as a function of its parameters
     :param gamma: discount factor
-    :param gae_lambda: of the generalised advantages
-    :param value_function: the baseline of the advantages
-    :param on_step: called after every environment step
-    :param reward_map: changes the rewards before they are judged
+    :param gae_lambda: lambda of generalised advantage estimation
+    :param value_function: value baseline of the advantages
+    :param on_step: callback after every environment step
+    :param reward_map: function that changes a rollout's rewards before advantages are estimated
     """
 
     env: MultiTaskVecEnv
@@ -58,15 +58,15 @@ class Collector:
         rng: np.random.Generator,
         common_noise: bool = False,
     ) -> Rollout | None:
-        """Episodes of each task with latents drawn from its distribution.
+        """Collect episodes of each task, with latents drawn from the task's latent distribution.
 
         :param tasks: B tasks
-        :param theta: shared parameters
-        :param adapted: the tasks' own values
-        :param n_episodes: K, of each task
+        :param theta: shared policy parameters
+        :param adapted: latent distributions of the B tasks, and their own policy parameters where these are adapted
+        :param n_episodes: number of episodes of each task, K
         :param rng: source of all randomness
-        :param common_noise: whether the k-th episodes of all tasks share their latents' noise
-        :return: the rollout; None if ``on_step`` ended it
+        :param common_noise: whether the k-th episodes of all tasks share the noise of their latents
+        :return: rollout, or None if ``on_step`` ended the collection
         """
         shape = (1 if common_noise else len(tasks.values), n_episodes, self.policy.latent_dim)
         noise = th.from_numpy(rng.standard_normal(shape, dtype=np.float32)).expand(len(tasks.values), -1, -1)
@@ -74,9 +74,10 @@ class Collector:
         return collect(self.env, tasks.values, behaviour, rng, self.on_step)
 
     def judge(self, rollout: Rollout) -> TaskBatch:
-        """The rollout with its advantages.
+        """Estimate the advantages of a rollout, after its rewards have passed through ``reward_map``.
 
-        :param rollout: the episodes
+        :param rollout: episodes as collected
+        :return: rollout with mapped rewards, and its advantages
         """
         mapped = rollout if self.reward_map is None else self.reward_map(rollout)
         return estimate_advantages(mapped, self.gamma, self.gae_lambda, self.value_function)
@@ -84,13 +85,14 @@ class Collector:
 
 @dataclass(frozen=True)
 class CollectionPlan:
-    """Which episodes a meta-iteration consists of.
+    """Number and kind of episodes to collect in a meta-iteration.
 
-    :param n_inner_steps: inner updates
-    :param n_episodes: of each task in each rollout
-    :param n_prior_episodes: where given, this many episodes of the prior take the place of the tasks' own before the
-        inner update, shared by all tasks of equal dynamics
-    :param keep_steps: whether the meta step needs the single steps before the inner updates, or the episodes only
+    :param n_inner_steps: number of inner updates
+    :param n_episodes: number of episodes of each task in each rollout
+    :param n_prior_episodes: number of episodes with latents from the prior that all tasks of equal dynamics share in
+        place of pre-update episodes of their own; None for pre-update episodes of each task's own
+    :param keep_steps: whether the meta step needs the single time steps of the pre-update rollouts, and not only
+        whole-episode data
     """
 
     n_inner_steps: int
@@ -107,25 +109,25 @@ def collect_meta_batch(
     tasks: Tasks,
     rng: np.random.Generator,
 ) -> MetaBatch | None:
-    """Collect, adapt, and collect again.
+    """Collect pre-update rollouts, make the inner updates, and collect the post-update rollout.
 
-    :param collector: how
-    :param plan: which episodes
-    :param spec: the inner update
-    :param params: the meta-parameters
+    :param collector: means of collecting rollouts
+    :param plan: number and kind of episodes
+    :param spec: settings of the inner update
+    :param params: meta-parameters
     :param tasks: B tasks
     :param rng: source of all randomness
-    :return: the data; None if the collector's ``on_step`` ended the collection
+    :return: meta-batch, or None if the collector's ``on_step`` ended the collection
     """
     adapted = Adapted(DiagGaussian(params.omega.mean[tasks.ids], params.omega.log_std[tasks.ids]), None)
     acted = [adapted]
     pre: list[TaskBatch | EpisodeBatch] = []
     summaries: list[RolloutSummary] = []
     for _ in range(plan.n_inner_steps):
-        before = _collect_before(collector, plan, params.theta, tasks, adapted, rng)
-        if before is None:
+        collected = _collect_pre_update(collector, plan, params.theta, tasks, adapted, rng)
+        if collected is None:
             return None
-        batch, summary = before
+        batch, summary = collected
         with th.no_grad():
             new = inner_update(spec, collector.actor, params.theta, params.step_sizes, adapted, batch)
         adapted = new.detached()
@@ -138,7 +140,7 @@ def collect_meta_batch(
     return MetaBatch(tasks, tuple(pre), collector.judge(post), tuple(summaries), tuple(acted))
 
 
-def _collect_before(
+def _collect_pre_update(
     collector: Collector,
     plan: CollectionPlan,
     theta: NamedParameters,
@@ -146,14 +148,17 @@ def _collect_before(
     adapted: Adapted,
     rng: np.random.Generator,
 ) -> tuple[TaskBatch | EpisodeBatch, RolloutSummary] | None:
-    """What an inner update learns from: each task's own episodes, or those of the prior that tasks share."""
+    """Collect the data of one inner update: each task's own episodes, or prior episodes that tasks share.
+
+    :return: data and the summary of the collected episodes, or None if the collector's ``on_step`` ended the collection
+    """
     if plan.n_prior_episodes is None:
         rollout = collector.rollout(tasks, theta, adapted, plan.n_episodes, rng)
         return None if rollout is None else (collector.judge(rollout), rollout.summary())
     groups, first = dynamics_groups(collector.env, tasks)
     zeros = th.zeros(len(first.values), collector.policy.latent_dim)
     prior = Adapted(DiagGaussian(zeros, zeros), None)
-    # the groups try the same latents, so that all tasks can agree on whose each latent is
+    # equal latents in all groups let balancing divide them among the tasks of all groups
     bank = collector.rollout(first, theta, prior, plan.n_prior_episodes, rng, common_noise=True)
     if bank is None:
         return None

@@ -1,4 +1,4 @@
-"""What constructors take: names and types of their arguments, for values that come from a file or a user."""
+"""Names and types of constructor arguments, to check values that come from a file or a user."""
 
 import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -6,7 +6,7 @@ from numbers import Integral, Real
 from types import NoneType, UnionType
 from typing import Any, Union, get_args, get_origin
 
-#: Types as a message names them.
+#: Names of types in error messages.
 KINDS: dict[Any, str] = {
     bool: "true or false",
     int: "a whole number",
@@ -22,10 +22,10 @@ KINDS: dict[Any, str] = {
 
 
 def constructor_annotations(cls: type) -> dict[str, Any]:
-    """What a constructor takes by name, following ``**kwargs`` up the base classes.
+    """Collect the annotations of a constructor's arguments, following ``**kwargs`` up the base classes.
 
-    :param cls: class
-    :return: types by parameter names; Any where the constructor does not say
+    :param cls: class whose constructor is inspected
+    :return: types by argument name; Any for an argument without annotation
     """
     annotations: dict[str, Any] = {}
     for owner in cls.__mro__:
@@ -41,19 +41,22 @@ def constructor_annotations(cls: type) -> dict[str, Any]:
 
 
 def constructor_parameters(algorithm: type) -> list[str]:
-    """Names of what an algorithm's constructor takes.
+    """List the arguments of an algorithm's constructor apart from ``policy`` and ``env``.
 
-    :param algorithm: class
-    :return: parameter names, without ``policy`` and ``env``
+    :param algorithm: class of the algorithm
+    :return: argument names
     """
     return [name for name in constructor_annotations(algorithm) if name not in ("policy", "env")]
 
 
 def fits(value: Any, annotation: Any) -> bool:
-    """Whether a value is of a type, as far as plain values tell: a switch is no number, and a whole number is a number.
+    """Check whether a value fits a type annotation, as far as plain values can tell.
 
-    :param value: the value
-    :param annotation: the type; what is no type, such as Any, accepts everything
+    A bool does not count as a number, and an integer fits ``float``.
+
+    :param value: value to check
+    :param annotation: type annotation; everything fits one that names no type, such as Any
+    :return: whether the value fits
     """
     origin, arguments = get_origin(annotation), get_args(annotation)
     if origin in (Union, UnionType):
@@ -63,7 +66,7 @@ def fits(value: Any, annotation: Any) -> bool:
     if annotation is None:
         return value is None
     if annotation in (int, float):
-        kinds = Integral if annotation is int else Real  # NumPy's among them
+        kinds = Integral if annotation is int else Real  # NumPy's numbers included
         return isinstance(value, kinds) and not isinstance(value, bool)
     if origin is dict:
         return isinstance(value, Mapping) and all(fits(item, arguments[1]) for item in value.values())
@@ -74,12 +77,12 @@ def fits(value: Any, annotation: Any) -> bool:
 
 
 def check_types(settings: Mapping[str, Any], algorithm: type, names: Iterable[str]) -> None:
-    """Refuse values that are not of the types that a constructor says.
+    """Check settings against the annotations of a constructor.
 
-    :param settings: by the names of the constructor's arguments; those missing are not checked
-    :param algorithm: class of the constructor
-    :param names: of the settings to check
-    :raises ValueError: naming what was expected and what came
+    :param settings: values by argument name; a missing argument is not checked
+    :param algorithm: class whose constructor is inspected
+    :param names: names of the settings to check
+    :raises ValueError: if a value does not fit its type
     """
     types = constructor_annotations(algorithm)
     for name in names:
@@ -88,9 +91,10 @@ def check_types(settings: Mapping[str, Any], algorithm: type, names: Iterable[st
 
 
 def described(annotation: Any) -> str:
-    """A type in words.
+    """Describe a type annotation in words, for error messages.
 
-    :param annotation: the type
+    :param annotation: type annotation
+    :return: description, such as ``"a whole number or null"``
     """
     origin, arguments = get_origin(annotation), get_args(annotation)
     if origin in (Union, UnionType):

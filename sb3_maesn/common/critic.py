@@ -1,4 +1,4 @@
-"""The critic as a value baseline."""
+"""The policy's critic as a value baseline."""
 
 import numpy as np
 import torch as th
@@ -8,10 +8,11 @@ from sb3_maesn.common.type_aliases import MetaBatch, Rollout, TaskBatch
 
 
 def critic_values(policy: LatentActorCriticPolicy, rollout: Rollout) -> th.Tensor:
-    """Values of all steps (T, B, K), with their graph where gradients are enabled.
+    """Compute the critic's values of all steps, with their graph where gradients are enabled.
 
-    :param policy: holder of the critic
-    :param rollout: the episodes; their observations are preprocessed already
+    :param policy: policy with the critic
+    :param rollout: episodes, with preprocessed observations
+    :return: values (T, B, K)
     """
     n_steps = rollout.rewards.shape[0]
     features = policy.vf_features_extractor(rollout.observations.flatten(0, 2))  # (T * B * K, F)
@@ -22,12 +23,15 @@ def critic_values(policy: LatentActorCriticPolicy, rollout: Rollout) -> th.Tenso
 
 
 def fit_critic(policy: LatentActorCriticPolicy, meta_batch: MetaBatch, n_updates: int) -> float:
-    """Full-batch regression of the critic on the discounted returns of all rollouts, by the policy's optimiser.
+    """Fit the critic to the discounted returns of a meta-iteration's rollouts by full-batch regression.
 
-    :param policy: holder of the critic and its optimiser
-    :param meta_batch: the meta-iteration's data
-    :param n_updates: epochs
-    :return: the mean loss
+    Every update is one step of the policy's optimiser on the mean squared error of one rollout. Prior episodes that
+    tasks share are left out, because their steps are not kept.
+
+    :param policy: policy with the critic and its optimiser
+    :param meta_batch: data of the meta-iteration
+    :param n_updates: number of passes over the rollouts, at least 1
+    :return: mean loss over all updates
     """
     parameters = policy.critic_parameters()
     losses = []
@@ -44,6 +48,7 @@ def fit_critic(policy: LatentActorCriticPolicy, meta_batch: MetaBatch, n_updates
 
 
 def _value_loss(policy: LatentActorCriticPolicy, batch: TaskBatch) -> th.Tensor:
+    """Compute the mean squared error of the critic over the valid steps of a rollout."""
     mask = batch.rollout.mask
     errors = (critic_values(policy, batch.rollout) - batch.discounted_returns).square() * mask
     return errors.sum() / mask.sum().clamp(min=1.0)

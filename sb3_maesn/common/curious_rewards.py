@@ -1,4 +1,4 @@
-"""VIME's intrinsic reward as a map from rollouts to rollouts, for episodes of the package's own collector."""
+"""VIME's intrinsic reward as a map from rollouts to rollouts, for the package's own collector of episodes."""
 
 from dataclasses import replace
 
@@ -11,16 +11,17 @@ from sb3_maesn.common.type_aliases import Rollout
 
 
 class CuriousRewards:
-    """Adds to every reward what the step teaches about the dynamics, of which a model learns from call to call.
+    """Reward map that adds VIME's intrinsic reward and trains the dynamics model after each rollout.
 
-    The last step of an episode teaches nothing, since a rollout does not hold where it led. The model's settings are
-    those of VIME's paper.
+    The last step of an episode gets no intrinsic reward, since a rollout does not hold the observation after it. The
+    dynamics model has the default settings of :class:`Curiosity`.
 
     :param eta: weight of the intrinsic reward
-    :param action_space: of the environment
-    :param rng: source of all randomness
-    :param n_updates: gradient steps of the dynamics model after each rollout
-    :param batch_size: transitions of each
+    :param action_space: action space of the environment
+    :param rng: random generator that seeds all randomness of the map
+    :param n_updates: number of gradient steps of the dynamics model after each rollout
+    :param batch_size: number of transitions in each gradient step
+    :raises ValueError: if ``eta`` is not positive
     """
 
     def __init__(
@@ -40,9 +41,10 @@ class CuriousRewards:
         self.curiosity: Curiosity | None = None
 
     def __call__(self, rollout: Rollout) -> Rollout:
-        """The same episodes with intrinsic rewards.
+        """Add intrinsic rewards to a rollout, then train the dynamics model.
 
-        :param rollout: as collected
+        :param rollout: collected episodes
+        :return: new rollout with the sum of both rewards
         """
         known = rollout.mask[1:] > 0  # (T - 1, B, K): steps after which the episode goes on
         if not known.any():
@@ -56,6 +58,7 @@ class CuriousRewards:
         return replace(rollout, rewards=rewards)
 
     def _model(self, transitions: Transitions) -> Curiosity:
+        """Return the dynamics model, which is built when the sizes of the first transitions are known."""
         if self.curiosity is None:
             sizes = (transitions.observations.shape[1], transitions.actions.shape[1])
             seed = int(th.randint(2**31, (), generator=self.generator))

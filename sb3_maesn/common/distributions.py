@@ -16,40 +16,58 @@ LOG_SQRT_2PI = 0.5 * math.log(2.0 * math.pi)
 class DiagGaussian(NamedTuple):
     """Independent Gaussians over the last dimension.
 
-    :param mean: (..., A)
-    :param log_std: broadcastable to ``mean``
+    :param mean: means (..., A)
+    :param log_std: log standard deviations, broadcastable to ``mean``
     """
 
     mean: th.Tensor
     log_std: th.Tensor
 
     def log_prob(self, value: th.Tensor) -> th.Tensor:
-        """Log density of ``value`` (..., A), summed over the last dimension: (...)."""
+        """Compute the log density, summed over the last dimension.
+
+        :param value: values (..., A)
+        :return: log densities (...)
+        """
         standardised = (value - self.mean) * th.exp(-self.log_std)
         return -(0.5 * standardised.square() + self.log_std + LOG_SQRT_2PI).sum(dim=-1)
 
     def kl(self, other: "DiagGaussian") -> th.Tensor:
-        """KL(self || other), summed over the last dimension: (...)."""
+        """Compute KL(self || other) in nats, summed over the last dimension.
+
+        :param other: second distribution (..., A)
+        :return: KL divergences (...)
+        """
         variance_ratio = th.exp(2.0 * (self.log_std - other.log_std))
         shift = ((self.mean - other.mean) * th.exp(-other.log_std)).square()
         return 0.5 * (variance_ratio + shift - 1.0 - 2.0 * (self.log_std - other.log_std)).sum(dim=-1)
 
     def entropy(self) -> th.Tensor:
-        """Differential entropy in nats, summed over the last dimension: (...)."""
+        """Compute the differential entropy in nats, summed over the last dimension.
+
+        :return: entropies (...)
+        """
         return (self.log_std + 0.5 + LOG_SQRT_2PI).expand_as(self.mean).sum(dim=-1)
 
     def sample(self, generator: th.Generator | None = None) -> th.Tensor:
-        """One draw (..., A)."""
+        """Draw one value from each distribution.
+
+        :param generator: source of the draws; None for torch's global generator
+        :return: values (..., A)
+        """
         noise = th.randn(self.mean.shape, generator=generator, dtype=self.mean.dtype, device=self.mean.device)
         return self.mean + th.exp(self.log_std) * noise
 
     def mode(self) -> th.Tensor:
-        """The most likely value (..., A)."""
+        """Return the most likely values.
+
+        :return: values (..., A)
+        """
         return self.mean
 
 
 class Categorical(NamedTuple):
-    """A choice among ``A`` actions.
+    """Distribution over A discrete actions.
 
     :param logits: unnormalised log probabilities (..., A)
     """
@@ -57,28 +75,46 @@ class Categorical(NamedTuple):
     logits: th.Tensor
 
     def log_prob(self, value: th.Tensor) -> th.Tensor:
-        """Log probability of the actions ``value`` (...), integers: (...)."""
+        """Compute the log probability of actions.
+
+        :param value: actions, integers (...)
+        :return: log probabilities (...)
+        """
         log_probabilities = th.log_softmax(self.logits, dim=-1)
         return log_probabilities.gather(-1, value.long().unsqueeze(-1)).squeeze(-1)
 
     def kl(self, other: "Categorical") -> th.Tensor:
-        """KL(self || other): (...)."""
+        """Compute KL(self || other) in nats.
+
+        :param other: second distribution (..., A)
+        :return: KL divergences (...)
+        """
         log_p, log_q = th.log_softmax(self.logits, dim=-1), th.log_softmax(other.logits, dim=-1)
         return (log_p.exp() * (log_p - log_q)).sum(dim=-1)
 
     def entropy(self) -> th.Tensor:
-        """Entropy in nats: (...)."""
+        """Compute the entropy in nats.
+
+        :return: entropies (...)
+        """
         log_p = th.log_softmax(self.logits, dim=-1)
         return -(log_p.exp() * log_p).sum(dim=-1)
 
     def sample(self, generator: th.Generator | None = None) -> th.Tensor:
-        """One draw (...), integers."""
+        """Draw one action from each distribution.
+
+        :param generator: source of the draws; None for torch's global generator
+        :return: actions, integers (...)
+        """
         probabilities = th.softmax(self.logits, dim=-1).flatten(0, -2)  # (N, A)
         draws = th.multinomial(probabilities, num_samples=1, generator=generator)  # (N, 1)
         return draws.reshape(self.logits.shape[:-1])  # (...)
 
     def mode(self) -> th.Tensor:
-        """The most likely action (...), integers."""
+        """Return the most likely actions.
+
+        :return: actions, integers (...)
+        """
         return self.logits.argmax(dim=-1)
 
 
@@ -86,10 +122,10 @@ ActionDistribution: TypeAlias = DiagGaussian | Categorical
 
 
 def check_action_space(action_space: spaces.Space) -> None:
-    """Refuse an action space for which there is no distribution here.
+    """Raise an error for an action space that no distribution of this module supports.
 
-    :param action_space: the environment's action space
-    :raises ValueError: unless it is a Box or a Discrete space that counts from 0
+    :param action_space: action space of the environment
+    :raises ValueError: unless it is a Box, or a Discrete space that starts at 0
     """
     if not isinstance(action_space, spaces.Box | spaces.Discrete):
         raise ValueError(f"expected a Box or Discrete action space, got {action_space}")

@@ -1,4 +1,4 @@
-"""From whatever a user passes as an environment to a MultiTaskVecEnv."""
+"""Functions that turn an environment as a user passes it into a MultiTaskVecEnv."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -14,17 +14,21 @@ from sb3_maesn.envs import FAMILIES, make_vec
 from sb3_maesn.envs.multi_task import MultiTaskVecEnv, find_multi_task, has_tasks
 
 MAX_MEMBERS = 1000
-MAX_SINGLE_MEMBERS = 8  # of a DummyVecEnv, which gains nothing from more
+MAX_SINGLE_MEMBERS = 8  # members of a DummyVecEnv, which steps them one after another and gains nothing from more
 
 
 def as_multi_task(env: GymEnv | str, n_envs: int, tasks: Sequence[Any] | None = None) -> MultiTaskVecEnv:
-    """A MultiTaskVecEnv around an id, a Gymnasium environment or a VecEnv.
+    """Turn an environment id, a Gymnasium environment or a VecEnv into a MultiTaskVecEnv.
 
-    :param env: what the user passed: an id of this package gives a batched environment, another id registered with
-        Gymnasium a DummyVecEnv; wrappers around a MultiTaskVecEnv stay
-    :param n_envs: members of the environment built for an id (at most ``MAX_MEMBERS``; episodes run in waves beyond)
-    :param tasks: tasks that will be set, for an environment that has none of its own
-    :raises ValueError: for an unknown id, or if the environment has no tasks or its horizon is unknown
+    An id of this package gives a batched environment, any other id registered with Gymnasium a DummyVecEnv. Wrappers
+    around a MultiTaskVecEnv are kept.
+
+    :param env: environment as the user passed it
+    :param n_envs: number of members of an environment built from an id; limited to ``MAX_MEMBERS``, since more episodes
+        than members run in waves
+    :param tasks: training tasks of an environment that is no MultiTaskVecEnv yet; None for its own tasks
+    :return: the environment
+    :raises ValueError: if the id is unknown, or the environment has no tasks or an unknown horizon
     """
     venv = _as_vec_env(env, n_envs)
     found = find_multi_task(venv)
@@ -34,16 +38,17 @@ def as_multi_task(env: GymEnv | str, n_envs: int, tasks: Sequence[Any] | None = 
 
 
 def as_single_task(env: GymEnv | str, n_envs: int) -> MultiTaskVecEnv:
-    """A MultiTaskVecEnv with one task: an environment without tasks is a task in itself.
+    """Turn an environment into a MultiTaskVecEnv with one task; an environment without tasks counts as one task.
 
-    :param env: what the user passed, as in :func:`as_multi_task`
-    :param n_envs: members of the environment built for an id
+    :param env: environment as the user passed it: an id, a Gymnasium environment or a VecEnv
+    :param n_envs: number of members of an environment built from an id
+    :return: the environment
     :raises ValueError: if the environment has several tasks, or its horizon is unknown
     """
     venv = _as_vec_env(env, n_envs)
     found = find_multi_task(venv)
     if found is None and not has_tasks(venv):
-        return MultiTaskVecEnv(venv, train_tasks=[None], task_adapter=_leave_as_it_is)
+        return MultiTaskVecEnv(venv, train_tasks=[None], task_adapter=_set_only_task)
     n_tasks = None if found is None else len(found.task_set("train"))
     if found is None or n_tasks != 1:
         raise ValueError(
@@ -53,8 +58,8 @@ def as_single_task(env: GymEnv | str, n_envs: int) -> MultiTaskVecEnv:
     return found if found is venv else found.around(venv)
 
 
-def _leave_as_it_is(venv: VecEnv, member: int, task: None) -> None:
-    """Sets the only task of an environment without tasks."""
+def _set_only_task(venv: VecEnv, member: int, task: None) -> None:
+    """Set the only task of an environment without tasks, which needs no action."""
 
 
 def _as_vec_env(env: GymEnv | str, n_envs: int) -> VecEnv:
@@ -65,17 +70,19 @@ def _as_vec_env(env: GymEnv | str, n_envs: int) -> VecEnv:
 
 def _make_members(env_id: str, n: int) -> VecEnv:
     if env_id in FAMILIES or env_id not in gym.registry:
-        return make_vec(env_id, n)  # which names the known ids where it does not know this one
+        return make_vec(env_id, n)  # for an unknown id, its error names the known ones
     return DummyVecEnv([partial(gym.make, env_id)] * min(n, MAX_SINGLE_MEMBERS))
 
 
 @contextmanager
 def borrowed_env(env: GymEnv | str, n_envs: int, tasks: Sequence[Any] | None) -> Iterator[MultiTaskVecEnv]:
-    """As :func:`as_multi_task`; what was built for an id is closed in the end.
+    """Provide a MultiTaskVecEnv for the duration of a context, and close it if it was built from an id.
 
-    :param env: what the user passed
-    :param n_envs: members of the environment built for an id
-    :param tasks: tasks that will be set, None for the environment's own
+    :param env: environment as the user passed it: an id, a Gymnasium environment or a VecEnv
+    :param n_envs: number of members of an environment built from an id
+    :param tasks: training tasks of an environment that is no MultiTaskVecEnv yet; None for its own tasks
+    :return: context manager that gives the environment
+    :raises ValueError: if the id is unknown, or the environment has no tasks or an unknown horizon
     """
     venv = as_multi_task(env, n_envs, tasks)
     try:

@@ -1,4 +1,4 @@
-"""What the algorithms share whose iterations are whole episodes, collected by this package and kept by task."""
+"""Base class of the algorithms that collect whole episodes with this package's collector and keep them by task."""
 
 import time
 from functools import partial
@@ -24,17 +24,19 @@ from sb3_maesn.envs.multi_task import MultiTaskVecEnv
 
 
 class EpisodicAlgorithm(TaskAlgorithm):
-    """A TaskAlgorithm with a LatentActorCriticPolicy and no rollout buffer: a buffer would lose episodes and tasks.
+    """TaskAlgorithm that trains a LatentActorCriticPolicy on whole episodes.
 
-    All randomness of iteration i comes from the seed and i alone, so that a run that is saved, loaded and continued
-    equals one that was never stopped. Parameters are those of OnPolicyAlgorithm that such an algorithm has.
+    It has no rollout buffer, since SB3's loses track of episodes and tasks. All randomness of iteration i comes from
+    the seed and i alone, so a run that is saved, loaded and continued equals one that was never stopped.
+
+    The parameters are those of SB3's OnPolicyAlgorithm, apart from the ones that only its own rollouts and losses use.
     """
 
-    policy: LatentActorCriticPolicy  # narrower than SB3's
+    policy: LatentActorCriticPolicy  # a narrower type than SB3's
     baseline_ridge: float
     _actor: LatentActor
 
-    #: What every policy of the algorithm descends from.
+    #: Base class of every policy that the algorithm accepts.
     policy_base: ClassVar[type[LatentActorCriticPolicy]] = LatentActorCriticPolicy
 
     def __init__(
@@ -56,7 +58,7 @@ class EpisodicAlgorithm(TaskAlgorithm):
         self._whole_timesteps = None
         super().__init__(
             policy,
-            env,  # type: ignore[arg-type]  # None is how SB3 loads a model without an environment
+            env,  # type: ignore[arg-type]  # SB3 passes None to load a model without an environment
             learning_rate,
             n_steps=1,
             gamma=gamma,
@@ -81,7 +83,7 @@ class EpisodicAlgorithm(TaskAlgorithm):
         if not issubclass(self.policy_class, self.policy_base):
             raise ValueError(f"expected a subclass of {self.policy_base.__name__}, got {self.policy_class.__name__}")
         self._setup_lr_schedule()
-        self._look_at_env()
+        self._check_env()
         self.set_random_seed(self.seed)
         policy = self.policy_class(self.observation_space, self.action_space, self.lr_schedule, **self.policy_kwargs)
         self.policy = policy.to(self.device)
@@ -93,13 +95,21 @@ class EpisodicAlgorithm(TaskAlgorithm):
 
     @property
     def _actor_function(self) -> ActorFunction:
+        """The actor as a function of its parameters."""
         return StatelessModule(self._actor)
 
     @property
     def _value_function(self) -> ValueFunction:
+        """The value baseline from which advantages are estimated."""
         return partial(linear_values, ridge=self.baseline_ridge)
 
     def _collector(self, env: MultiTaskVecEnv, on_step: StepHook | None = None) -> Collector:
+        """Build a collector of episodes of this policy.
+
+        :param env: environment to collect from
+        :param on_step: function called after every environment step; returning False ends the collection
+        :return: the collector
+        """
         return Collector(
             env, self.policy, self._actor_function, self.gamma, self.gae_lambda, self._value_function, on_step
         )
@@ -107,7 +117,7 @@ class EpisodicAlgorithm(TaskAlgorithm):
     # One iteration
 
     def _rng(self) -> np.random.Generator:
-        """The generator of the current iteration: its collection and its step depend on nothing else."""
+        """Make the generator of the current iteration; its collection and its step use no other randomness."""
         return np.random.default_rng([self.entropy, self._n_updates])
 
     def collect_rollouts(
@@ -115,27 +125,26 @@ class EpisodicAlgorithm(TaskAlgorithm):
     ) -> bool:
         """Collect the episodes of one iteration.
 
-        :param env: the MultiTaskVecEnv
-        :param callback: called at every environment step
-        :param rollout_buffer: not used
-        :param n_rollout_steps: not used; the environment's horizon decides
-        :return: False if the callback ended the training
+        :param env: training environment, a MultiTaskVecEnv
+        :param callback: callback, called at every environment step
+        :param rollout_buffer: SB3's rollout buffer, not used
+        :param n_rollout_steps: SB3's number of steps, not used: the episodes are whole
+        :return: whether to go on; False if the callback ended the training
         """
         assert isinstance(env, MultiTaskVecEnv)
         started = time.perf_counter()
         self.policy.set_training_mode(False)
         callback.on_rollout_start()
-        if not self._collect(self._collector(env, self._step_hook(callback)), env):
+        if not self._collect(self._collector(env, self._step_hook(callback))):
             return False
         self.logger.record("time/collect_seconds", time.perf_counter() - started)
         callback.on_rollout_end()
         return True
 
-    def _collect(self, collector: Collector, env: MultiTaskVecEnv) -> bool:
-        """Collect, keep and note the episodes of one iteration.
+    def _collect(self, collector: Collector) -> bool:
+        """Collect the episodes of one iteration, keep them for ``train``, and log their statistics.
 
-        :param collector: how
-        :param env: where its tasks come from
-        :return: False if the collection was ended
+        :param collector: collector bound to the training environment and the callback
+        :return: whether to go on; False if the callback ended the collection
         """
         raise NotImplementedError

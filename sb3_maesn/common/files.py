@@ -1,4 +1,4 @@
-"""Files that are whole or absent."""
+"""Atomic writing: after an interruption every file is either the old or the new one, never a part of it."""
 
 import os
 from collections.abc import Callable, Iterator, Mapping
@@ -8,15 +8,16 @@ from typing import IO, Any
 
 
 def write_atomically(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
-    """Write a file beside its place and move it there, so that an interruption leaves the old file whole.
+    """Write a temporary file and move it to its place, so that an interruption leaves the old file intact.
 
-    :param path: the file; its folder is made
-    :param write: writes to the open file
+    :param path: path of the file; its folder is created if missing
+    :param write: function that writes the content to the open file
+    :raises OSError: if the file cannot be written; ``filename`` is ``path``
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = _beside(path)
+    partial = _temporary_path(path)
     try:
-        with _naming(path), open(partial, "wb") as file:
+        with _errors_about(path), open(partial, "wb") as file:
             write(file)
         os.replace(partial, path)
     finally:
@@ -24,16 +25,17 @@ def write_atomically(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
 
 
 def write_together(folder: Path, contents: Mapping[str, bytes]) -> None:
-    """Write several files; none takes its place before all are on the disk, so that a full disk leaves the old ones.
+    """Write several files and move them to their places once all are written, so that a full disk changes none.
 
-    :param folder: their folder, which is made
-    :param contents: by name; moved to their places in this order
+    :param folder: folder of the files, created if missing
+    :param contents: contents by file name; the files are moved in this order
+    :raises OSError: if a file cannot be written; ``filename`` is its path
     """
     folder.mkdir(parents=True, exist_ok=True)
-    partial = {name: _beside(folder / name) for name in contents}
+    partial = {name: _temporary_path(folder / name) for name in contents}
     try:
         for name, content in contents.items():
-            with _naming(folder / name), open(partial[name], "wb") as file:
+            with _errors_about(folder / name), open(partial[name], "wb") as file:
                 file.write(content)
         for name, path in partial.items():
             os.replace(path, folder / name)
@@ -43,8 +45,8 @@ def write_together(folder: Path, contents: Mapping[str, bytes]) -> None:
 
 
 @contextmanager
-def _naming(path: Path) -> Iterator[None]:
-    """Let an error say which file was to be written, which that of a full disk does not."""
+def _errors_about(path: Path) -> Iterator[None]:
+    """Set the file name of an OSError: the error of a full disk has none, others name the temporary file."""
     try:
         yield
     except OSError as error:
@@ -52,5 +54,5 @@ def _naming(path: Path) -> Iterator[None]:
         raise
 
 
-def _beside(path: Path) -> Path:
+def _temporary_path(path: Path) -> Path:
     return path.with_name(f".{path.name}.{os.getpid()}.partial")

@@ -1,4 +1,4 @@
-"""Products with the Hessian of a function at its minimum, by the Jacobian of what it is a function of."""
+"""Products with the Hessian of a composed function, at a minimum of the outer function."""
 
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -7,13 +7,13 @@ import torch as th
 
 
 class Composition(NamedTuple):
-    """f(g(x)), where f is at its minimum.
+    """Composed function f(g(x)), evaluated where f is at its minimum.
 
-    The Hessian of f(g(x)) is J^T H J, with J that of g and H that of f, plus what the gradient of f makes of the
-    curvature of g. At the minimum of f the second part is zero, and without it the product costs a third less.
+    The Hessian of f(g(x)) is J^T H J, with the Jacobian J of g and the Hessian H of f, plus a term with the gradient of
+    f and the curvature of g. At the minimum of f that term is zero; without it, a product costs a third less.
 
     :param inner: g(x), with its graph
-    :param outer: f, a scalar function of tensors like these
+    :param outer: scalar function f of tensors shaped like ``inner``
     """
 
     inner: Sequence[th.Tensor]
@@ -21,24 +21,25 @@ class Composition(NamedTuple):
 
     @property
     def value(self) -> th.Tensor:
-        """f(g(x)), with its graph."""
+        """Value f(g(x)), with its graph."""
         return self.outer(self.inner)
 
 
 class _Jacobian:
-    """Products with the Jacobian J of some tensors in others.
+    """Products with the Jacobian J of some tensors with respect to others.
 
-    :param outputs: with their graph
+    :param outputs: tensors with their graph
     :param inputs: leaves of that graph
     """
 
     def __init__(self, outputs: Sequence[th.Tensor], inputs: Sequence[th.Tensor]):
         self.outputs, self.inputs = list(outputs), list(inputs)
-        # J^T u is linear in u, and its derivative there is J
+        # J^T u is linear in u, so the derivative of its product with v is J v
         self.duals = [th.zeros_like(output).requires_grad_() for output in outputs]
         self.pulled = self._pull(self.duals, create_graph=True)
 
     def _pull(self, vectors: Sequence[th.Tensor], create_graph: bool) -> tuple[th.Tensor, ...]:
+        """Compute J^T times vectors, with a graph of its own if ``create_graph``."""
         return th.autograd.grad(
             self.outputs,
             self.inputs,
@@ -50,16 +51,18 @@ class _Jacobian:
         )
 
     def pull(self, vectors: Sequence[th.Tensor]) -> tuple[th.Tensor, ...]:
-        """J^T times vectors, shaped like the inputs.
+        """Compute J^T times vectors.
 
-        :param vectors: shaped like the outputs
+        :param vectors: vectors shaped like the outputs
+        :return: products shaped like the inputs
         """
         return self._pull(vectors, create_graph=False)
 
     def push(self, vectors: Sequence[th.Tensor]) -> tuple[th.Tensor, ...]:
-        """J times vectors, shaped like the outputs.
+        """Compute J times vectors.
 
-        :param vectors: shaped like the inputs
+        :param vectors: vectors shaped like the inputs
+        :return: products shaped like the outputs
         """
         pairs = [pair for pair in zip(self.pulled, vectors, strict=True) if pair[0].requires_grad]
         pulled, used = ([pair[i] for pair in pairs] for i in (0, 1))
@@ -69,11 +72,11 @@ class _Jacobian:
 def hessian_product(
     composition: Composition, inputs: Sequence[th.Tensor]
 ) -> Callable[[Sequence[th.Tensor]], tuple[th.Tensor, ...]]:
-    """The product of vectors with the Hessian.
+    """Prepare products of vectors with the Hessian of a composed function.
 
-    :param composition: a function of the inputs
+    :param composition: composed function of the inputs
     :param inputs: leaves of its graph
-    :return: from vectors shaped like the inputs to such vectors
+    :return: function from vectors shaped like the inputs to their products, which have the same shapes
     """
     varying = [i for i, part in enumerate(composition.inner) if part.requires_grad]
     jacobian = _Jacobian([composition.inner[i] for i in varying], inputs)

@@ -1,4 +1,4 @@
-"""The meta step without a trust region: a few gradient steps on one batch, as PPO makes them."""
+"""The meta step without a trust region: a few gradient steps on one batch, as in PPO."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -17,16 +17,16 @@ def gradient_steps(
     optimizer: th.optim.Optimizer,
     n_steps: int,
 ) -> StepResult:
-    """Raise the objective by gradient steps, which change the parameters in place.
+    """Maximise the objective by gradient steps, which change the parameters in place.
 
-    :param evaluate: objective and its parts, as functions of the parameters whose values add up
-    :param parameters: of which the optimiser changes those that it has
-    :param optimizer: its state goes on from step to step and from batch to batch
-    :param n_steps: at least 1
-    :return: the new parameters and what happened
+    :param evaluate: objective and its terms, as functions of the parameters whose values add up
+    :param parameters: parameters of the objective; only those that the optimiser holds are changed
+    :param optimizer: optimiser, whose state persists across steps and batches
+    :param n_steps: number of steps, at least 1
+    :return: new parameters and outcome of the step
     """
     values = []
-    optimizer.zero_grad()  # of what the objective does not contain
+    optimizer.zero_grad()  # also of parameters that the objective does not contain
     with Workers() as workers:
         for _ in range(n_steps):
             value, gradient = value_and_gradient(evaluate, parameters, workers)

@@ -1,4 +1,7 @@
-"""Intrinsic reward for what is learned about the dynamics: VIME (Houthooft et al. 2016, arXiv:1605.09674)."""
+"""Intrinsic reward for information gain about the dynamics.
+
+Equations and sections refer to VIME (Houthooft et al. 2016, arXiv:1605.09674).
+"""
 
 from collections import deque
 from collections.abc import Sequence
@@ -18,7 +21,7 @@ from sb3_maesn.common.bayesian_network import (
     variational_loss,
 )
 
-#: Transitions whose gradients are held at once.
+#: Number of transitions whose gradients are in memory at the same time.
 CHUNK = 1024
 
 
@@ -31,23 +34,23 @@ def information_gain(
     likelihood_std: float = 1.0,
     step_size: float = 1.0,
 ) -> th.Tensor:
-    """What each transition alone would teach: KL(q(phi + lambda dphi) || q(phi)) to second order, Eq. 16.
+    """Compute the information gain of each transition, KL(q(phi + lambda dphi) || q(phi)) to second order, Eq. 16.
 
-    dphi = H^-1 grad l is the Newton step on l = KL(q(phi') || q(phi)) - E_q[log p(transition)], H the KL's Hessian, so
-    that the KL is lambda^2 / 2 grad l^T H^-1 grad l.
+    dphi = H^-1 grad l is the Newton step on l = KL(q(phi') || q(phi)) - E_q[log p(transition)], where H is the Hessian
+    of the KL. The gain is then lambda^2 / 2 grad l^T H^-1 grad l.
 
-    :param posterior: q(theta; phi)
+    :param posterior: variational posterior q(theta; phi)
     :param sizes: units of each layer of the dynamics network
     :param inputs: states and actions (N, n_in)
     :param targets: next states (N, n_out)
-    :param noise: standard normal draws (S, P) of the weights; all transitions are judged by the same
+    :param noise: standard normal noise of the draws of the weights, which all transitions share (S, P)
     :param likelihood_std: standard deviation of the targets around the network's output
-    :param step_size: lambda
-    :return: nats (N,)
+    :param step_size: step size lambda
+    :return: information gains in nats (N,)
     """
 
     def loss(mean: th.Tensor, rho: th.Tensor, one_input: th.Tensor, one_target: th.Tensor) -> th.Tensor:
-        # at phi' = phi the KL between them has no gradient
+        # the KL term of l is left out: its gradient at phi' = phi is 0
         q = WeightPosterior(mean, rho)
         return -expected_log_likelihood(q, sizes, one_input[None], one_target[None], noise, likelihood_std).squeeze()
 
@@ -58,11 +61,11 @@ def information_gain(
 
 
 class Transitions(NamedTuple):
-    """N steps of an environment as vectors.
+    """N environment transitions as vectors.
 
-    :param observations: (N, O)
-    :param actions: (N, A)
-    :param next_observations: (N, O)
+    :param observations: observations (N, O)
+    :param actions: actions (N, A)
+    :param next_observations: observations after the actions (N, O)
     """
 
     observations: th.Tensor
@@ -71,9 +74,10 @@ class Transitions(NamedTuple):
 
 
 class TransitionPool:
-    """The latest transitions, of which the dynamics are learned (section 2.5).
+    """Replay pool of the latest transitions, from which the dynamics model learns (section 2.5).
 
-    :param capacity: how many are kept
+    :param capacity: largest number of transitions in the pool
+    :raises ValueError: if the capacity is below 1
     """
 
     def __init__(self, capacity: int) -> None:
@@ -86,25 +90,29 @@ class TransitionPool:
         return 0 if self.transitions is None else len(self.transitions.observations)
 
     def add(self, new: Transitions) -> None:
-        """Append transitions; the oldest make room.
+        """Append transitions and drop the oldest ones beyond the capacity.
 
-        :param new: (N, ...)
+        :param new: transitions (N, ...)
         """
         parts = new if self.transitions is None else map(th.cat, zip(self.transitions, new, strict=True))
         self.transitions = Transitions(*(part[-self.capacity :] for part in parts))
 
     def sample(self, n: int, generator: th.Generator) -> Transitions:
-        """Draw transitions with replacement.
+        """Draw transitions uniformly with replacement.
 
-        :param n: how many
-        :param generator: source of the choice
+        :param n: number of transitions
+        :param generator: random generator
+        :return: transitions (n, ...)
         """
         assert self.transitions is not None
         chosen = th.randint(len(self), (n,), generator=generator)
         return Transitions(*(part[chosen] for part in self.transitions))
 
     def scale(self) -> Transitions:
-        """Mean and standard deviation of observations and actions (2, .); next observations share the observations'."""
+        """Compute means and standard deviations for normalisation; next observations use those of observations.
+
+        :return: mean and standard deviation of each part (2, O), (2, A), (2, O)
+        """
         assert self.transitions is not None
         observations, actions = (_mean_and_std(part) for part in self.transitions[:2])
         return Transitions(observations, actions, observations)
@@ -112,15 +120,15 @@ class TransitionPool:
 
 def _mean_and_std(values: th.Tensor) -> th.Tensor:
     mean, std = values.mean(dim=0), values.std(dim=0, correction=0)
-    return th.stack([mean, th.where(std > 1e-6, std, 1.0)])  # what has never varied stays near 0
+    return th.stack([mean, th.where(std > 1e-6, std, 1.0)])  # a constant component is only centred
 
 
 def as_vectors(values: np.ndarray, space: spaces.Space) -> th.Tensor:
-    """SB3's preprocessing, one-hot for discrete spaces.
+    """Turn observations or actions into vectors by SB3's preprocessing, one-hot for discrete spaces.
 
     :param values: elements of the space (..., *shape)
-    :param space: the space
-    :return: (N, size)
+    :param space: observation or action space
+    :return: vectors (N, size)
     """
     tensor = th.as_tensor(values).reshape(-1, *(space.shape or ()))  # (..., *shape) -> (N, *shape)
     processed = preprocess_obs(tensor, space)
@@ -129,11 +137,11 @@ def as_vectors(values: np.ndarray, space: spaces.Space) -> th.Tensor:
 
 
 def action_vectors(actions: np.ndarray, space: spaces.Space) -> th.Tensor:
-    """Actions as the environment gets them: clipped to a Box.
+    """Turn sampled actions into vectors as the environment receives them, clipped to a Box.
 
-    :param actions: as sampled (..., A), or integers
-    :param space: the action space
-    :return: (N, size)
+    :param actions: actions as sampled (..., A), or integers (...)
+    :param space: action space
+    :return: vectors (N, size)
     """
     if isinstance(space, spaces.Box):
         actions = np.clip(actions, space.low.ravel(), space.high.ravel())
@@ -141,19 +149,20 @@ def action_vectors(actions: np.ndarray, space: spaces.Space) -> th.Tensor:
 
 
 class Curiosity(nn.Module):
-    """A Bayesian model of the dynamics, learned from a replay pool, and the reward for learning about them.
+    """Bayesian model of the dynamics that learns from a replay pool, and the intrinsic reward that it gives.
 
-    :param n_observations: O
-    :param n_actions: A
-    :param n_hidden: units of the hidden layers
-    :param pool_size: transitions in the replay pool
-    :param learning_rate: of the model
-    :param prior_std: of the weights
-    :param likelihood_std: of the normalised next observations around the model's prediction
-    :param n_samples: draws of the weights for each estimate
-    :param n_data: transitions that the posterior is to believe to have seen; None for those in the pool
-    :param n_medians: iterations over whose medians the reward's scale averages
-    :param seed: of the initial weights
+    :param n_observations: size of an observation vector (O)
+    :param n_actions: size of an action vector (A)
+    :param n_hidden: units of each hidden layer
+    :param pool_size: largest number of transitions in the replay pool
+    :param learning_rate: learning rate of Adam
+    :param prior_std: standard deviation of the weights' prior
+    :param likelihood_std: standard deviation of the normalised next observation around the prediction
+    :param n_samples: number of draws of the weights in each estimate (S)
+    :param n_data: number of transitions in the bound of Eq. 10, by which the KL to the prior is divided; None for the
+        number in the pool
+    :param n_medians: number of iterations over whose median gains the scale of the reward averages
+    :param seed: seed of the initial weights
     """
 
     def __init__(
@@ -181,18 +190,18 @@ class Curiosity(nn.Module):
         self.medians: deque[float] = deque(maxlen=n_medians)
 
     def posterior(self) -> WeightPosterior:
-        """The variational posterior of the weights."""
+        """Return the variational posterior of the weights."""
         return WeightPosterior(self.mean, self.rho)
 
     def rewards(self, transitions: Transitions, generator: th.Generator) -> th.Tensor:
-        """Information gains over their typical size: the mean of the last iterations' medians (section 2.5).
+        """Add transitions to the pool and compute their intrinsic rewards, before the model learns from them.
 
-        The step size lambda of Eq. 16 cancels. The transitions enter the pool first, whose mean and spread normalise
-        them, but the model has not learned from them yet.
+        A reward is the information gain divided by the mean of the last iterations' median gains (section 2.5), so the
+        step size lambda of Eq. 16 cancels. The pool, with the new transitions, gives the normalisation.
 
-        :param transitions: of one iteration (N, ...)
-        :param generator: source of the weights' draws
-        :return: (N,)
+        :param transitions: transitions of one iteration (N, ...)
+        :param generator: random generator of the draws of the weights
+        :return: intrinsic rewards (N,)
         """
         self.pool.add(transitions)
         posterior = WeightPosterior(self.mean.detach(), self.rho.detach())
@@ -202,12 +211,12 @@ class Curiosity(nn.Module):
         return gains / max(float(np.mean(self.medians)), 1e-12)
 
     def learn(self, n_updates: int, batch_size: int, generator: th.Generator) -> float:
-        """Fit the model to the pool.
+        """Fit the model to the pool by gradient steps on the negative evidence lower bound.
 
-        :param n_updates: gradient steps
-        :param batch_size: transitions of each
-        :param generator: source of batches and of the weights' draws
-        :return: mean loss (Eq. 10, per transition)
+        :param n_updates: number of gradient steps
+        :param batch_size: number of transitions in each step
+        :param generator: random generator of the batches and of the draws of the weights
+        :return: mean loss (Eq. 10 per transition) in nats; NaN without steps
         """
         losses = []
         for _ in range(n_updates):
@@ -225,26 +234,26 @@ class Curiosity(nn.Module):
             loss.backward()
             self.optimizer.step()
             losses.append(loss.item())
-        return float(np.mean(losses))
+        return float(np.mean(losses)) if losses else float("nan")
 
     def _noise(self, generator: th.Generator) -> th.Tensor:
         return th.randn(self.n_samples, n_weights(self.sizes), generator=generator)
 
     def _pairs(self, transitions: Transitions) -> tuple[th.Tensor, th.Tensor]:
-        """Normalised inputs (N, O + A) and targets (N, O)."""
+        """Normalise transitions into inputs (N, O + A) and targets (N, O) of the model."""
         pairs = zip(transitions, self.pool.scale(), strict=True)
         observations, actions, following = ((values - scale[0]) / scale[1] for values, scale in pairs)
         return th.cat([observations, actions], dim=1), following
 
     def get_extra_state(self) -> dict[str, Any]:
-        """The pool and the reward's scale, for ``state_dict``."""
+        """Return the pool and the recent median gains, which ``state_dict`` includes."""
         pool = None if self.pool.transitions is None else list(self.pool.transitions)
         return {"pool": pool, "medians": list(self.medians)}
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
-        """Restore what :meth:`get_extra_state` returned.
+        """Restore the pool and the recent median gains.
 
-        :param state: from a ``state_dict``
+        :param state: value returned by :meth:`get_extra_state`
         """
         self.pool.transitions = None if state["pool"] is None else Transitions(*state["pool"])
         self.medians.clear()

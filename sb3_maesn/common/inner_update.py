@@ -1,41 +1,49 @@
-"""The inner update: the only adaptation code, for meta-training and for test time.
+"""The inner update, which is the only adaptation code for meta-training and for test time.
 
 Equations refer to Gupta et al. 2018 (arXiv:1802.07245).
 """
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeAlias
 
 import torch as th
 
+from sb3_maesn.common.balancing import Prices, episode_prices
 from sb3_maesn.common.distributions import ActionDistribution, DiagGaussian
 from sb3_maesn.common.objectives import episode_std, normalise_episodes, normalise_steps
 from sb3_maesn.common.type_aliases import Adapted, EpisodeBatch, NamedParameters, Rollout, StepSizes, TaskBatch
 
 ActorFunction: TypeAlias = Callable[[NamedParameters, th.Tensor, th.Tensor], ActionDistribution]
-"""(theta, observations (..., *obs_shape), latents (..., L)) -> distribution (..., A); latents with fewer leading
-dimensions are shared by the first ones"""
+"""Actor: (theta, observations (..., *obs_shape), latents (..., L)) -> action distributions (..., A).
+
+Latents may have fewer leading dimensions than observations; they are then broadcast over the first dimensions.
+"""
 
 INNER_UPDATES = ("likelihood_ratio", "reparameterised", "reward_weighted")
+"""Estimators of the latents' inner update."""
 MIN_WEIGHTED_STD = 0.05
-BALANCE_TOLERANCE, MAX_BALANCE_ITERATIONS = 0.05, 1000
+"""Smallest standard deviation of the reward-weighted target, added in quadrature."""
+EQUAL_RETURNS = 1e-6  # std of returns, relative to the largest, below which they differ by rounding only
+"""Tolerance and iteration limit of the balancing prices; the tolerance is in the log of an episode's total weight."""
 NEVER = -1e30
-"""A log weight whose softmax is 0, but no NaN where all are so."""
+"""Log weight that a softmax turns into 0; finite, so that the softmax of such values alone is not NaN."""
 
 
 @dataclass(frozen=True)
 class InnerUpdate:
-    """Which update is made.
+    """Settings of the inner update.
 
-    :param estimator: one of ``INNER_UPDATES``
+    :param estimator: estimator of the latents' update, one of ``INNER_UPDATES``
     :param adapt_policy: whether theta is updated too (Eq. 4)
-    :param first_order: stop the gradient through the inner gradient
-    :param std_floor: least standard deviation by which episode advantages are normalised
-    :param balance: in the reward-weighted update of tasks that share their episodes, let every episode count the same
-        in sum over the tasks, so that the tasks divide the prior among them instead of crowding into a part of it
-    :param low_variance_curvature: take theta's gradient of ratios in place of log probabilities (ProMP)
+    :param first_order: whether the meta-gradient ignores the derivatives of the inner gradients
+    :param std_floor: lower bound on the standard deviation by which episode advantages are normalised
+    :param balance: whether the reward-weighted update of tasks that share their episodes gives all episodes the same
+        total weight, summed over the tasks, so that the tasks divide the prior among them instead of crowding into a
+        part of it
+    :param low_variance_curvature: whether theta's gradient is taken of probability ratios instead of log probabilities
+        (ProMP)
+    :raises ValueError: if the estimator is unknown
     """
 
     estimator: str = "likelihood_ratio"
@@ -51,20 +59,25 @@ class InnerUpdate:
 
     @property
     def thins(self) -> bool:
-        """Whether some of a rollout's steps give an estimate of the update; a reparameterised one sums over all."""
+        """Whether a subset of the rollout's time steps suffices to estimate the update.
+
+        This holds for theta's update, which averages over the steps, but not for the reparameterised update, which sums
+        over them. An update of the latents alone by one of the other estimators uses no single steps, so there is
+        nothing to thin.
+        """
         return self.adapt_policy and self.estimator != "reparameterised"
 
 
 def likelihood_ratio_gradient(
     omega: DiagGaussian, z: th.Tensor, advantages: th.Tensor, mask: th.Tensor
 ) -> DiagGaussian:
-    """Gradient of mean_k A_k log q(z_k) in (mean, log_std), in closed form (Eq. 5).
+    """Compute the gradient of mean_k A_k log q(z_k) with respect to (mean, log_std) in closed form (Eq. 5).
 
-    :param omega: q, (B, L) each
-    :param z: drawn latents, constants (B, K, L)
+    :param omega: latent distributions q, (B, L) each
+    :param z: drawn latents, treated as constants (B, K, L)
     :param advantages: advantages of the episodes (B, K)
-    :param mask: 1 for a valid episode (B, K)
-    :return: the gradient, (B, L) each
+    :param mask: 1 for a valid episode, else 0 (B, K)
+    :return: gradient, (B, L) each
     """
     weights = (advantages * mask / mask.sum(dim=1, keepdim=True).clamp(min=1.0)).unsqueeze(-1)  # (B, K, 1)
     inverse_std = th.exp(-omega.log_std).unsqueeze(1)  # (B, 1, L)
@@ -74,11 +87,11 @@ def likelihood_ratio_gradient(
 
 
 def sample_z(omega: DiagGaussian, noise: th.Tensor) -> th.Tensor:
-    """Reparameterised latents z = mean + std * eps.
+    """Compute reparameterised latents z = mean + std * eps.
 
-    :param omega: q, (B, L) each
-    :param noise: eps (B, K, L)
-    :return: z (B, K, L)
+    :param omega: latent distributions q, (B, L) each
+    :param noise: standard normal noise eps (B, K, L)
+    :return: latents z (B, K, L)
     """
     return omega.mean.unsqueeze(1) + th.exp(omega.log_std).unsqueeze(1) * noise
 
@@ -86,14 +99,14 @@ def sample_z(omega: DiagGaussian, noise: th.Tensor) -> th.Tensor:
 def apply_actor(
     actor: ActorFunction, theta: NamedParameters, adapted: Adapted, observations: th.Tensor, z: th.Tensor
 ) -> ActionDistribution:
-    """Action distributions of all tasks at once, with the shared or each task's own theta.
+    """Compute the action distributions of all tasks at once, with a shared theta or each task's own.
 
-    :param actor: the actor as a function of its parameters
-    :param theta: the shared theta, used where ``adapted`` has none
-    :param adapted: the tasks' adapted values
+    :param actor: actor as a function of its parameters
+    :param theta: shared policy parameters, used if ``adapted`` has none
+    :param adapted: latent distributions of the B tasks, and their own policy parameters where these are adapted
     :param observations: preprocessed observations (T, B, K, *obs_shape)
     :param z: latents (B, K, L)
-    :return: distributions (T, B, K, A)
+    :return: action distributions (T, B, K, A)
     """
     if adapted.theta is None:
         return actor(theta, observations, z)
@@ -109,20 +122,20 @@ def action_surrogate(
     advantages: th.Tensor,
     low_variance_curvature: bool = False,
 ) -> th.Tensor:
-    """Sum over tasks of mean_k sum_t A_t log pi(a_t | s_t, mean + std * eps_k).
+    """Compute the sum over tasks of mean_k sum_t A_t log pi(a_t | s_t, mean + std * eps_k).
 
-    Its gradient in a task's values is that task's policy gradient. With pi / pi_old in place of log pi, the gradient
-    where the values acted is the same. Its own derivative has A_t grad log pi grad log pi^T beside A_t grad^2 log pi,
-    and so says what other actions would have made of the update (the low variance curvature estimator: Rothfuss et al.
-    2019, arXiv:1810.06784, section 5).
+    Its gradient with respect to a task's adapted values is that task's policy gradient. With pi / pi_old in place of
+    log pi, the gradient at the values that acted is the same, but its derivative contains A_t grad log pi grad log pi^T
+    in addition to A_t grad^2 log pi, and so accounts for the effect of other actions on the update (low variance
+    curvature estimator: Rothfuss et al. 2019, arXiv:1810.06784, section 5).
 
-    :param actor: the actor as a function of its parameters
-    :param theta: the shared theta
-    :param adapted: the tasks' values
-    :param rollout: the tasks' episodes
+    :param actor: actor as a function of its parameters
+    :param theta: shared policy parameters, used if ``adapted`` has none
+    :param adapted: latent distributions of the B tasks, and their own policy parameters where these are adapted
+    :param rollout: episodes of the tasks
     :param advantages: advantages of the steps (T, B, K)
-    :param low_variance_curvature: take ratios in place of log probabilities
-    :return: a scalar
+    :param low_variance_curvature: whether to use probability ratios instead of log probabilities
+    :return: surrogate, a scalar
     """
     z = sample_z(adapted.omega, rollout.noise)
     log_prob = apply_actor(actor, theta, adapted, rollout.observations, z).log_prob(rollout.actions)
@@ -134,90 +147,51 @@ def action_surrogate(
 def reparameterised_gradient(
     actor: ActorFunction, theta: NamedParameters, adapted: Adapted, rollout: Rollout, advantages: th.Tensor
 ) -> DiagGaussian:
-    """Gradient of the action surrogate in (mean, log_std), with its graph: Eq. 3 through the policy.
+    """Compute the gradient of the action surrogate with respect to (mean, log_std), through the policy (Eq. 3).
 
-    :param actor: the actor as a function of its parameters
-    :param theta: the shared theta
-    :param adapted: the tasks' values before this update, whose omega must require gradients
-    :param rollout: the tasks' episodes
+    :param actor: actor as a function of its parameters
+    :param theta: shared policy parameters, used if ``adapted`` has none
+    :param adapted: values of the B tasks before this update, whose omega must require gradients
+    :param rollout: episodes of the tasks
     :param advantages: advantages of the steps (T, B, K)
-    :return: the gradient, (B, L) each
+    :return: gradient with its graph, (B, L) each
     """
-    if adapted.omega.mean.numel() == 0:  # a policy without a latent does not depend on one
+    if adapted.omega.mean.numel() == 0:  # autograd refuses tensors on which the result does not depend
         return adapted.omega
     objective = action_surrogate(actor, theta, adapted, rollout, advantages)
     return DiagGaussian(*th.autograd.grad(objective, list(adapted.omega), create_graph=True))
 
 
-def reward_weighted_target(
-    omega: DiagGaussian, noise: th.Tensor, advantages: th.Tensor, mask: th.Tensor, log_temperature: th.Tensor
-) -> DiagGaussian:
-    """Mean and log std of the drawn latents, weighted by softmax(A / temperature).
+def reward_weighted_target(omega: DiagGaussian, noise: th.Tensor, scores: th.Tensor, mask: th.Tensor) -> DiagGaussian:
+    """Compute the mean and log std of the drawn latents, weighted by the softmax of their scores.
 
-    :param omega: q, (B, L) each
-    :param noise: eps (B, K, L)
-    :param advantages: normalised advantages of the episodes (B, K)
-    :param mask: 1 for a valid episode (B, K); at least one a task
-    :param log_temperature: log of the softmax's temperature, a scalar
-    :return: the target, (B, L) each
+    :param omega: latent distributions q, (B, L) each
+    :param noise: standard normal noise eps of the latents (B, K, L)
+    :param scores: unnormalised log weights of the episodes, such as advantages over a temperature (B, K)
+    :param mask: 1 for a valid episode, else 0; at least one valid episode per task (B, K)
+    :return: target distributions, (B, L) each
     """
     z = sample_z(omega, noise)
-    logits = (advantages * th.exp(-log_temperature)).masked_fill(mask == 0.0, NEVER)
-    weights = th.softmax(logits, dim=1).unsqueeze(-1)  # (B, K, 1)
+    weights = th.softmax(scores.masked_fill(mask == 0.0, NEVER), dim=1).unsqueeze(-1)  # (B, K, 1)
     mean = (weights * z).sum(dim=1)
     variance = (weights * (z - mean.unsqueeze(1)).square()).sum(dim=1)
     return DiagGaussian(mean, 0.5 * th.log(variance + MIN_WEIGHTED_STD**2))
 
 
-def episode_prices(scores: th.Tensor, mask: th.Tensor, groups: th.Tensor) -> th.Tensor:
-    """What to subtract from the tasks' scores so that softmax weights use every shared episode equally.
+def balancing_prices(spec: InnerUpdate, step_sizes: StepSizes, episodes: EpisodeBatch) -> Prices | None:
+    """Compute the prices that :func:`inner_update` subtracts where tasks divide shared prior episodes among them.
 
-    Sinkhorn's iteration (Cuturi 2013, arXiv:1306.0895), until no episode's use is off by more than
-    ``BALANCE_TOLERANCE``; at most ``MAX_BALANCE_ITERATIONS``, which only scores far apart need.
+    They depend on the arguments alone, so a meta step needs to compute them only once for each temperature.
 
-    :param scores: log weights before normalisation (B, K)
-    :param mask: (B, K); a latent whose episode is not valid for every task of its group has no price
-    :param groups: the k-th episodes of the tasks of one group have one latent (B,)
-    :return: (B, K), the same for all tasks of a group, constants
-    """
-    prices = th.zeros_like(scores)
-    with th.no_grad():
-        for group in groups.unique():
-            members = groups == group  # (B,)
-            valid = (mask[members] > 0.0).all(dim=0)  # (K,)
-            own = scores[members][:, valid]  # (n, m)
-            if own.shape[1]:
-                prices[members.nonzero(), valid.nonzero().T] = _balancing_price(own)
-    return prices
-
-
-def _balancing_price(scores: th.Tensor) -> th.Tensor:
-    """The price of every column (1, m) by which softmax weights over the rows (n, m) use all columns equally."""
-    even = math.log(scores.shape[0] / scores.shape[1])
-    price = th.zeros_like(scores[:1])
-    for _ in range(MAX_BALANCE_ITERATIONS):
-        excess = th.logsumexp(th.log_softmax(scores - price, dim=1), dim=0) - even  # (m,), log of use over equal use
-        if excess.abs().max() < BALANCE_TOLERANCE:
-            break
-        price = price + excess
-    return price
-
-
-def balancing_prices(spec: InnerUpdate, step_sizes: StepSizes, episodes: EpisodeBatch) -> th.Tensor | None:
-    """The prices that :func:`inner_update` subtracts where tasks divide the prior's episodes among them.
-
-    They depend on nothing but the arguments, so that a meta step computes them once for each temperature.
-
-    :param spec: which update
-    :param step_sizes: only the temperature counts
-    :param episodes: the episodes that tasks share
-    :return: prices in units of the normalised advantages (B, K), constants; None where nothing is balanced
+    :param spec: settings of the inner update
+    :param step_sizes: step sizes, of which only the temperature matters
+    :param episodes: episodes that the tasks share
+    :return: prices (B, K); None if nothing is balanced
     """
     if not spec.balance or spec.estimator != "reward_weighted" or episodes.groups is None:
         return None
-    temperature = th.exp(step_sizes.log_temperature.detach())
     advantages = normalise_episodes(episodes.advantages, episodes.mask, spec.std_floor)
-    return temperature * episode_prices(advantages / temperature, episodes.mask, episodes.groups)
+    return episode_prices(advantages, step_sizes.log_temperature.detach(), episodes.mask, episodes.groups)
 
 
 def _omega_direction(
@@ -227,39 +201,50 @@ def _omega_direction(
     step_sizes: StepSizes,
     adapted: Adapted,
     batch: TaskBatch | EpisodeBatch,
-    prices: th.Tensor | None,
+    prices: Prices | None,
 ) -> DiagGaussian:
-    """What omega's step sizes multiply, (B, L) each."""
+    """Compute the direction that omega's step sizes multiply, (B, L) each."""
     episodes = batch.episodes if isinstance(batch, TaskBatch) else batch
     if spec.estimator == "reparameterised":
-        # dividing by the episodes' standard deviation gives both estimators the same expectation and scale
-        scale = episode_std(episodes.advantages, episodes.mask).clamp(min=spec.std_floor)
-        step_advantages = whole(batch).advantages / scale.view(1, -1, 1)
+        # dividing by the episodes' standard deviation gives both gradient estimators the same expectation and scale
+        step_advantages = whole(batch).advantages / _advantage_scale(spec, episodes).view(1, -1, 1)
         return reparameterised_gradient(actor, theta, adapted, whole(batch).rollout, step_advantages)
     advantages = normalise_episodes(episodes.advantages, episodes.mask, spec.std_floor)
     if spec.estimator == "reward_weighted":
         if prices is None:
             prices = balancing_prices(spec, step_sizes, episodes)
-        priced = advantages if prices is None else advantages - prices
-        return _reward_weighted_direction(adapted.omega, step_sizes.log_temperature, episodes, priced)
-    # the score function takes z as data: the estimator at other parameters uses the same draws
+        scores = advantages * th.exp(-step_sizes.log_temperature)
+        if prices is not None:
+            scores = scores - prices.at(step_sizes.log_temperature)
+        return _reward_weighted_direction(adapted.omega, episodes, scores)
+    # the likelihood-ratio estimator treats z as data: at other parameters it uses the same draws
     return likelihood_ratio_gradient(adapted.omega, episodes.latents, advantages, episodes.mask)
 
 
-def _reward_weighted_direction(
-    omega: DiagGaussian, log_temperature: th.Tensor, episodes: EpisodeBatch, advantages: th.Tensor
-) -> DiagGaussian:
-    """From omega to the reward-weighted target; zero for a task without a valid episode."""
-    target = reward_weighted_target(omega, episodes.noise, advantages, episodes.mask, log_temperature)
+def _advantage_scale(spec: InnerUpdate, episodes: EpisodeBatch) -> th.Tensor:
+    """Compute the std by which step advantages are divided (B, 1), infinite where all episodes are equally good.
+
+    Then nothing prefers one latent to another; rounding errors alone would be left, divided by almost nothing.
+    """
+    std = episode_std(episodes.advantages, episodes.mask)
+    magnitude = (episodes.advantages * episodes.mask).abs().amax(dim=1, keepdim=True)
+    equal = std <= EQUAL_RETURNS * magnitude
+    return std.clamp(min=spec.std_floor).masked_fill(equal, th.inf)
+
+
+def _reward_weighted_direction(omega: DiagGaussian, episodes: EpisodeBatch, scores: th.Tensor) -> DiagGaussian:
+    """Compute the difference between the reward-weighted target and omega, zero for a task without a valid episode."""
+    target = reward_weighted_target(omega, episodes.noise, scores, episodes.mask)
     known = episodes.mask.amax(dim=1, keepdim=True)  # (B, 1)
     return DiagGaussian((target.mean - omega.mean) * known, (target.log_std - omega.log_std) * known)
 
 
 def whole(batch: TaskBatch | EpisodeBatch) -> TaskBatch:
-    """The batch, if it has the single steps of each task's own episodes.
+    """Return the batch if it contains the single time steps of each task's own episodes, else raise an error.
 
-    :param batch: of an inner update
-    :raises ValueError: if it has not
+    :param batch: data of an inner update
+    :return: the batch
+    :raises ValueError: if the batch contains whole-episode data only
     """
     if not isinstance(batch, TaskBatch):
         raise ValueError("this inner update needs each task's own episodes: n_prior_episodes must be None")
@@ -274,26 +259,29 @@ def _theta_gradient(
     batch: TaskBatch,
     with_graph: bool,
 ) -> NamedParameters:
-    """Gradient of the mean step's log pi * A in each task's theta (Eq. 4), with a leading B.
+    """Compute the gradient of the mean over steps of A log pi with respect to each task's theta (Eq. 4).
 
-    It has its graph, or is a constant.
+    :return: gradients by parameter name, with a leading B, with their graph if ``with_graph``
     """
     mask = batch.rollout.mask
-    own = adapted.theta
-    if own is None:
-        own = {name: value.expand(mask.shape[1], *value.shape) for name, value in theta.items()}
-    own = {name: _differentiable(value) for name, value in own.items()}
+    own_theta = adapted.theta
+    if own_theta is None:
+        own_theta = {name: value.expand(mask.shape[1], *value.shape) for name, value in theta.items()}
+    own_theta = {name: _differentiable(value) for name, value in own_theta.items()}
     advantages = normalise_steps(batch.advantages, mask)
     mean_length = mask.sum(dim=(0, 2)) / mask[0].sum(dim=1).clamp(min=1.0)  # (B,)
     scaled = advantages / mean_length.clamp(min=1.0).view(1, -1, 1)
-    at = Adapted(adapted.omega, own)
-    objective = action_surrogate(actor, theta, at, batch.rollout, scaled, spec.low_variance_curvature)
-    gradients = th.autograd.grad(objective, list(own.values()), create_graph=with_graph)
-    return dict(zip(own, gradients, strict=True))
+    values = Adapted(adapted.omega, own_theta)
+    objective = action_surrogate(actor, theta, values, batch.rollout, scaled, spec.low_variance_curvature)
+    gradients = th.autograd.grad(objective, list(own_theta.values()), create_graph=with_graph)
+    return dict(zip(own_theta, gradients, strict=True))
 
 
 def _differentiable(value: th.Tensor) -> th.Tensor:
-    """The value itself inside a meta-gradient's graph; at collection and test time, where there is none, a new leaf."""
+    """Return the value itself if it requires gradients, else a new leaf that does.
+
+    A value requires gradients inside a meta-gradient's graph; it does not during collection and at test time.
+    """
     return value if value.requires_grad else value.detach().requires_grad_()
 
 
@@ -304,18 +292,21 @@ def inner_update(
     step_sizes: StepSizes,
     adapted: Adapted,
     batch: TaskBatch | EpisodeBatch,
-    prices: th.Tensor | None = None,
+    prices: Prices | None = None,
 ) -> Adapted:
-    """One inner update of all tasks at once, differentiable in every argument that requires gradients (Eqs. 3 and 4).
+    """Make one inner update of all tasks at once (Eqs. 3 and 4).
 
-    :param spec: which update
-    :param actor: the actor as a function of its parameters
-    :param theta: the shared theta
-    :param step_sizes: what the directions are multiplied by
-    :param adapted: the tasks' values before the update
-    :param batch: episodes collected with these values
-    :param prices: what :func:`balancing_prices` gave for these arguments, computed anew where None
-    :return: the tasks' values after the update
+    The result is differentiable in every argument that requires gradients.
+
+    :param spec: settings of the inner update
+    :param actor: actor as a function of its parameters
+    :param theta: shared policy parameters
+    :param step_sizes: step sizes and temperature
+    :param adapted: values of the B tasks before the update
+    :param batch: data of the episodes collected with these values
+    :param prices: result of :func:`balancing_prices` for these arguments; None to compute it
+    :return: values of the B tasks after the update
+    :raises ValueError: if the update needs single time steps and the batch has none
     """
     with_graph = th.is_grad_enabled() and not spec.first_order
     with th.enable_grad():

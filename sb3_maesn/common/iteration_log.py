@@ -1,4 +1,4 @@
-"""What is logged of a meta-iteration, under SB3's names where it has one."""
+"""Log entries of a meta-iteration, named as in SB3 where it has a name for them."""
 
 import numpy as np
 
@@ -6,14 +6,17 @@ from sb3_maesn.common.type_aliases import EpisodeBatch, MetaBatch, MetaParameter
 
 
 def collection_record(batch: MetaBatch) -> dict[str, float]:
-    """Of the episodes; those after the inner updates are in SB3's own episode statistics.
+    """Compute the log entries for the collected episodes.
 
-    :param batch: the meta-iteration's data
+    Post-update episodes are logged through SB3's own statistics.
+
+    :param batch: data of the meta-iteration
+    :return: values by their keys in the log
     """
     n_diverged = batch.post.rollout.n_diverged + sum(summary.n_diverged for summary in batch.pre_summaries)
     record = {"rollout/n_diverged": float(n_diverged)}
     shared = any(isinstance(pre, EpisodeBatch) and pre.groups is not None for pre in batch.pre)
-    if shared or not batch.pre_summaries:  # the returns of shared episodes are those of one task only
+    if shared or not batch.pre_summaries:  # shared episodes have returns of one task of each group only
         return record
     first = batch.pre_summaries[0]
     if first.returns.size:
@@ -24,14 +27,15 @@ def collection_record(batch: MetaBatch) -> dict[str, float]:
 
 
 def step_record(result: StepResult, params: MetaParameters, batch: MetaBatch, inner_update: str) -> dict[str, float]:
-    """Of the meta step.
+    """Compute the log entries for the meta step.
 
-    :param result: what the step did
-    :param params: the meta-parameters after it
-    :param batch: the meta-iteration's data
-    :param inner_update: name of the inner update
+    :param result: outcome of the step
+    :param params: meta-parameters after the step
+    :param batch: data of the meta-iteration
+    :param inner_update: estimator of the latents' inner update
+    :return: values by their keys in the log
     """
-    after, steps = result.after, params.step_sizes
+    after, step_sizes = result.after, params.step_sizes
     record = {
         "train/surrogate": after.surrogate.item(),
         "train/kl_divergence": after.kl.item(),
@@ -43,13 +47,14 @@ def step_record(result: StepResult, params: MetaParameters, batch: MetaBatch, in
         record["train/n_backtracks"] = float(result.n_backtracks)
     if "log_std" in params.theta:
         record["train/std"] = params.theta["log_std"].exp().mean().item()
-    if steps.mean.numel() > 0:
+    if step_sizes.mean.numel() > 0:
         record["train/latent_std"] = params.omega.log_std.exp().mean().item()
         record["train/latent_mean_norm"] = params.omega.mean.norm(dim=-1).mean().item()
-        record["train/step_size_mean"] = steps.mean.mean().item()
-        record["train/step_size_log_std"] = steps.log_std.mean().item()
+        record["train/step_size_mean"] = step_sizes.mean.mean().item()
+        record["train/step_size_log_std"] = step_sizes.log_std.mean().item()
     if inner_update == "reward_weighted":
-        record["train/temperature"] = steps.log_temperature.exp().item()
-    if steps.theta:
-        record["train/step_size_policy"] = float(np.mean([step.mean().item() for step in steps.theta.values()]))
+        record["train/temperature"] = step_sizes.log_temperature.exp().item()
+    if step_sizes.theta:
+        means = [step_size.mean().item() for step_size in step_sizes.theta.values()]
+        record["train/step_size_policy"] = float(np.mean(means))
     return record

@@ -1,4 +1,4 @@
-"""The base of the on-policy meta-learners: collect, adapt, collect again, take one trust-region step."""
+"""Base class of the on-policy meta-learners: collect, adapt, collect again, take one trust-region step."""
 
 import time
 from collections.abc import Mapping, Sequence
@@ -36,65 +36,70 @@ SelfMetaOnPolicyAlgorithm = TypeVar("SelfMetaOnPolicyAlgorithm", bound="MetaOnPo
 
 
 class MetaOnPolicyAlgorithm(AdaptableAlgorithm):
-    """Meta-learning with a likelihood-ratio, reparameterised or reward-weighted inner update and a TRPO meta step.
+    """Meta-RL algorithm with an inner update of the latents (and optionally the policy) and a TRPO meta step.
 
     One meta-iteration collects ``n_episodes`` episodes of each of ``meta_batch_size`` tasks before each of
-    ``n_inner_steps`` inner updates and once after the last, then takes one trust-region step on all meta-parameters.
-    All randomness of iteration i comes from the seed and i alone, so that a run that is saved, loaded and continued
-    equals one that was never stopped.
+    ``n_inner_steps`` inner updates and once more after the last. It then takes one trust-region step on all
+    meta-parameters: theta, the latent distributions of the training tasks, and the step sizes. Equations refer to
+    Gupta et al. 2018 (arXiv:1802.07245). Resumes exactly (see :class:`EpisodicAlgorithm`).
 
-    :param policy: ``"LatentMlpPolicy"`` or a subclass of LatentActorCriticPolicy
-    :param env: an id of this package, a Gymnasium environment with tasks, or a VecEnv of such
-    :param learning_rate: of the critic (used with ``baseline="critic"``)
-    :param meta_batch_size: B, tasks of one iteration
-    :param n_episodes: K, episodes of each task in each rollout
-    :param n_prior_episodes: where given, every task's latent distribution before the inner update is the prior, and
-        this many episodes of it are shared by all tasks of equal dynamics in place of pre-update episodes of their own
-        (native environments only)
-    :param balance_episodes: with ``n_prior_episodes`` and ``reward_weighted``, let the tasks divide the shared episodes
-        evenly among them, so that the prior covers all tasks
-    :param n_inner_steps: inner updates; 0 trains without adaptation
-    :param inner_update: ``likelihood_ratio``, ``reparameterised`` or ``reward_weighted``
-    :param adapt_policy: update theta in the inner update too (Eq. 4)
-    :param first_order: stop the gradient through the inner gradients
-    :param step_size_init: initial step size of the latents
-    :param step_size_max: bound on the latents' learned step sizes; longer steps let tasks live outside the bulk of the
-        prior, where a sparse reward is never met
-    :param log_std_step_size_max: bound on those of the log std in place of ``step_size_max``; dense reward makes them
-        longer than several rounds of sparse reward bear, whose later gradients grow with 1 / std^2
-    :param learn_step_sizes: False keeps step sizes and temperature as they are
-    :param policy_step_size_init: initial step size of theta
+    :param policy: policy class, or its alias ``"LatentMlpPolicy"``; a class must derive from LatentActorCriticPolicy
+    :param env: environment id of this package, Gymnasium environment with tasks, or VecEnv of such environments
+    :param learning_rate: learning rate of the critic (used with ``baseline="critic"``)
+    :param meta_batch_size: number of tasks in one iteration (B)
+    :param n_episodes: number of episodes of each task in each rollout (K)
+    :param n_prior_episodes: number of episodes drawn from the prior in place of each task's own pre-update episodes.
+        All tasks with the same dynamics share them, and every task's latent distribution before the inner update is
+        then the prior. Works with the batched environments of this package only; None turns it off
+    :param balance_episodes: whether the tasks divide the shared episodes evenly among themselves, so that the prior
+        covers all tasks; needs ``n_prior_episodes`` and the inner update ``reward_weighted``
+    :param n_inner_steps: number of inner updates; 0 trains without adaptation
+    :param inner_update: estimator of the inner update: ``likelihood_ratio``, ``reparameterised`` or
+        ``reward_weighted``
+    :param adapt_policy: whether the inner update changes theta too (Eq. 4)
+    :param first_order: whether to stop the meta-gradient at the inner gradients
+    :param step_size_init: initial inner step size of the latent mean and log std
+    :param step_size_max: upper bound on the learned step sizes of the latents, None for no bound. Longer steps let
+        tasks settle outside the bulk of the prior, where adaptation from sparse reward never finds them
+    :param log_std_step_size_max: upper bound on the learned step sizes of the log std, in place of ``step_size_max``.
+        Dense reward makes these step sizes too long for several rounds of sparse reward, in which the gradient grows
+        with 1 / std^2
+    :param learn_step_sizes: whether to learn the step sizes and the temperature
+    :param policy_step_size_init: initial inner step size of theta
     :param temperature_init: initial temperature of the reward-weighted update
-    :param latent_mean_init_std: spread of the tasks' initial latent means
-    :param inner_std_floor: least standard deviation by which the inner update normalises episode advantages
-    :param kl_coef: weight of the KL between the tasks' latents and the prior
-    :param latent_kl_coef: weight of the latents' own KL in the trust region
-    :param target_kl: trust region, on the mean KL of the post-update action distributions. It may be a schedule: a
-        function of the part that is left of all steps, those of earlier calls of ``learn`` included, as an iteration
-        begins
+    :param latent_mean_init_std: standard deviation from which the tasks' initial latent means are drawn
+    :param inner_std_floor: smallest standard deviation by which the inner update normalises episode advantages
+    :param kl_coef: weight of the KL from the tasks' latent distributions to the prior (Eq. 2)
+    :param latent_kl_coef: weight of the KL between old and new latent distributions in the trust region
+    :param target_kl: size of the trust region: the largest mean KL between old and new post-update action
+        distributions. A schedule receives the fraction of all training steps that remains at the start of the
+        iteration; steps of earlier calls of ``learn`` count towards the total
     :param gamma: discount factor
-    :param gae_lambda: of the generalised advantages
-    :param baseline: ``linear`` (fitted to each task's batch) or ``critic``
-    :param baseline_ridge: of the linear baseline's ridge regression; more where episodes are few and observations large
-    :param n_critic_updates: epochs of the critic in each iteration
-    :param cg_max_steps: conjugate-gradient iterations
-    :param cg_damping: added to the Fisher matrix's diagonal
-    :param line_search_shrinking_factor: by which a refused step is shortened
-    :param line_search_max_iter: tries of the line search
-    :param fisher_subsampling: the Fisher product uses every n-th time step, but at least ten of a task's mean episode
-    :param stats_window_size: episodes over which ``rollout/*`` averages
-    :param tensorboard_log: folder of the TensorBoard logs
-    :param policy_kwargs: arguments of the policy
-    :param verbose: 0, 1 or 2
-    :param seed: of everything random
-    :param device: ``"cpu"``, or ``"auto"``, which means the CPU here: the networks are small, the physics runs there
-    :param _init_setup_model: whether to build the networks now
-    :raises ValueError: for settings out of range, and for an environment or a policy that does not fit
+    :param gae_lambda: lambda of generalised advantage estimation
+    :param baseline: value baseline: ``linear`` (fitted to each task's batch) or ``critic``
+    :param baseline_ridge: ridge coefficient of the linear baseline; a larger one suits few episodes and large
+        observations
+    :param n_critic_updates: number of epochs of the critic in each iteration
+    :param cg_max_steps: number of conjugate-gradient iterations
+    :param cg_damping: damping added to the diagonal of the Fisher matrix
+    :param line_search_shrinking_factor: factor by which the line search shortens a rejected step
+    :param line_search_max_iter: largest number of step lengths that the line search tries
+    :param fisher_subsampling: stride in time steps at which Fisher-vector products are computed; reduced where a
+        task's mean episode would keep fewer than ten steps
+    :param stats_window_size: number of episodes over which ``rollout/*`` averages
+    :param tensorboard_log: folder for TensorBoard logs, None for none
+    :param policy_kwargs: keyword arguments of the policy
+    :param verbose: verbosity level: 0 for none, 1 for info, 2 for debug
+    :param seed: seed of all randomness, None for a random one
+    :param device: torch device, ``"cpu"`` or ``"auto"``; both mean the CPU, since the networks are small and the
+        physics runs there
+    :param _init_setup_model: whether to build the networks in the constructor
+    :raises ValueError: if a setting is out of range, or the environment or the policy is unsuitable
     """
 
     policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {"LatentMlpPolicy": LatentActorCriticPolicy}
     checkpoint_progress = (*AdaptableAlgorithm.checkpoint_progress, "groups_per_batch")
-    #: Arguments that make the algorithm what it is, with the only values it allows.
+    #: Arguments that define the algorithm, each with the only value it allows.
     fixed_settings: ClassVar[Mapping[str, Any]] = {}
 
     def __init__(
@@ -167,7 +172,7 @@ class MetaOnPolicyAlgorithm(AdaptableAlgorithm):
         self.line_search_max_iter = line_search_max_iter
         self.fisher_subsampling = fisher_subsampling
         self._check_settings()
-        self.groups_per_batch = 1  # of tasks that share prior episodes
+        self.groups_per_batch = 1  # groups of tasks with the same dynamics, each of which shares its prior episodes
         self._meta_batch: MetaBatch | None = None
         self.adaptation: AdaptationResult | None = None
         self.policy_adaptation: list[float] = []
@@ -184,7 +189,7 @@ class MetaOnPolicyAlgorithm(AdaptableAlgorithm):
             policy_kwargs,
             verbose,
             seed,
-            _cpu(device),
+            _checked_cpu(device),
             _init_setup_model,
         )
 
@@ -194,10 +199,11 @@ class MetaOnPolicyAlgorithm(AdaptableAlgorithm):
         check_types(vars(self), type(self), NUMBERS)
         check_fixed(vars(self), self.fixed_settings, type(self).__name__)
         check_settings(vars(self))
-        _ = self._inner_spec  # which checks itself
+        _ = self._inner_spec  # constructed for its check: InnerUpdate raises if the estimator is unknown
 
     @property
     def _inner_spec(self) -> InnerUpdate:
+        """The inner update that the settings describe."""
         return InnerUpdate(
             self.inner_update, self.adapt_policy, self.first_order, self.inner_std_floor, self.balance_episodes
         )
@@ -239,22 +245,25 @@ class MetaOnPolicyAlgorithm(AdaptableAlgorithm):
     def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
         return ["policy", "policy.optimizer", "task_latents"], []
 
-    def lacking_to_train(self, contents: str) -> list[str]:
-        """Nothing but the critic's optimiser, if there is a critic: the meta step has none.
+    def parts_to_reinitialise(self, contents: str) -> list[str]:
+        """List the parts that training has to start afresh: the critic's optimiser, if the baseline is a critic.
 
-        :param contents: of the checkpoint
+        The trust-region meta step has no optimiser state.
+
+        :param contents: kind of checkpoint, ``"training"`` or ``"agent"``
+        :return: names of the missing parts
         """
-        return super().lacking_to_train(contents) if self.baseline == "critic" else []
+        return super().parts_to_reinitialise(contents) if self.baseline == "critic" else []
 
-    def _take_env_facts(self, env: MultiTaskVecEnv) -> None:
-        super()._take_env_facts(env)
+    def _note_env_facts(self, env: MultiTaskVecEnv) -> None:
+        super()._note_env_facts(env)
         if self.n_prior_episodes is not None:
             groups = env.family.dynamics_groups(np.stack(env.task_set("train")))
             self.groups_per_batch = -(-self.meta_batch_size * (int(groups.max()) + 1) // len(groups))
 
     @property
     def timesteps_per_iteration(self) -> int:
-        """Environment steps of one meta-iteration whose episodes are all as long as the horizon."""
+        """Environment steps of one meta-iteration in which every episode lasts for the whole horizon."""
         post = self.meta_batch_size * self.n_episodes
         before = post if self.n_prior_episodes is None else self.n_prior_episodes * self.groups_per_batch
         return (post + self.n_inner_steps * before) * self.n_steps
@@ -262,9 +271,12 @@ class MetaOnPolicyAlgorithm(AdaptableAlgorithm):
     # One meta-iteration
 
     def sample_tasks(self, rng: np.random.Generator) -> Tasks:
-        """A batch of different training tasks.
+        """Sample a meta-batch of distinct training tasks.
 
-        :param rng: source of the choice
+        With shared prior episodes, the tasks come from as few groups of equal dynamics as possible.
+
+        :param rng: random generator
+        :return: B tasks, sorted by their index in the training set
         """
         assert self.env is not None
         training_tasks = self.env.task_set("train")
@@ -276,49 +288,55 @@ class MetaOnPolicyAlgorithm(AdaptableAlgorithm):
         return Tasks(ids, [training_tasks[i] for i in ids])
 
     def _parameters(self) -> MetaParameters:
-        """All meta-parameters; tasks that share episodes of the prior start from it, whatever they did before."""
+        """Read all meta-parameters; with shared prior episodes, every latent distribution is the prior."""
         params = read_parameters(self._actor, self.task_latents)
         if self.n_prior_episodes is None:
             return params
         return replace(params, omega=DiagGaussian(*(th.zeros_like(part) for part in params.omega)))
 
-    def _collect(self, collector: Collector, env: MultiTaskVecEnv) -> bool:
-        """Before, between and after the inner updates."""
+    def _collect(self, collector: Collector) -> bool:
+        """Collect the meta-batch: the rollouts before each inner update and after the last one."""
         rng = self._rng()
         tasks = self.sample_tasks(rng)
         params = self._parameters()
-        self._meta_batch = collect_meta_batch(collector, self._plan, self._inner_spec, params, tasks, rng)
+        self._meta_batch = collect_meta_batch(collector, self._collection_plan, self._inner_spec, params, tasks, rng)
         if self._meta_batch is None:
             return False
         self._note_batch(self._meta_batch)
         return True
 
     @property
-    def _plan(self) -> CollectionPlan:
+    def _collection_plan(self) -> CollectionPlan:
+        """The rollouts of one meta-iteration."""
         keep_steps = self.adapt_policy or self.inner_update == "reparameterised" or self.baseline == "critic"
         return CollectionPlan(self.n_inner_steps, self.n_episodes, self.n_prior_episodes, keep_steps)
 
     def _note_batch(self, batch: MetaBatch) -> None:
-        """SB3's episode statistics are those of the post-update episodes."""
+        """Log a meta-batch; SB3's episode statistics are those of the post-update episodes."""
         self._note_episodes(batch.post.rollout.summary())
         self._episode_num += sum(summary.n_episodes for summary in batch.pre_summaries)
         for name, value in collection_record(batch).items():
             self.logger.record(name, value)
 
     def _objective(self, batch: MetaBatch) -> MetaObjective:
-        """What the meta step maximises."""
+        """Build the objective that the meta step maximises."""
         return MetaObjective(self._inner_spec, self._actor_function, batch, self.kl_coef, self.latent_kl_coef)
 
     def _candidate(self, params: MetaParameters, leaves: Sequence[th.Tensor]) -> MetaParameters:
-        """The meta-parameters that other leaves make, inside their bounds and with what is not learned as it is."""
+        """Replace the leaves of the meta-parameters, within bounds and without changing what is not learned.
+
+        :param params: current meta-parameters
+        :param leaves: new values of the leaves of ``params``
+        :return: the new meta-parameters
+        """
         new = params.with_leaves(leaves)
         new = replace(new, step_sizes=new.step_sizes.at_most(self.step_size_max, self.log_std_step_size_max))
-        if self.n_prior_episodes is not None:  # shared episodes are the prior's: all tasks start from it
+        if self.n_prior_episodes is not None:  # all tasks start from the prior, from which their episodes were drawn
             new = replace(new, omega=params.omega)
         return new if self.learn_step_sizes else replace(new, step_sizes=params.step_sizes)
 
     def _evaluations(self, objective: MetaObjective, params: MetaParameters) -> list[Evaluate[ObjectiveValue]]:
-        """The objective as functions of the leaves whose values add up."""
+        """Split the objective into functions of the leaves, one for each part of the tasks, whose values add up."""
 
         def evaluate(tasks: slice, leaves: Sequence[th.Tensor]) -> ObjectiveValue:
             return objective(self._candidate(params, leaves), tasks)
@@ -326,16 +344,17 @@ class MetaOnPolicyAlgorithm(AdaptableAlgorithm):
         return [partial(evaluate, tasks) for tasks in objective.parts()]
 
     @property
-    def _steps_left(self) -> float:
-        """The part of all steps that was left when the iteration began; SB3 knows what is left when its episodes are
-        played, which is nothing in the last one.
+    def _remaining_at_start(self) -> float:
+        """Fraction of all training steps that remained when the current iteration began.
+
+        SB3's ``_current_progress_remaining`` counts the iteration's own episodes as done: it is 0 in the last one.
         """
         done = self._whole_timesteps or 0
         return 1.0 - done / self._total_timesteps if self._total_timesteps > done else 1.0
 
     def _meta_step(self, objective: MetaObjective, params: MetaParameters) -> StepResult:
-        """One trust-region step on theta, the latents and the step sizes."""
-        trust_region = self._trust_region(self._steps_left)
+        """Take one trust-region step on theta, the latent distributions and the step sizes."""
+        trust_region = self._trust_region(self._remaining_at_start)
         self.logger.record("train/target_kl", trust_region.target_kl)
         stride = objective.stride(self.fisher_subsampling)
 
@@ -351,7 +370,7 @@ class MetaOnPolicyAlgorithm(AdaptableAlgorithm):
         )
 
     def train(self) -> None:
-        """One meta step, then the critic's update."""
+        """Take one meta step on the collected meta-batch, then update the critic if there is one."""
         assert self._meta_batch is not None
         started = time.perf_counter()
         self.policy.set_training_mode(True)
@@ -360,7 +379,7 @@ class MetaOnPolicyAlgorithm(AdaptableAlgorithm):
         result = self._meta_step(self._objective(batch), params)
         new = self._candidate(params, result.leaves)
         write_parameters(self._actor, self.task_latents, new)
-        self.score_prior = None  # of the policy before the step
+        self.score_prior = None  # it described the policy before this step
         if self.baseline == "critic":
             self._update_learning_rate(self.policy.optimizer)
             self.logger.record("train/value_loss", fit_critic(self.policy, batch, self.n_critic_updates))
@@ -372,10 +391,12 @@ class MetaOnPolicyAlgorithm(AdaptableAlgorithm):
         self.logger.record("time/train_seconds", time.perf_counter() - started)
 
 
-def _cpu(device: th.device | str) -> str:
-    """The CPU, which is what ``"auto"`` means here.
+def _checked_cpu(device: th.device | str) -> str:
+    """Return ``"cpu"`` if the device is the CPU or ``"auto"``.
 
-    :raises ValueError: for another device
+    :param device: torch device
+    :return: ``"cpu"``
+    :raises ValueError: if it is another device
     """
     if device != "auto" and get_device(device).type != "cpu":
         raise ValueError(f"expected device 'cpu' or 'auto', got {str(device)!r}: episodes and networks stay on the CPU")

@@ -1,4 +1,4 @@
-"""The meta-learned quantities beside the policy, as a module that SB3 saves with the policy."""
+"""Meta-parameters other than the policy's, as a module that SB3 saves beside the policy."""
 
 from collections.abc import Mapping
 
@@ -11,12 +11,12 @@ from sb3_maesn.common.type_aliases import MetaParameters, StepSizes
 
 
 class TaskLatents(nn.Module):
-    """Latent distributions of all training tasks and the inner update's step sizes.
+    """Latent distributions of all training tasks, and the step sizes of the inner update.
 
-    :param n_tasks: N training tasks
-    :param latent_dim: L
-    :param adapted_policy: the policy parameters that the inner update changes; empty if it changes none
-    :param mean_init_std: standard deviation from which the initial means are drawn
+    :param n_tasks: number of training tasks, N
+    :param latent_dim: number of latent dimensions, L
+    :param adapted_policy: policy parameters that the inner update changes; empty if it changes none
+    :param mean_init_std: standard deviation of the normal distribution from which the initial means are drawn
     :param step_size_init: initial step size of mean and log std
     :param policy_step_size_init: initial step size of each policy parameter
     :param temperature_init: initial temperature of the reward-weighted update
@@ -46,37 +46,42 @@ class TaskLatents(nn.Module):
         )
 
     def step_sizes(self) -> StepSizes:
-        """The step sizes as values."""
-        policy = dict(zip(self.policy_names, (step.detach() for step in self.policy_steps), strict=True))
-        return StepSizes(self.mean_step.detach(), self.log_std_step.detach(), self.log_temperature.detach(), policy)
+        """Return the step sizes as values without a graph.
+
+        :return: step sizes and temperature
+        """
+        theta = dict(zip(self.policy_names, (step_size.detach() for step_size in self.policy_steps), strict=True))
+        return StepSizes(self.mean_step.detach(), self.log_std_step.detach(), self.log_temperature.detach(), theta)
 
 
 def read_parameters(actor: LatentActor, latents: TaskLatents) -> MetaParameters:
-    """All meta-parameters as values.
+    """Read all meta-parameters as values without a graph.
 
-    :param actor: holder of theta
-    :param latents: holder of the rest
+    :param actor: module that holds theta
+    :param latents: module that holds the other meta-parameters
+    :return: meta-parameters, which share the modules' memory
     """
     theta = {name: value.detach() for name, value in actor.named_parameters()}
     return MetaParameters(theta, DiagGaussian(latents.mean.detach(), latents.log_std.detach()), latents.step_sizes())
 
 
 def holders(actor: LatentActor, latents: TaskLatents) -> list[nn.Parameter]:
-    """The parameters that hold the meta-parameters' leaves, in their order.
+    """List the modules' parameters in the order of :meth:`MetaParameters.leaves`.
 
-    :param actor: holder of theta
-    :param latents: holder of the rest
+    :param actor: module that holds theta
+    :param latents: module that holds the other meta-parameters
+    :return: parameters of both modules
     """
     own = [latents.mean, latents.log_std, latents.mean_step, latents.log_std_step, latents.log_temperature]
     return [*actor.parameters(), *own, *latents.policy_steps]
 
 
 def write_parameters(actor: LatentActor, latents: TaskLatents, params: MetaParameters) -> None:
-    """Put values into their holders.
+    """Write meta-parameters into the modules that hold them.
 
-    :param actor: holder of theta
-    :param latents: holder of the rest
-    :param params: what to write
+    :param actor: module that holds theta
+    :param latents: module that holds the other meta-parameters
+    :param params: meta-parameters to write
     """
     with th.no_grad():
         for holder, value in zip(holders(actor, latents), params.leaves(), strict=True):

@@ -1,4 +1,7 @@
-"""Surrogate, policy KL and prior KL. Equations refer to Gupta et al. 2018 (arXiv:1802.07245)."""
+"""Normalised advantages, surrogate, policy KL and prior KL.
+
+Equations refer to Gupta et al. 2018 (arXiv:1802.07245). In every function, a mask is 1 where a value is valid, else 0.
+"""
 
 import torch as th
 
@@ -6,20 +9,22 @@ from sb3_maesn.common.distributions import ActionDistribution, DiagGaussian
 
 
 def task_mean(values: th.Tensor, mask: th.Tensor) -> th.Tensor:
-    """Mean over the tasks of each task's mean over its valid steps, so that every task weighs the same.
+    """Compute the mean over tasks of each task's mean over its valid steps, so that all tasks weigh the same.
 
-    :param values: (T, B, K)
-    :param mask: (T, B, K)
+    :param values: values of the steps (T, B, K)
+    :param mask: mask of the steps (T, B, K)
+    :return: mean, a scalar
     """
     return ((values * mask).sum(dim=(0, 2)) / mask.sum(dim=(0, 2)).clamp(min=1.0)).mean()
 
 
 def normalise_steps(advantages: th.Tensor, mask: th.Tensor, eps: float = 1e-8) -> th.Tensor:
-    """Advantages with mean 0 and standard deviation 1 within each task.
+    """Normalise the advantages of the steps to mean 0 and standard deviation 1 within each task.
 
-    :param advantages: (T, B, K)
-    :param mask: (T, B, K)
-    :param eps: added to the standard deviation
+    :param advantages: advantages of the steps (T, B, K)
+    :param mask: mask of the steps (T, B, K)
+    :param eps: constant added to the standard deviation
+    :return: normalised advantages, zero where the mask is zero (T, B, K)
     """
     count = mask.sum(dim=(0, 2), keepdim=True).clamp(min=1.0)  # (1, B, 1)
     mean = (advantages * mask).sum(dim=(0, 2), keepdim=True) / count
@@ -29,10 +34,11 @@ def normalise_steps(advantages: th.Tensor, mask: th.Tensor, eps: float = 1e-8) -
 
 
 def standardised_task_rewards(rewards: th.Tensor, mask: th.Tensor) -> th.Tensor:
-    """Mean reward of each task's steps, once the rewards of all tasks have mean 0 and standard deviation 1 (B,).
+    """Compute each task's mean reward per step, after standardising the rewards over all tasks.
 
-    :param rewards: (T, B, K)
-    :param mask: (T, B, K)
+    :param rewards: rewards (T, B, K)
+    :param mask: mask of the steps (T, B, K)
+    :return: mean standardised reward of each task (B,)
     """
     count = mask.sum().clamp(min=1.0)
     centred = (rewards - (rewards * mask).sum() / count) * mask
@@ -41,10 +47,11 @@ def standardised_task_rewards(rewards: th.Tensor, mask: th.Tensor) -> th.Tensor:
 
 
 def episode_std(advantages: th.Tensor, mask: th.Tensor) -> th.Tensor:
-    """Standard deviation over the K episodes of each task (B, 1).
+    """Compute the standard deviation of the episode advantages over the K episodes of each task.
 
-    :param advantages: (B, K)
-    :param mask: (B, K)
+    :param advantages: advantages of the episodes (B, K)
+    :param mask: mask of the episodes (B, K)
+    :return: standard deviations (B, 1)
     """
     count = mask.sum(dim=1, keepdim=True).clamp(min=1.0)  # (B, 1)
     centred = (advantages - (advantages * mask).sum(dim=1, keepdim=True) / count) * mask
@@ -52,12 +59,13 @@ def episode_std(advantages: th.Tensor, mask: th.Tensor) -> th.Tensor:
 
 
 def normalise_episodes(advantages: th.Tensor, mask: th.Tensor, std_floor: float = 1e-8) -> th.Tensor:
-    """Episode advantages with mean 0 and standard deviation 1 over the K episodes of each task.
+    """Normalise the episode advantages to mean 0 and standard deviation 1 over the K episodes of each task.
 
-    :param advantages: (B, K)
-    :param mask: (B, K)
-    :param std_floor: least standard deviation to divide by; about 3 keeps the noise of control costs from driving the
-        latent of a task in which no episode has hit the goal
+    :param advantages: advantages of the episodes (B, K)
+    :param mask: mask of the episodes (B, K)
+    :param std_floor: lower bound on the standard deviation to divide by; about 3 keeps the noise of control costs from
+        driving the latent distribution of a task in which no episode has reached the goal
+    :return: normalised advantages, zero where the mask is zero (B, K)
     """
     count = mask.sum(dim=1, keepdim=True).clamp(min=1.0)  # (B, 1)
     centred = (advantages - (advantages * mask).sum(dim=1, keepdim=True) / count) * mask
@@ -71,14 +79,15 @@ def surrogate(
     mask: th.Tensor,
     clip_range: float | None = None,
 ) -> th.Tensor:
-    """Importance-weighted advantage (maximised).
+    """Compute the importance-weighted advantage, which is maximised.
 
-    :param new_log_prob: of the actions under the new policy (T, B, K)
-    :param old_log_prob: under the policy that acted (T, B, K)
-    :param advantages: normalised (T, B, K)
-    :param mask: (T, B, K)
-    :param clip_range: where given, ratios farther than this from 1 gain nothing more (PPO: Schulman et al. 2017,
-        arXiv:1707.06347, Eq. 7)
+    :param new_log_prob: log probabilities of the actions under the new policy (T, B, K)
+    :param old_log_prob: log probabilities of the actions under the policy that acted (T, B, K)
+    :param advantages: normalised advantages (T, B, K)
+    :param mask: mask of the steps (T, B, K)
+    :param clip_range: distance from 1 beyond which a probability ratio gains nothing more (PPO: Schulman et al. 2017,
+        arXiv:1707.06347, Eq. 7); None for no clipping
+    :return: surrogate, a scalar
     """
     ratio = th.exp(new_log_prob - old_log_prob)
     gains = ratio * advantages
@@ -88,19 +97,21 @@ def surrogate(
 
 
 def policy_kl(old: ActionDistribution, new: ActionDistribution, mask: th.Tensor) -> th.Tensor:
-    """Mean KL(old || new) of the action distributions.
+    """Compute the mean KL(old || new) of the action distributions.
 
-    :param old: of the policy that acted, (T, B, K, A)
-    :param new: of the new policy, (T, B, K, A)
-    :param mask: (T, B, K)
+    :param old: action distributions of the policy that acted (T, B, K, A)
+    :param new: action distributions of the new policy (T, B, K, A)
+    :param mask: mask of the steps (T, B, K)
+    :return: mean KL, a scalar
     """
     return task_mean(old.kl(new), mask)  # type: ignore[arg-type]  # old and new are of one kind
 
 
 def prior_kl(latents: DiagGaussian) -> th.Tensor:
-    """Mean over tasks of KL(q_i || N(0, I)), the regulariser of Eq. 2.
+    """Compute the mean over tasks of KL(q_i || N(0, I)), the regulariser of Eq. 2.
 
-    :param latents: (B, L) each
+    :param latents: latent distributions q, (B, L) each
+    :return: mean KL, a scalar
     """
     mean, log_std = latents
     return 0.5 * (th.exp(2.0 * log_std) + mean.square() - 1.0 - 2.0 * log_std).sum(dim=-1).mean()

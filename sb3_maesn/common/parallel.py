@@ -1,4 +1,7 @@
-"""Work on several cores by threads of one torch thread each, faster than torch's own for networks this small."""
+"""Parallel work by threads that each run torch on one core.
+
+For networks as small as these, this is faster than the threads of torch's own operations.
+"""
 
 import copy
 import threading
@@ -16,7 +19,10 @@ Result = TypeVar("Result")
 
 @contextmanager
 def one_torch_thread() -> Iterator[int]:
-    """Let every torch operation inside run on the thread that calls it; gives the number of threads torch had."""
+    """Run every torch operation inside the context on the calling thread.
+
+    :return: context manager that yields the number of threads torch used before
+    """
     n_threads = th.get_num_threads()
     th.set_num_threads(1)
     try:
@@ -26,15 +32,16 @@ def one_torch_thread() -> Iterator[int]:
 
 
 class Workers:
-    """As many threads as torch may use (``torch.set_num_threads``). Results do not depend on how many these are.
+    """Pool of as many threads as torch may use (``torch.set_num_threads``).
 
-    Used as a context, inside which every torch operation runs on the thread that calls it.
+    It is a context manager; inside the context, every torch operation runs on the thread that calls it. Results do not
+    depend on the number of threads.
     """
 
     def __enter__(self) -> "Workers":
         self._torch = one_torch_thread()
         n_threads = self._torch.__enter__()
-        # torch's number of threads is every thread's own: a new one's first matrix product would start more
+        # torch counts threads for each thread: without this, the first matrix product of a new thread starts more
         one = partial(ThreadPoolExecutor, initializer=th.set_num_threads, initargs=(1,))
         self._pool = one(n_threads) if n_threads > 1 else None
         return self
@@ -45,14 +52,14 @@ class Workers:
         self._torch.__exit__(None, None, None)
 
     def __call__(self, calls: Sequence[Callable[[], Result]]) -> list[Result]:
-        """Run the calls, in any order and several at once.
+        """Run functions, possibly several at once and in any order.
 
-        :param calls: functions without arguments; whether gradients are recorded is as for the caller
-        :return: their results, in order
+        :param calls: functions without arguments; each records gradients if the caller does
+        :return: results in the order of ``calls``
         """
         if self._pool is None or len(calls) == 1:
             return [call() for call in calls]
-        recorded = th.is_grad_enabled()  # which torch keeps for each thread
+        recorded = th.is_grad_enabled()  # torch keeps this setting for each thread
 
         def run(call: Callable[[], Result]) -> Result:
             with th.set_grad_enabled(recorded):
@@ -62,12 +69,12 @@ class Workers:
 
 
 class StatelessModule:
-    """A module as a function of its parameters, which several threads may call at once.
+    """Module as a function of its parameters, which several threads may call at once.
 
-    The parameters are put into the module for as long as a call takes, so every thread gets a module of its own: a copy
-    that shares the tensors.
+    A call temporarily puts the parameters into a module, so every thread gets its own copy of the module, which shares
+    the original's tensors.
 
-    :param module: no two of whose parameters are one
+    :param module: module without tied parameters
     """
 
     def __init__(self, module: nn.Module):
@@ -75,16 +82,18 @@ class StatelessModule:
         self._of_thread = threading.local()
 
     def __call__(self, parameters: Mapping[str, th.Tensor], *inputs: th.Tensor) -> Any:
-        """What the module returns.
+        """Call the module with the given parameters.
 
-        :param parameters: in place of its own
-        :param inputs: of the module
+        :param parameters: parameters by name, which replace the module's own for this call
+        :param inputs: inputs of the module
+        :return: output of the module
+        :raises KeyError: if the module has no parameter of a given name
         """
         if not hasattr(self._of_thread, "module"):
             shared = {id(tensor): tensor for tensor in (*self._module.parameters(), *self._module.buffers())}
             self._of_thread.module = copy.deepcopy(self._module, shared)
             self._of_thread.places = _places(self._of_thread.module)
-        # what torch.func.functional_call does, whose checks cost as much as a layer
+        # torch.func.functional_call does the same, but its checks cost as much as a layer
         places = self._of_thread.places
         own = {name: places[name][0][places[name][1]] for name in parameters}
         try:
@@ -95,13 +104,14 @@ class StatelessModule:
 
 
 def _places(module: nn.Module) -> dict[str, tuple[dict[str, Any], str]]:
-    """Where a module keeps its parameters: a dictionary and the key in it, by the parameter's full name."""
+    """Map each parameter's full name to the dictionary that holds it and its key there."""
     modules = dict(module.named_modules())
     owners = {name: name.rpartition(".") for name, _ in module.named_parameters()}
     return {name: (modules[path]._parameters, key) for name, (path, _, key) in owners.items()}
 
 
 def _put(places: Mapping[str, tuple[dict[str, Any], str]], tensors: Mapping[str, th.Tensor]) -> None:
+    """Put tensors into the places of the parameters with their names."""
     for name, tensor in tensors.items():
         holder, key = places[name]
         holder[key] = tensor

@@ -1,4 +1,4 @@
-"""Latent-conditioned actor-critic policies: the latent is the policy's recurrent state."""
+"""Latent-conditioned actor-critic policies, whose recurrent state is the latent."""
 
 from typing import Any
 
@@ -16,9 +16,9 @@ from sb3_maesn.common.distributions import ActionDistribution, Categorical, Diag
 
 
 class LatentActor(nn.Module):
-    """The part of a policy that acts, as a module of its own: its parameters are theta.
+    """Actor of a policy as a module of its own, whose parameters are theta.
 
-    :param policy: the policy whose modules it refers to
+    :param policy: policy whose modules the actor shares
     """
 
     def __init__(self, policy: "LatentActorCriticPolicy"):
@@ -30,16 +30,16 @@ class LatentActor(nn.Module):
         self.log_std = policy.log_std if isinstance(policy.action_dist, DiagGaussianDistribution) else None
 
     def forward(self, observations: th.Tensor, latents: th.Tensor) -> ActionDistribution:
-        """Action distributions.
+        """Compute action distributions.
 
-        :param observations: preprocessed (..., *obs_shape)
-        :param latents: (..., L), or with fewer leading dimensions where the first ones share their latents
-        :return: (..., A)
+        :param observations: preprocessed observations (..., *obs_shape)
+        :param latents: latents (..., L); if they have fewer leading dimensions, they are broadcast over the first ones
+        :return: action distributions (..., A)
         """
         leading = observations.shape[: observations.ndim - len(self.observation_shape)]
         features = self.features_extractor(observations.reshape(-1, *self.observation_shape))  # (N, F)
         first, *others = [*self.policy_net, self.action_net]
-        assert isinstance(first, nn.Linear)  # with which an MlpExtractor begins
+        assert isinstance(first, nn.Linear)  # the first layer of an MlpExtractor, or the action net
         hidden = first_layer(first, features.view(*leading, features.shape[-1]), latents)  # (..., H)
         output = hidden.flatten(0, -2) if leading else hidden  # (N, H)
         for layer in others:
@@ -51,13 +51,14 @@ class LatentActor(nn.Module):
 
 
 def first_layer(layer: nn.Linear, features: th.Tensor, latents: th.Tensor) -> th.Tensor:
-    """A linear layer of observation and latent, without putting the two together for every step: the latent's part is
-    computed once for the steps that share it, and there is no gradient for observations.
+    """Apply a linear layer to features and latents without concatenating them.
 
-    :param layer: of F + L inputs
-    :param features: of the observations (..., F)
-    :param latents: (..., L), or with fewer leading dimensions
-    :return: (..., H)
+    The contribution of a latent is computed once for all steps that share it, and observations need no gradient.
+
+    :param layer: linear layer with F + L inputs
+    :param features: features of the observations (..., F)
+    :param latents: latents (..., L); if they have fewer leading dimensions, they are broadcast over the first ones
+    :return: outputs of the layer (..., H)
     """
     size = features.shape[-1]
     hidden = nn.functional.linear(features, layer.weight[:, :size], layer.bias)
@@ -65,24 +66,24 @@ def first_layer(layer: nn.Linear, features: th.Tensor, latents: th.Tensor) -> th
 
 
 class LatentActorCriticPolicy(ActorCriticPolicy):
-    """Actor-critic policy whose actor and critic also see a latent z, drawn once an episode (Gupta et al. 2018, section
-    4.1).
+    """Actor-critic policy that also observes a latent z, drawn once per episode (Gupta et al. 2018, section 4.1).
 
-    ``predict(obs, state, episode_start)`` draws z from N(latent_mean, exp(latent_log_std)) where an episode starts and
-    carries it in ``state``, as SB3's recurrent policies carry theirs. The latent is drawn for deterministic predictions
-    too: ``deterministic`` speaks of the action given z. The latent distribution is the prior N(0, I) until
+    ``predict(obs, state, episode_start)`` draws z from N(latent_mean, exp(latent_log_std)) at the start of an episode
+    and carries it in ``state``, as SB3's recurrent policies carry their state. It draws z for deterministic predictions
+    too: ``deterministic`` refers to the action given z. The latent distribution is the prior N(0, I) until
     :meth:`set_latent_distribution` installs an adapted one.
 
-    :param observation_space: any space but a Dict
-    :param action_space: Box or Discrete
-    :param lr_schedule: learning rate of the critic
-    :param latent_dim: L, dimensions of z; 0 gives an ordinary policy
-    :param net_arch: as in SB3; the paper's two layers of 100 by default
-    :param activation_fn: the paper's ReLU by default
-    :param glorot_init: initial weights of the actor as the paper's authors had them (Glorot and Bengio 2010, uniform),
-        in place of ``ortho_init``'s: the action depends on the latent from the start, so that tasks with different
-        latents part before the prior draws them together
+    :param observation_space: observation space, which must not be a Dict
+    :param action_space: action space, a Box or a Discrete space that starts at 0
+    :param lr_schedule: learning rate schedule of the critic
+    :param latent_dim: number of latent dimensions, L; 0 gives a policy without a latent
+    :param net_arch: hidden layers, as in SB3; None for the paper's two layers of 100 units
+    :param activation_fn: activation function; the paper uses ReLU
+    :param glorot_init: whether to initialise the actor's weights as the paper's authors did (uniform, Glorot and Bengio
+        2010) instead of by ``ortho_init``; the action then depends on the latent from the start, so that tasks with
+        different latents diverge before the prior draws them together
     :param kwargs: further arguments of ActorCriticPolicy
+    :raises ValueError: for a space that is not supported, ``use_sde`` or a negative ``latent_dim``
     """
 
     latent_mean: th.Tensor
@@ -150,40 +151,50 @@ class LatentActorCriticPolicy(ActorCriticPolicy):
         return space.shape
 
     def make_actor(self) -> LatentActor:
-        """The acting part as a module that shares this policy's parameters."""
+        """Create the actor as a module that shares this policy's parameters.
+
+        :return: actor
+        """
         return LatentActor(self)
 
     def critic_parameters(self) -> list[nn.Parameter]:
-        """Parameters that only the critic uses."""
+        """List the parameters that only the critic uses.
+
+        :return: parameters of the critic
+        """
         modules: list[nn.Module] = [self.mlp_extractor.value_net, self.value_net]
         if not self.share_features_extractor:
             modules.append(self.vf_features_extractor)
         return [parameter for module in modules for parameter in module.parameters()]
 
     def preprocess(self, observations: np.ndarray) -> th.Tensor:
-        """SB3's preprocessing of a batch of raw observations: (N, *preprocessed_shape), float."""
+        """Preprocess observations as SB3 does.
+
+        :param observations: raw observations (N, ...)
+        :return: preprocessed observations, float (N, *preprocessed_shape)
+        """
         tensor = th.as_tensor(observations, device=self.device)
         processed = preprocess_obs(tensor, self.observation_space, normalize_images=self.normalize_images)
         assert isinstance(processed, th.Tensor)
         return processed
 
     def preprocess_into(self, out: th.Tensor, observations: np.ndarray) -> None:
-        """The same, written where it is wanted.
+        """Preprocess observations into an existing tensor.
 
-        :param out: float (n, *preprocessed_shape)
-        :param observations: at least n raw observations, of which the first count
+        :param out: float tensor to fill (n, *preprocessed_shape)
+        :param observations: at least n raw observations, of which the first n are used
         """
         space = self.observation_space
-        if isinstance(space, spaces.Box) and space.dtype != np.uint8:  # no image: only another type of number
+        if isinstance(space, spaces.Box) and space.dtype != np.uint8:  # not an image: only the dtype changes
             out.copy_(th.as_tensor(observations)[: len(out)])
         else:
             out.copy_(self.preprocess(observations)[: len(out)])
 
     def set_latent_distribution(self, mean: np.ndarray | th.Tensor, log_std: np.ndarray | th.Tensor) -> None:
-        """Install the distribution from which :meth:`predict` draws.
+        """Install the distribution from which :meth:`predict` draws latents.
 
-        :param mean: (L,)
-        :param log_std: (L,)
+        :param mean: mean (L,)
+        :param log_std: log standard deviation (L,)
         :raises ValueError: unless both are finite and of shape (L,)
         """
         for name, value in (("mean", mean), ("log_std", log_std)):
@@ -193,34 +204,39 @@ class LatentActorCriticPolicy(ActorCriticPolicy):
             getattr(self, f"latent_{name}").copy_(tensor)
 
     def draw_latents(self, n: int) -> th.Tensor:
-        """Draws from the current latent distribution, with torch's global generator as SB3 draws its actions.
+        """Draw latents from the current latent distribution.
 
-        :param n: how many
-        :return: (n, L)
+        The draws come from torch's global generator, as SB3's actions do.
+
+        :param n: number of latents
+        :return: latents (n, L)
         """
         noise = th.randn(n, self.latent_dim, device=self.device)
         return self.latent_mean + th.exp(self.latent_log_std) * noise
 
     def _conditioned(self, obs: PyTorchObs, latents: th.Tensor | None, extractor: nn.Module) -> th.Tensor:
+        """Extract the features of observations and append the latents, or the latent mean if there are none."""
         features = super(ActorCriticPolicy, self).extract_features(obs, extractor)  # type: ignore[arg-type]  # an extractor is a module
         if latents is None:
             latents = self.latent_mean.expand(features.shape[0], -1)
         return th.cat([features, latents], dim=-1)
 
     def get_distribution(self, obs: PyTorchObs, latents: th.Tensor | None = None) -> Distribution:
-        """Action distribution.
+        """Compute the action distribution.
 
-        :param obs: (N, *obs_shape)
-        :param latents: (N, L); the latent distribution's mean where None
+        :param obs: observations (N, *obs_shape)
+        :param latents: latents (N, L); None for the mean of the latent distribution
+        :return: action distribution, SB3's object
         """
         features = self._conditioned(obs, latents, self.pi_features_extractor)
         return self._get_action_dist_from_latent(self.mlp_extractor.forward_actor(features))
 
     def predict_values(self, obs: PyTorchObs, latents: th.Tensor | None = None) -> th.Tensor:
-        """Values (N, 1).
+        """Compute the critic's values.
 
-        :param obs: (N, *obs_shape)
-        :param latents: (N, L); the latent distribution's mean where None
+        :param obs: observations (N, *obs_shape)
+        :param latents: latents (N, L); None for the mean of the latent distribution
+        :return: values (N, 1)
         """
         features = self._conditioned(obs, latents, self.vf_features_extractor)
         values: th.Tensor = self.value_net(self.mlp_extractor.forward_critic(features))
@@ -229,11 +245,12 @@ class LatentActorCriticPolicy(ActorCriticPolicy):
     def forward(
         self, obs: th.Tensor, deterministic: bool = False, latents: th.Tensor | None = None
     ) -> tuple[th.Tensor, th.Tensor, th.Tensor]:
-        """Actions (N, A), values (N, 1) and log probabilities (N,).
+        """Compute actions, values and log probabilities.
 
-        :param obs: (N, *obs_shape)
-        :param deterministic: the most likely action
-        :param latents: (N, L); the latent distribution's mean where None
+        :param obs: observations (N, *obs_shape)
+        :param deterministic: whether to take the most likely actions
+        :param latents: latents (N, L); None for the mean of the latent distribution
+        :return: actions (N, A), values (N, 1) and log probabilities of the actions (N,)
         """
         distribution = self.get_distribution(obs, latents)
         actions = distribution.get_actions(deterministic=deterministic)
@@ -243,11 +260,12 @@ class LatentActorCriticPolicy(ActorCriticPolicy):
     def evaluate_actions(
         self, obs: PyTorchObs, actions: th.Tensor, latents: th.Tensor | None = None
     ) -> tuple[th.Tensor, th.Tensor, th.Tensor | None]:
-        """Values (N, 1), log probabilities (N,) and entropies (N,) of given actions.
+        """Compute values, and log probabilities and entropies of given actions.
 
-        :param obs: (N, *obs_shape)
-        :param actions: (N, A)
-        :param latents: (N, L); the latent distribution's mean where None
+        :param obs: observations (N, *obs_shape)
+        :param actions: actions (N, A)
+        :param latents: latents (N, L); None for the mean of the latent distribution
+        :return: values (N, 1), log probabilities of the actions (N,) and entropies (N,)
         """
         distribution = self.get_distribution(obs, latents)
         return self.predict_values(obs, latents), distribution.log_prob(actions), distribution.entropy()
@@ -259,13 +277,13 @@ class LatentActorCriticPolicy(ActorCriticPolicy):
         episode_start: np.ndarray | None = None,
         deterministic: bool = False,
     ) -> tuple[np.ndarray, tuple[np.ndarray, ...] | None]:
-        """Actions, with one latent an episode carried in ``state``.
+        """Choose actions, with one latent per episode carried in ``state``.
 
-        :param observation: one observation or a batch of n
-        :param state: what the last call returned, a tuple of one array (n, L); None draws new latents
-        :param episode_start: (n,), true where an episode starts and a new latent is drawn
-        :param deterministic: the most likely action given the latent
-        :return: actions, state
+        :param observation: one observation, or a batch of n
+        :param state: state that the last call returned, a tuple of one array (n, L); None to draw new latents
+        :param episode_start: true where an episode starts and a new latent is drawn (n,)
+        :param deterministic: whether to take the most likely actions given the latents
+        :return: actions and state
         :raises ValueError: if the state's shape does not fit the observations
         """
         self.set_training_mode(False)
@@ -283,7 +301,7 @@ class LatentActorCriticPolicy(ActorCriticPolicy):
     def _next_latents(
         self, n: int, state: tuple[np.ndarray, ...] | None, episode_start: np.ndarray | None
     ) -> th.Tensor:
-        """The carried latents, and new ones where an episode starts (n, L)."""
+        """Return the carried latents, with new ones where an episode starts (n, L)."""
         if state is None:
             return self.draw_latents(n)
         latents = th.tensor(np.asarray(state[0]), dtype=self.latent_mean.dtype, device=self.device)
@@ -298,15 +316,15 @@ class LatentActorCriticPolicy(ActorCriticPolicy):
 
 
 class PlainActorCriticPolicy(LatentActorCriticPolicy):
-    """The same policy without a latent: actions depend on the observation alone, and there is no state to carry.
+    """Actor-critic policy without a latent and without a state.
 
-    :param observation_space: any space but a Dict
-    :param action_space: Box or Discrete
-    :param lr_schedule: learning rate of the critic
-    :param net_arch: as in SB3; two layers of 100 by default
-    :param activation_fn: ReLU by default
+    :param observation_space: observation space, which must not be a Dict
+    :param action_space: action space, a Box or a Discrete space that starts at 0
+    :param lr_schedule: learning rate schedule of the critic
+    :param net_arch: hidden layers, as in SB3; None for two layers of 100 units
+    :param activation_fn: activation function
     :param kwargs: further arguments of ActorCriticPolicy
-    :raises ValueError: for a ``latent_dim`` other than 0
+    :raises ValueError: for a ``latent_dim`` other than 0, and as in :class:`LatentActorCriticPolicy`
     """
 
     def __init__(
@@ -318,7 +336,7 @@ class PlainActorCriticPolicy(LatentActorCriticPolicy):
         activation_fn: type[nn.Module] = nn.ReLU,
         **kwargs: Any,
     ):
-        latent_dim = kwargs.pop("latent_dim", 0)  # among the constructor's parameters that a saved policy keeps
+        latent_dim = kwargs.pop("latent_dim", 0)  # a saved policy passes it among its parameters
         if latent_dim != 0:
             raise ValueError(f"expected a policy without a latent (latent_dim=0), got latent_dim={latent_dim}")
         super().__init__(observation_space, action_space, lr_schedule, 0, net_arch, activation_fn, **kwargs)
@@ -330,12 +348,13 @@ class PlainActorCriticPolicy(LatentActorCriticPolicy):
         episode_start: np.ndarray | None = None,
         deterministic: bool = False,
     ) -> tuple[np.ndarray, tuple[np.ndarray, ...] | None]:
-        """Actions, as those of SB3's policies without a state.
+        """Choose actions as SB3's feed-forward policies do.
 
-        :param observation: one observation or a batch of n
-        :param state: returned as it came
-        :param episode_start: not used
-        :param deterministic: the most likely action
+        :param observation: one observation, or a batch of n
+        :param state: ignored state, which is returned unchanged
+        :param episode_start: ignored
+        :param deterministic: whether to take the most likely actions
+        :return: actions and ``state``
         """
         return super().predict(observation, None, None, deterministic)[0], state
 

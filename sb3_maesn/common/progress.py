@@ -1,10 +1,13 @@
-"""A progress bar that counts what ``num_timesteps`` counts."""
+"""Progress bar for collections in which some members of the environment are idle."""
 
 from stable_baselines3.common.callbacks import ProgressBarCallback
 
 
 class StepsProgressBar(ProgressBarCallback):
-    """SB3's progress bar, for collections in which not all members take part in every step."""
+    """SB3's progress bar, advanced by the change of ``num_timesteps``.
+
+    SB3's own adds ``num_envs`` at every step, although not all members may take part in it.
+    """
 
     def _on_training_start(self) -> None:
         super()._on_training_start()

@@ -1,4 +1,4 @@
-"""Collecting episodes: tasks and latents in, a :class:`Rollout` out."""
+"""Collection of rollouts: episodes of given tasks, played with given latents."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -17,20 +17,23 @@ from sb3_maesn.common.type_aliases import Adapted, NamedParameters, Rollout
 from sb3_maesn.envs.multi_task import MultiTaskVecEnv
 
 StepHook: TypeAlias = Callable[[dict[str, Any]], bool]
-"""Called after every step of the members with the collector's variables, ``n_episodes`` of which are under way in these
-members and SB3's ``env``, ``new_obs``, ``rewards``, ``dones`` and ``infos`` among them; False ends the collection."""
+"""Callback of :func:`collect` after every environment step, called with a dictionary of its current variables.
+
+The keys are SB3's ``env``, ``new_obs``, ``rewards``, ``dones`` and ``infos``, and ``n_episodes``, the number of
+episodes in the current wave, which the first members of ``env`` play. Returning False ends the collection.
+"""
 
 
 @dataclass(frozen=True)
 class Behaviour:
-    """Who acts in a rollout.
+    """Behaviour policy of a rollout: an actor, its parameters and one latent per episode.
 
-    :param policy: for its spaces and preprocessing
-    :param actor: the actor as a function of its parameters
-    :param theta: shared parameters
-    :param adapted: the tasks' own values; latents (B, L)
-    :param noise: eps of the episodes' latents (B, K, L)
-    :param latents: z (B, K, L)
+    :param policy: policy that provides the spaces and the preprocessing
+    :param actor: actor as a function of its parameters
+    :param theta: shared policy parameters
+    :param adapted: latent distributions of the B tasks, and their own policy parameters where these are adapted
+    :param noise: standard normal noise eps of the latents (B, K, L)
+    :param latents: latents z, one per episode (B, K, L)
     """
 
     policy: LatentActorCriticPolicy
@@ -41,7 +44,12 @@ class Behaviour:
     latents: th.Tensor
 
     def __call__(self, observations: th.Tensor, episodes: slice) -> ActionDistribution:
-        """Distributions (n, A) for the observations (n, *obs_shape) of n episodes, counted task by task."""
+        """Compute the action distributions for the current observations of consecutive episodes.
+
+        :param observations: preprocessed observations, one per episode (n, *obs_shape)
+        :param episodes: range of n episodes, where number b * K + k is the k-th episode of the b-th task
+        :return: action distributions (n, A)
+        """
         n_tasks, n_episodes = self.latents.shape[:2]
         if self.adapted.theta is None:
             return self.actor(self.theta, observations, self.latents.flatten(0, 1)[episodes])
@@ -54,11 +62,16 @@ class Behaviour:
 
 
 class _Storage:
-    """Arrays of a rollout while it is collected, episodes in one flat dimension N = B * K."""
+    """Arrays of a rollout during its collection, with all episodes in one dimension of size N = B * K.
+
+    :param horizon: maximum episode length T
+    :param n: number of episodes N
+    :param policy: policy that provides the action space and the shape of preprocessed observations
+    """
 
     def __init__(self, horizon: int, n: int, policy: LatentActorCriticPolicy):
         self.discrete = isinstance(policy.action_space, spaces.Discrete)
-        size = int(policy.action_space.n) if isinstance(policy.action_space, spaces.Discrete) else _n_actions(policy)
+        size = int(policy.action_space.n) if isinstance(policy.action_space, spaces.Discrete) else _action_size(policy)
         self.observations = th.zeros(horizon, n, *policy.preprocessed_shape)
         self.actions = th.zeros(horizon, n, dtype=th.int64) if self.discrete else th.zeros(horizon, n, size)
         self.parameters = th.zeros(horizon, n, size)  # mean or logits
@@ -68,7 +81,8 @@ class _Storage:
         self.diverged = np.zeros(n, dtype=bool)
 
 
-def _n_actions(policy: LatentActorCriticPolicy) -> int:
+def _action_size(policy: LatentActorCriticPolicy) -> int:
+    """Return the number of entries of a Box action."""
     assert policy.action_space.shape is not None
     return int(np.prod(policy.action_space.shape))
 
@@ -80,15 +94,15 @@ def collect(
     rng: np.random.Generator,
     on_step: StepHook | None = None,
 ) -> Rollout | None:
-    """K episodes of each of B tasks, in waves where the environment has fewer than B * K members.
+    """Collect K episodes of each of B tasks, in waves if the environment has fewer than B * K members.
 
-    :param env: the environment
-    :param tasks: B tasks
-    :param behaviour: who acts; its latents (B, K, L) say how many episodes
-    :param rng: source of all randomness of the rollout, the environments' seeds included
-    :param on_step: called after every step
-    :return: the rollout; None if ``on_step`` ended it
-    :raises ValueError: for a reward or an observation that is not finite
+    :param env: multi-task environment
+    :param tasks: B tasks, as the environment's ``set_tasks`` accepts them
+    :param behaviour: behaviour policy, whose latents (B, K, L) determine the number of episodes
+    :param rng: source of all randomness, including the environment's seeds
+    :param on_step: callback after every environment step
+    :return: rollout, or None if ``on_step`` ended the collection
+    :raises ValueError: if a reward or an observation is not finite although the simulation did not diverge
     """
     n_tasks, n_episodes = behaviour.latents.shape[:2]
     storage = _Storage(env.horizon, n_tasks * n_episodes, behaviour.policy)
@@ -103,7 +117,7 @@ def collect(
             members.seed(int(rng.integers(2**31 - env.num_envs)))
             if not _collect_wave(members, behaviour, storage, wave, generator, on_step):
                 return None
-        return _finish(storage, behaviour)
+        return _to_rollout(storage, behaviour)
 
 
 def _collect_wave(
@@ -114,7 +128,18 @@ def _collect_wave(
     generator: th.Generator,
     on_step: StepHook | None,
 ) -> bool:
-    """One episode in each member; members past the wave's size only keep step."""
+    """Collect one episode in each of the environment's first members.
+
+    Members beyond the size of the wave are stepped with the others, and their data are discarded.
+
+    :param env: environment with at least as many members as the wave has episodes
+    :param behaviour: behaviour policy
+    :param storage: arrays to fill
+    :param wave: range of episodes to collect
+    :param generator: source of the actions' randomness
+    :param on_step: callback after every environment step
+    :return: False if ``on_step`` ended the collection
+    """
     n = wave.stop - wave.start
     live = np.ones(n, dtype=bool)
     observations = env.reset()
@@ -131,7 +156,7 @@ def _collect_wave(
         storage.rewards[t, wave] = np.where(live, rewards[:n], 0.0)
         over = live & (dones[:n] if t + 1 < env.horizon else True)
         if over.any():
-            _note_ends(storage, np.flatnonzero(over), wave.start, infos)
+            _record_ends(storage, np.flatnonzero(over), wave.start, infos)
             live &= ~over
         variables = {"env": env, "n_episodes": n, "new_obs": observations}
         if on_step is not None and not on_step({**variables, "rewards": rewards, "dones": dones, "infos": infos}):
@@ -142,7 +167,7 @@ def _collect_wave(
 
 
 def _env_actions(actions: th.Tensor, policy: LatentActorCriticPolicy, n_members: int) -> np.ndarray:
-    """What the environment gets: clipped to a Box and shaped like it, idle members repeating the last action."""
+    """Convert sampled actions to environment actions, clipped to a Box space and repeated for idle members."""
     array = actions.numpy()
     if isinstance(policy.action_space, spaces.Box):
         array = array.reshape(-1, *policy.action_space.shape)
@@ -151,7 +176,8 @@ def _env_actions(actions: th.Tensor, policy: LatentActorCriticPolicy, n_members:
     return np.concatenate([array, np.repeat(array[-1:], idle, axis=0)]) if idle else array
 
 
-def _note_ends(storage: _Storage, ended: np.ndarray, first: int, infos: list[dict[str, Any]]) -> None:
+def _record_ends(storage: _Storage, ended: np.ndarray, first: int, infos: list[dict[str, Any]]) -> None:
+    """Store what the infos say about episodes that have just ended."""
     for member in ended:
         info = infos[member]
         storage.success[first + member] = float(info.get("is_success", np.nan))
@@ -159,7 +185,7 @@ def _note_ends(storage: _Storage, ended: np.ndarray, first: int, infos: list[dic
 
 
 def _drop_diverged(storage: _Storage) -> None:
-    """Mask the episodes whose simulation diverged; their values may be anything and must not spread."""
+    """Mask out the episodes whose simulation diverged, and zero their data, which may be NaN or infinite."""
     lost = np.flatnonzero(storage.diverged)
     if lost.size:
         storage.mask[:, lost] = 0.0
@@ -169,17 +195,19 @@ def _drop_diverged(storage: _Storage) -> None:
 
 
 def _check_finite(storage: _Storage) -> None:
+    """Raise an error if a reward or an observation is not finite."""
     if not np.isfinite(storage.rewards).all():
         step, episode = (int(i[0]) for i in np.nonzero(~np.isfinite(storage.rewards)))
         reward = storage.rewards[step, episode]
         raise ValueError(f"expected finite rewards, got {reward} at step {step} of episode {episode}")
-    # a sum is finite only if all terms are, and much cheaper; where it overflows, the terms are looked at
+    # a sum over all entries is a cheap first check; it can overflow, so the entries themselves decide
     if not math.isfinite(storage.observations.sum()) and not bool(th.isfinite(storage.observations).all()):
         step, episode = (~th.isfinite(storage.observations)).flatten(2).any(dim=2).nonzero()[0].tolist()
         raise ValueError(f"expected finite observations, got NaN or infinity at step {step} of episode {episode}")
 
 
-def _finish(storage: _Storage, behaviour: Behaviour) -> Rollout:
+def _to_rollout(storage: _Storage, behaviour: Behaviour) -> Rollout:
+    """Convert the filled arrays to a rollout, without the episodes that diverged."""
     _drop_diverged(storage)
     _check_finite(storage)
     grid = behaviour.latents.shape[:2]
@@ -205,10 +233,11 @@ def _finish(storage: _Storage, behaviour: Behaviour) -> Rollout:
 def _distribution(
     storage: _Storage, behaviour: Behaviour, by_task: Callable[[th.Tensor], th.Tensor]
 ) -> ActionDistribution:
-    """The behaviour's distributions over the whole rollout; a Gaussian's log std does not depend on the state."""
+    """Build the behaviour policy's action distributions over the whole rollout."""
     if storage.discrete:
         return Categorical(by_task(storage.parameters))
-    adapted = behaviour.adapted.theta
-    log_std = (behaviour.theta if adapted is None else adapted)["log_std"]
-    leading = (1, 1, 1) if adapted is None else (1, log_std.shape[0], 1)
+    # a Gaussian's log std does not depend on the state: it has a time dimension of 1
+    own_theta = behaviour.adapted.theta
+    log_std = (behaviour.theta if own_theta is None else own_theta)["log_std"]
+    leading = (1, 1, 1) if own_theta is None else (1, log_std.shape[0], 1)
     return DiagGaussian(by_task(storage.parameters), log_std.detach().clone().view(*leading, -1))

@@ -1,4 +1,4 @@
-"""The settings of meta-training, checked where a model is made or loaded."""
+"""Checks of the settings of meta-training, made when a model is constructed or loaded."""
 
 import math
 from collections.abc import Mapping
@@ -9,6 +9,7 @@ from stable_baselines3.common.type_aliases import Schedule
 
 BASELINES = ("linear", "critic")
 
+#: Smallest allowed values.
 AT_LEAST = {
     "meta_batch_size": 1,
     "n_episodes": 2,
@@ -33,18 +34,18 @@ POSITIVE = (
     "target_kl",
 )
 UP_TO_ONE = ("gamma", "gae_lambda")
-WITHIN_ONE = ("line_search_shrinking_factor",)  # neither 0 nor 1
-#: Settings that are numbers, if they are anything.
+WITHIN_ONE = ("line_search_shrinking_factor",)  # strictly between 0 and 1
+#: Settings whose values, if not None, are numbers or schedules.
 NUMBERS = (*AT_LEAST, *POSITIVE, *UP_TO_ONE, *WITHIN_ONE, "n_prior_episodes")
 
 
 def check_fixed(settings: Mapping[str, Any], fixed: Mapping[str, Any], owner: str) -> None:
-    """Refuse what an algorithm leaves no choice in.
+    """Check that the settings that define an algorithm have their only allowed values.
 
-    :param settings: by the names of the constructor's arguments
-    :param fixed: the only values allowed
-    :param owner: the algorithm's name
-    :raises ValueError: naming the setting
+    :param settings: values by argument name
+    :param fixed: the only allowed values, by argument name
+    :param owner: name of the algorithm, for the message
+    :raises ValueError: if a setting has another value
     """
     for name, value in fixed.items():
         if settings[name] != value:
@@ -52,11 +53,11 @@ def check_fixed(settings: Mapping[str, Any], fixed: Mapping[str, Any], owner: st
 
 
 def check_at_least(settings: Mapping[str, Any], at_least: Mapping[str, float]) -> None:
-    """Refuse settings below their least value.
+    """Check settings against their smallest allowed values.
 
-    :param settings: by the names of the constructor's arguments; those missing are not checked
-    :param at_least: the least values
-    :raises ValueError: naming what was expected and what came
+    :param settings: values by argument name; a missing argument is not checked
+    :param at_least: smallest allowed values by argument name
+    :raises ValueError: if a setting is smaller, or NaN
     """
     for name, least in at_least.items():
         if name in settings and not settings[name] >= least:
@@ -64,10 +65,10 @@ def check_at_least(settings: Mapping[str, Any], at_least: Mapping[str, float]) -
 
 
 def check_settings(settings: Mapping[str, Any]) -> None:
-    """Refuse settings that cannot work.
+    """Check the settings of meta-training against their ranges and against each other.
 
-    :param settings: of the constructor's types, by the names of its arguments; those missing are not checked
-    :raises ValueError: naming what was expected and what came
+    :param settings: values by argument name, of the types that the constructor's annotations name
+    :raises ValueError: if a setting is out of range, or settings contradict each other
     """
     check_at_least(settings, AT_LEAST)
     for name in POSITIVE:
@@ -94,16 +95,17 @@ def _check_schedule(name: str, schedule: Schedule) -> None:
 
 
 def value_at(name: str, setting: float | Schedule, remaining: float) -> float:
-    """What a setting is at a point of the training.
+    """Evaluate a setting, which may be a schedule, at a point of the training.
 
-    :param name: for the message
-    :param setting: number or schedule
-    :param remaining: the part of the training that is left
-    :raises ValueError: for a schedule that gives no number, or one below 0
+    :param name: name of the setting, for the message
+    :param setting: number, or schedule of the remaining fraction of the training
+    :param remaining: fraction of the training that remains, from 1 to 0
+    :return: value of the setting
+    :raises ValueError: if a schedule returns anything but a finite number of at least 0
     """
     if not callable(setting):
         return float(setting)
-    value: Any = setting(remaining)  # a user's function may give anything
+    value: Any = setting(remaining)  # a user's function may return anything
     if not (isinstance(value, Real) and 0 <= float(value) < math.inf):
         when = f"where {remaining:.3g} of the training is left"
         raise ValueError(f"{name} must be a number of at least 0 at all times, got {value!r} {when}")

@@ -1,8 +1,8 @@
-"""Pre-update episodes of the prior that all tasks of equal dynamics share.
+"""Pre-update episodes that all tasks of equal dynamics share.
 
-Where every task's latent distribution is the prior, an episode of one task says what it would have returned in every
-other: one bank of prior episodes then serves all tasks of the batch, each seeing far more latents than it could pay for
-on its own.
+If every task's latent distribution is the prior, the return of an episode can be recomputed for every other task of
+equal dynamics. One bank of prior episodes then serves all these tasks, and each task learns about more latents than it
+could afford to try on its own.
 """
 
 import numpy as np
@@ -14,11 +14,12 @@ from sb3_maesn.envs.relabel import relabelled_returns
 
 
 def dynamics_groups(env: MultiTaskVecEnv, tasks: Tasks) -> tuple[np.ndarray, Tasks]:
-    """Which tasks may share episodes, and one task of each group.
+    """Group the tasks that may share episodes.
 
-    :param env: a native environment
+    :param env: environment of one of this package's task families
     :param tasks: B tasks
-    :return: group numbers (B,), and the groups' first tasks
+    :return: group numbers (B,), and the first task of each group
+    :raises ValueError: for any other environment
     """
     groups = env.family.dynamics_groups(np.stack(tasks.values))
     first = np.unique(groups, return_index=True)[1]
@@ -26,14 +27,16 @@ def dynamics_groups(env: MultiTaskVecEnv, tasks: Tasks) -> tuple[np.ndarray, Tas
 
 
 def share_episodes(env: MultiTaskVecEnv, tasks: Tasks, groups: np.ndarray, bank: Rollout, gamma: float) -> EpisodeBatch:
-    """The bank as each task sees it.
+    """Compute the data of each task from shared episodes, with the returns that they have in that task.
 
-    :param env: a native environment
+    :param env: environment of one of this package's task families
     :param tasks: B tasks
-    :param groups: their groups (B,)
-    :param bank: n episodes of each group's first task, (T, n_groups, n, ...)
+    :param groups: group number of each task (B,)
+    :param bank: n episodes of the first task of each group, with equal latents in all groups (T, n_groups, n, ...)
     :param gamma: discount factor
-    :return: (B, n)
+    :return: whole-episode data, with discounted returns as advantages (B, n)
+    :raises ValueError: for any other environment
+    :raises NotImplementedError: if the family's observations do not determine its rewards
     """
     family, values = env.family, np.stack(tasks.values)  # (B, G)
     returns = np.empty((len(groups), bank.latents.shape[1]))
@@ -48,12 +51,12 @@ def share_episodes(env: MultiTaskVecEnv, tasks: Tasks, groups: np.ndarray, bank:
 
 
 def sample_by_group(groups: np.ndarray, n: int, rng: np.random.Generator) -> np.ndarray:
-    """Different tasks from as few groups as possible.
+    """Sample different tasks from as few groups as possible.
 
-    :param groups: group numbers of all tasks (N,)
-    :param n: how many
+    :param groups: group number of each training task (N,)
+    :param n: number of tasks to sample
     :param rng: source of the choice
-    :return: sorted indices (n,)
+    :return: sorted indices of the tasks (n,)
     """
     rank = rng.permutation(int(groups.max()) + 1)[groups]
     order = np.lexsort((rng.random(len(groups)), rank))

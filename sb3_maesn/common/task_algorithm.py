@@ -1,4 +1,4 @@
-"""What SB3's on-policy algorithm lacks for environments with tasks, apart from any learning."""
+"""Base class of the algorithms on environments with tasks: wrapping, saving and training in whole iterations."""
 
 import copy
 import io
@@ -29,16 +29,17 @@ REFERENCE_ITERATIONS = 300
 
 
 class TaskAlgorithm(CheckpointMixin, OnPolicyAlgorithm):
-    """An SB3 algorithm whose environment is a MultiTaskVecEnv and whose training consists of whole iterations.
+    """SB3 on-policy algorithm whose environment is a MultiTaskVecEnv and whose training consists of whole iterations.
 
-    It wraps and checks environments, saves atomically, and counts steps so that a run stopped within an iteration does
-    that iteration again. Its parameters are those of OnPolicyAlgorithm.
+    The class wraps and checks environments and saves atomically. It counts the steps of whole iterations, so that a run
+    that was stopped within an iteration repeats that iteration when it continues. The parameters are those of SB3's
+    OnPolicyAlgorithm.
     """
 
     env: MultiTaskVecEnv | None
     n_train_tasks: int
     _whole_timesteps: int | None  # num_timesteps after the last whole iteration
-    _modules_of_its_own: ClassVar[tuple[str, ...]] = ("policy",)  # which no two models share
+    _copied_modules: ClassVar[tuple[str, ...]] = ("policy",)  # attributes of which a copy of the model gets its own
 
     def _get_policy_from_name(self, policy_name: str) -> type[BasePolicy]:
         if policy_name not in self.policy_aliases:
@@ -50,54 +51,60 @@ class TaskAlgorithm(CheckpointMixin, OnPolicyAlgorithm):
 
     @staticmethod
     def _wrap_env(env: GymEnv | str, verbose: int = 0, monitor_wrapper: bool = True) -> VecEnv:
-        """Give any environment tasks: SB3's wrapping, then a MultiTaskVecEnv unless there is one already."""
+        """Wrap an environment as SB3 does, then in a MultiTaskVecEnv unless it contains one."""
         wrapped = env if isinstance(env, str) else BaseAlgorithm._wrap_env(env, verbose, monitor_wrapper)
         return as_multi_task(wrapped, MAX_MEMBERS)
 
     def set_env(self, env: GymEnv | str, force_reset: bool = True) -> None:
-        """Replace the environment; the number of its members may differ.
+        """Replace the environment by one that may have another number of members.
 
-        :param env: an environment with the same spaces and number of training tasks
-        :param force_reset: as in SB3
-        :raises ValueError: if spaces or the number of training tasks differ
+        :param env: environment with the same spaces and the same number of training tasks
+        :param force_reset: whether the next call of ``learn`` resets the environment
+        :raises ValueError: if the spaces or the number of training tasks differ
         """
         wrapped = self._wrap_env(env, self.verbose)
         assert isinstance(wrapped, MultiTaskVecEnv)
         self.check_spaces(wrapped)
-        self._take_env_facts(wrapped)
+        self._note_env_facts(wrapped)
         self.n_envs = wrapped.num_envs
         super().set_env(wrapped, force_reset)
 
-    def _look_at_env(self) -> None:
-        """Note the facts of the environment that the model is built with.
+    def _check_env(self) -> None:
+        """Check that the model can be built: with an environment, or from spaces and facts read from a file.
 
-        :raises ValueError: if there is none
+        :raises ValueError: if there is neither
         """
         if self.env is not None:
-            self._take_env_facts(self.env)
-        elif not hasattr(self, "observation_space"):  # which SB3 takes from the environment, or from a file
+            self._note_env_facts(self.env)
+        elif not hasattr(self, "observation_space"):  # set from the environment, or by loading a file
             raise ValueError("expected an environment, got None")
 
-    def _take_env_facts(self, env: MultiTaskVecEnv) -> None:
-        """Note what has to be known where there is no environment."""
+    def _note_env_facts(self, env: MultiTaskVecEnv) -> None:
+        """Keep the facts about the environment that a model needs when it is loaded without one.
+
+        :param env: training environment
+        :raises ValueError: if the number of its training tasks differs from that of an earlier environment
+        """
         n_tasks = len(env.task_set("train"))
-        if n_tasks != self.__dict__.setdefault("n_train_tasks", n_tasks):
+        if not hasattr(self, "n_train_tasks"):
+            self.n_train_tasks = n_tasks
+        elif n_tasks != self.n_train_tasks:
             raise ValueError(f"expected an environment with {self.n_train_tasks} training tasks, got {n_tasks}")
         self.n_steps = env.horizon
         self.env_id = env.family.env_id if env.has_family else None
 
     def check_spaces(self, env: VecEnv) -> None:
-        """Refuse an environment whose spaces differ from those the policy was built for.
+        """Check that an environment has the spaces for which the policy was built.
 
-        :param env: the environment
-        :raises ValueError: naming both spaces
+        :param env: environment to check
+        :raises ValueError: if the observation or the action space differs
         """
         check_for_correct_spaces(env, self.observation_space, self.action_space)
 
     # Files
 
     def _excluded_save_params(self) -> list[str]:
-        # every iteration starts from a reset, so no observation has to be kept
+        # every iteration starts with a reset, so the last observation need not be saved
         return [*super()._excluded_save_params(), "_last_obs", "_last_episode_starts", "_last_original_obs"]
 
     def save(
@@ -106,11 +113,11 @@ class TaskAlgorithm(CheckpointMixin, OnPolicyAlgorithm):
         exclude: Iterable[str] | None = None,
         include: Iterable[str] | None = None,
     ) -> None:
-        """Save as SB3 does, but atomically: an interrupted save leaves the old file whole.
+        """Save in SB3's format, atomically: an interrupted save leaves the old file intact.
 
-        :param path: file, or something to write to
-        :param exclude: as in SB3
-        :param include: as in SB3
+        :param path: path of the file (``.zip`` is added if it has no suffix), or an open binary file
+        :param exclude: names of further attributes to leave out
+        :param include: names of attributes to save although they are left out by default
         """
         if isinstance(path, io.BufferedIOBase):
             super().save(path, exclude, include)
@@ -124,10 +131,12 @@ class TaskAlgorithm(CheckpointMixin, OnPolicyAlgorithm):
 
     @property
     def timesteps_per_iteration(self) -> int:
-        """Environment steps of one iteration whose episodes are all as long as the horizon."""
+        """Environment steps of one iteration in which every episode lasts for the whole horizon."""
         raise NotImplementedError
 
     def _step_hook(self, callback: BaseCallback) -> StepHook:
+        """Make the function that a collection calls after every step: it counts steps and runs the callback."""
+
         def on_step(variables: dict[str, Any]) -> bool:
             self.num_timesteps += variables["n_episodes"]
             callback.update_locals({"self": self, **variables})
@@ -136,7 +145,10 @@ class TaskAlgorithm(CheckpointMixin, OnPolicyAlgorithm):
         return on_step
 
     def _note_episodes(self, summary: RolloutSummary) -> None:
-        """Episodes go where SB3 keeps its episode statistics."""
+        """Add episodes to SB3's episode statistics.
+
+        :param summary: returns, lengths and success of the episodes
+        """
         assert self.ep_info_buffer is not None
         assert self.ep_success_buffer is not None
         now = round(time.time() - self.start_time / 1e9, 6)
@@ -148,6 +160,7 @@ class TaskAlgorithm(CheckpointMixin, OnPolicyAlgorithm):
     def _init_callback(self, callback: MaybeCallback, progress_bar: bool = False) -> BaseCallback:
         if not progress_bar:
             return super()._init_callback(callback)
+        # SB3's own progress bar counts the members' steps, idle ones included
         own = callback if isinstance(callback, list) else [callback]
         converted = [one if isinstance(one, BaseCallback) else ConvertCallback(one) for one in own]
         return super()._init_callback([*converted, StepsProgressBar()])
@@ -161,16 +174,17 @@ class TaskAlgorithm(CheckpointMixin, OnPolicyAlgorithm):
         reset_num_timesteps: bool = True,
         progress_bar: bool = False,
     ) -> SelfTaskAlgorithm:
-        """Train.
+        """Train for whole iterations.
 
-        :param total_timesteps: environment steps, rounded up to whole iterations; the paper's 300 iterations where None
-        :param callback: as in SB3
-        :param log_interval: iterations between logs
-        :param tb_log_name: name of the TensorBoard run; that of the algorithm where None
-        :param reset_num_timesteps: False continues a run
-        :param progress_bar: show one
+        :param total_timesteps: number of environment steps, rounded up to whole iterations; None for the paper's 300
+            iterations
+        :param callback: callback or callbacks, as SB3 accepts them
+        :param log_interval: number of iterations between logs
+        :param tb_log_name: name of the TensorBoard run, None for the algorithm's name
+        :param reset_num_timesteps: whether to count steps from 0; False continues a run
+        :param progress_bar: whether to show a progress bar
         :return: the trained model
-        :raises ValueError: if there is no environment
+        :raises ValueError: if the model has no environment
         """
         if self.env is None:
             raise ValueError("expected an environment to learn from, got none: call set_env first")
@@ -178,7 +192,7 @@ class TaskAlgorithm(CheckpointMixin, OnPolicyAlgorithm):
             total_timesteps = REFERENCE_ITERATIONS * self.timesteps_per_iteration
         if reset_num_timesteps:
             self._whole_timesteps = None
-        elif self._whole_timesteps is not None:  # an iteration that was cut short is done again
+        elif self._whole_timesteps is not None:  # repeat an iteration that was cut short
             self.num_timesteps = self._whole_timesteps
         tb_log_name = type(self).__name__ if tb_log_name is None else tb_log_name
         return super().learn(total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar)
@@ -186,7 +200,12 @@ class TaskAlgorithm(CheckpointMixin, OnPolicyAlgorithm):
     # Adaptation
 
     def _adaptation_source(self, env: GymEnv | str | None, task: Any) -> GymEnv | str:
-        """Where to adapt to a task: the environment passed, or this model's own."""
+        """Choose the environment to adapt in: the given one, or the model's own.
+
+        :param env: environment, None for the model's own
+        :param task: task to adapt to
+        :raises ValueError: if the task is None, or there is no environment
+        """
         if task is None:
             raise ValueError("expected a task (whatever the environment's set_task takes), got None")
         source = self.env if env is None else env
@@ -195,10 +214,10 @@ class TaskAlgorithm(CheckpointMixin, OnPolicyAlgorithm):
         return source
 
     def _copy(self: SelfTaskAlgorithm) -> SelfTaskAlgorithm:
-        """A model with networks of its own that shares this one's environment and logger."""
+        """Copy the model: networks and episode statistics are copied, environment and logger shared."""
         other = copy.copy(self)
-        # in one copy, so that an optimiser goes on with the copies of all that it changes
-        for name, module in copy.deepcopy({name: getattr(self, name) for name in self._modules_of_its_own}).items():
+        # a single deepcopy, so that an optimiser refers to the copied parameters
+        for name, module in copy.deepcopy({name: getattr(self, name) for name in self._copied_modules}).items():
             setattr(other, name, module)
         for name in ("ep_info_buffer", "ep_success_buffer"):
             setattr(other, name, copy.copy(getattr(self, name)))

@@ -1,16 +1,16 @@
-"""Every n-th time step of each episode, for estimates that need not see all of them."""
+"""Selection of every n-th time step of each episode, for estimates that do not need all steps."""
 
 import torch as th
 
 
 class Thinning:
-    """Every ``stride``-th time step of each episode.
+    """Selection of every ``stride``-th time step of each episode.
 
-    :param n_steps: T
-    :param n_episodes: K of each task
-    :param stride: at least 1; no more than T counts
-    :param spread: begin in every episode at another phase of the stride, so that together they stand for all times
-        alike, and not all at the first step
+    :param n_steps: number of time steps, T
+    :param n_episodes: number of episodes per task, K
+    :param stride: distance between selected steps, at least 1; values above T count as T
+    :param spread: whether each episode starts at a different phase of the stride, so that the episodes together
+        represent all times equally; otherwise all start at the first step
     """
 
     def __init__(self, n_steps: int, n_episodes: int, stride: int, spread: bool = False):
@@ -21,8 +21,10 @@ class Thinning:
         self.mask = (steps < n_steps).float().unsqueeze(1)  # (T', 1, K), 0 past the horizon
 
     def __call__(self, values: th.Tensor) -> th.Tensor:
-        """The chosen steps (T', B, K, ...).
+        """Select the steps of an array of values.
 
-        :param values: of all steps (T, B, K, ...)
+        :param values: values of all steps (T, B, K, ...)
+        :return: values of the selected steps (T', B, K, ...); those past the horizon repeat the last step and are
+            masked by ``mask``
         """
         return th.take_along_dim(values, self.steps.view(*self.steps.shape, *(1,) * (values.ndim - 3)), dim=0)

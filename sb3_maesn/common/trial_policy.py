@@ -1,4 +1,4 @@
-"""A recurrent policy whose memory lasts for a trial of several episodes."""
+"""Recurrent policy whose memory lasts for a trial of several episodes."""
 
 from typing import Any, NamedTuple
 
@@ -13,14 +13,14 @@ from torch import nn
 from sb3_maesn.envs.trials import transition_size
 
 LstmState = tuple[np.ndarray, np.ndarray]
-"""Hidden and cell state, (layers, n, hidden) each: the ``state`` of ``predict``"""
+"""Hidden and cell state, the ``state`` of ``predict``, (layers, n, hidden) each."""
 
 
 class Memory(NamedTuple):
-    """What a policy knows of a task between two episodes.
+    """Knowledge of a task that a policy carries from one episode to the next.
 
     :param state: hidden and cell state after the last step's input, (layers, 1, hidden) each
-    :param transition: the last action, reward and done, which the next input says (A + 2,)
+    :param transition: last action, reward and done, which are part of the next input (A + 2,)
     """
 
     state: LstmState
@@ -28,16 +28,16 @@ class Memory(NamedTuple):
 
 
 class TrialLstmPolicy(RecurrentActorCriticPolicy):
-    """sb3-contrib's recurrent policy for the observations of a :class:`~sb3_maesn.envs.trials.TrialVecEnv`.
+    """Recurrent policy of sb3-contrib for observations of a :class:`~sb3_maesn.envs.trials.TrialVecEnv`.
 
-    ``predict(obs, state, episode_start)`` follows SB3's recurrent convention; ``episode_start`` marks the starts of
-    trials. A call without a state anywhere else is refused: it would forget the trial. Predictions begin a trial with
-    an empty memory, or with the one that :meth:`set_memory` installs, so that they go on where another trial stopped;
-    training always begins with an empty one.
+    ``predict(obs, state, episode_start)`` follows SB3's recurrent convention, where ``episode_start`` marks the starts
+    of trials. A call within a trial must pass the state, without which the policy would forget the trial. Predictions
+    start a trial with an empty memory, or with the one that :meth:`set_memory` installs, so that they continue where
+    another trial stopped; training always starts with an empty memory.
 
-    :param observation_space: of the TrialVecEnv
-    :param action_space: of the TrialVecEnv
-    :param lr_schedule: learning rate
+    :param observation_space: observation space of the TrialVecEnv
+    :param action_space: action space of the TrialVecEnv
+    :param lr_schedule: learning rate schedule
     :param kwargs: further arguments of RecurrentActorCriticPolicy
     :raises ValueError: for ``use_sde``
     """
@@ -57,13 +57,13 @@ class TrialLstmPolicy(RecurrentActorCriticPolicy):
         self.register_buffer("memory_transition", th.zeros(transition_size(action_space)))
 
     def __getstate__(self) -> dict[str, Any]:
-        # the distribution of the last training batch holds a graph, which could not be copied
+        # the distribution of the last training batch holds a graph, which cannot be copied
         return {**self.__dict__, "action_dist": make_proba_distribution(self.action_space)}
 
     def set_memory(self, memory: Memory) -> None:
-        """Install what every trial of later predictions begins with.
+        """Install the memory with which later predictions start every trial.
 
-        :param memory: the memory
+        :param memory: memory at the start of a trial
         """
         for buffer, value in zip(
             (self.memory_hidden, self.memory_cell, self.memory_transition),
@@ -76,16 +76,16 @@ class TrialLstmPolicy(RecurrentActorCriticPolicy):
     def _process_sequence(
         features: th.Tensor, lstm_states: tuple[th.Tensor, th.Tensor], episode_starts: th.Tensor, lstm: nn.LSTM
     ) -> tuple[th.Tensor, th.Tensor]:
-        """One call of the LSTM for whole sequences, where sb3-contrib calls it for every step of them.
+        """Run the LSTM over whole sequences in one call, where sb3-contrib makes one call per step.
 
-        sb3-contrib's buffer cuts its sequences where trials start, so that only their first step can reset the state.
+        sb3-contrib's buffer cuts its sequences where trials start, so only the first step of a sequence can reset the
+        state.
 
-        :param features: (n * T, F), sequence by sequence
-        :param lstm_states: before the sequences, (layers, n, hidden) each
-        :param episode_starts: (n * T,)
-        :param lstm: the LSTM
-        :return: its outputs (n * T, hidden), and the states after the sequences (a pair, though sb3-contrib's
-            annotation says otherwise)
+        :param features: features, sequence by sequence (n * T, F)
+        :param lstm_states: hidden and cell state before the sequences, (layers, n, hidden) each
+        :param episode_starts: 1 where a trial starts, else 0 (n * T,)
+        :param lstm: LSTM to run
+        :return: outputs of the LSTM (n * T, hidden), and hidden and cell state after the sequences
         """
         n = lstm_states[0].shape[1]
         starts = episode_starts.reshape(n, -1)  # (n * T,) -> (n, T)
@@ -93,8 +93,9 @@ class TrialLstmPolicy(RecurrentActorCriticPolicy):
             return RecurrentActorCriticPolicy._process_sequence(features, lstm_states, episode_starts, lstm)
         keep = (1.0 - starts[:, 0]).view(1, n, 1)
         hidden, cell = lstm_states
-        without = th.zeros_like(episode_starts)
-        return RecurrentActorCriticPolicy._process_sequence(features, (keep * hidden, keep * cell), without, lstm)
+        no_starts = th.zeros_like(episode_starts)
+        # a pair of outputs and states, although sb3-contrib annotates the return value otherwise
+        return RecurrentActorCriticPolicy._process_sequence(features, (keep * hidden, keep * cell), no_starts, lstm)
 
     def predict(
         self,
@@ -103,15 +104,15 @@ class TrialLstmPolicy(RecurrentActorCriticPolicy):
         episode_start: np.ndarray | None = None,
         deterministic: bool = False,
     ) -> tuple[np.ndarray, tuple[np.ndarray, ...] | None]:
-        """Actions, with the memory of the trial carried in ``state``.
+        """Choose actions, with the memory of the trial carried in ``state``.
 
-        :param observation: one observation of a TrialVecEnv (O + A + 2,) or a batch (n, O + A + 2)
-        :param state: what the last call returned, hidden and cell state (layers, n, hidden); None where all trials
-            start
-        :param episode_start: (n,), true where a trial starts
-        :param deterministic: the most likely action
-        :return: actions, state
-        :raises ValueError: if there is no state within a trial, or the observation is no TrialVecEnv's
+        :param observation: one observation of a TrialVecEnv (O + A + 2,), or a batch (n, O + A + 2)
+        :param state: hidden and cell state that the last call returned, (layers, n, hidden) each; None only if all
+            trials start
+        :param episode_start: true where a trial starts (n,)
+        :param deterministic: whether to take the most likely actions
+        :return: actions and state
+        :raises ValueError: if there is no state within a trial, or the observation is not that of a TrialVecEnv
         """
         assert isinstance(observation, np.ndarray)  # a TrialVecEnv's space is a Box
         batch = self._check_observation(observation)
@@ -131,7 +132,7 @@ class TrialLstmPolicy(RecurrentActorCriticPolicy):
         return (actions[0] if observation.ndim == 1 else actions), after
 
     def _check_observation(self, observation: np.ndarray) -> np.ndarray:
-        """The observations as a new batch (n, O + A + 2)."""
+        """Copy the observations to a batch (n, O + A + 2), or raise an error if their size is wrong."""
         assert self.observation_space.shape is not None
         (size,) = self.observation_space.shape
         batch = np.array(observation, dtype=np.float32, ndmin=2)

@@ -1,4 +1,4 @@
-"""The trust-region meta step, on the pieces of sb3-contrib's TRPO (Schulman et al. 2015, arXiv:1502.05477)."""
+"""The trust-region meta step, built on parts of sb3-contrib's TRPO (Schulman et al. 2015, arXiv:1502.05477)."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -15,18 +15,18 @@ from sb3_maesn.common.type_aliases import ObjectiveValue, StepResult
 
 Value = TypeVar("Value")
 Evaluate: TypeAlias = Callable[[Sequence[th.Tensor]], Value]
-"""Something as a function of the parameters."""
+"""Function of the parameters that returns a ``Value``."""
 
 
 @dataclass(frozen=True)
 class TrustRegion:
-    """Settings of a step, named as in sb3-contrib's TRPO.
+    """Settings of a trust-region step, named as in sb3-contrib's TRPO.
 
-    :param target_kl: bound on the mean KL
-    :param cg_max_steps: conjugate-gradient iterations
-    :param cg_damping: added to the Fisher matrix's diagonal
-    :param line_search_shrinking_factor: by which a refused step is shortened
-    :param line_search_max_iter: tries of the line search
+    :param target_kl: upper bound on the mean KL
+    :param cg_max_steps: maximum number of conjugate-gradient iterations
+    :param cg_damping: constant added to the diagonal of the Fisher matrix
+    :param line_search_shrinking_factor: factor by which the line search shortens a rejected step
+    :param line_search_max_iter: maximum number of steps that the line search tries
     """
 
     target_kl: float = 0.01
@@ -37,15 +37,20 @@ class TrustRegion:
 
 
 def flatten(tensors: Sequence[th.Tensor]) -> th.Tensor:
-    """All tensors in one vector (P,)."""
+    """Concatenate all tensors into one vector.
+
+    :param tensors: tensors with P entries in total
+    :return: vector (P,)
+    """
     return th.cat([tensor.reshape(-1) for tensor in tensors])
 
 
 def unflatten(vector: th.Tensor, like: Sequence[th.Tensor]) -> list[th.Tensor]:
-    """The inverse of :func:`flatten`.
+    """Split a vector into tensors, the inverse of :func:`flatten`.
 
-    :param vector: (P,)
-    :param like: tensors with the shapes wanted
+    :param vector: vector (P,)
+    :param like: tensors with the shapes to restore
+    :return: tensors shaped like ``like``
     """
     parts = vector.split([tensor.numel() for tensor in like])
     return [part.view_as(tensor) for part, tensor in zip(parts, like, strict=True)]
@@ -54,13 +59,15 @@ def unflatten(vector: th.Tensor, like: Sequence[th.Tensor]) -> list[th.Tensor]:
 def fisher_product(
     kls: Sequence[Evaluate[Composition]], leaves: Sequence[th.Tensor], damping: float, workers: Workers
 ) -> Callable[[th.Tensor], th.Tensor]:
-    """The product of a vector with the KL's Hessian, where the KL is zero, plus damping.
+    """Prepare damped Fisher-vector products, with the Hessian of the KL as the Fisher matrix.
 
-    :param kls: the KL as functions of the parameters whose values add up
-    :param leaves: parameters
-    :param damping: added to the diagonal
-    :param workers: which run the functions
-    :return: (P,) -> (P,)
+    The Hessian is that at the given parameters, where the KL must be zero.
+
+    :param kls: KL as functions of the parameters whose values add up
+    :param leaves: parameters, P entries in total
+    :param damping: constant added to the diagonal of the Hessian
+    :param workers: threads that run the functions
+    :return: function from a vector (P,) to its product (P,)
     """
 
     def product_of(kl: Evaluate[Composition]) -> Evaluate[Sequence[th.Tensor]]:
@@ -79,18 +86,18 @@ def fisher_product(
 def search_direction(
     product: Callable[[th.Tensor], th.Tensor], gradient: th.Tensor, settings: TrustRegion, seed: int
 ) -> tuple[th.Tensor, float]:
-    """The natural gradient and the longest step along it inside the trust region.
+    """Compute the natural gradient and the longest step along it inside the trust region.
 
     :param product: Fisher-vector product
-    :param gradient: (P,)
-    :param settings: of the step
-    :param seed: of the noise from which the solver starts
-    :return: direction (P,), step length
+    :param gradient: gradient of the objective (P,)
+    :param settings: settings of the step
+    :param seed: seed of the noise from which the conjugate-gradient solver starts
+    :return: direction (P,) and step length; zeros if the curvature along the direction is not positive and finite
     """
     with th.random.fork_rng(devices=[]):
         th.manual_seed(seed)
         direction = conjugate_gradient_solver(product, gradient, max_iter=settings.cg_max_steps)
-    direction = direction.masked_fill(gradient == 0.0, 0.0)  # parameters without effect do not follow the noise
+    direction = direction.masked_fill(gradient == 0.0, 0.0)  # keep the solver's noise out of parameters without effect
     curvature = float(direction @ product(direction))
     if not math.isfinite(curvature) or curvature <= 0.0:
         return th.zeros_like(direction), 0.0
@@ -104,16 +111,17 @@ def trust_region_step(
     settings: TrustRegion,
     seed: int,
 ) -> StepResult:
-    """Maximise the objective inside a trust region: natural gradient, then a backtracking line search.
+    """Maximise the objective inside a trust region by the natural gradient and a backtracking line search.
 
     The line search evaluates without a graph; an inner update inside the objective enables gradients for itself.
 
-    :param evaluate: objective and its parts, as functions of the parameters whose values add up
-    :param fisher_kl: the KL whose Hessian measures the step, perhaps on part of the data, likewise
+    :param evaluate: objective and its terms, as functions of the parameters whose values add up
+    :param fisher_kl: KL whose Hessian measures the step, as functions of the parameters whose values add up; it may use
+        part of the data
     :param leaves: current parameters
-    :param settings: of the step
-    :param seed: of the conjugate-gradient solver's start
-    :return: the new parameters and what happened
+    :param settings: settings of the step
+    :param seed: seed of the noise from which the conjugate-gradient solver starts
+    :return: new parameters and outcome of the step
     """
     leaves = [leaf.detach().requires_grad_() for leaf in leaves]
     with Workers() as workers:
@@ -123,8 +131,10 @@ def trust_region_step(
         n_tries = settings.line_search_max_iter if length > 0.0 else 0
         for n_backtracks in range(n_tries):
             scale = length * settings.line_search_shrinking_factor**n_backtracks
-            steps = unflatten(scale * direction, leaves)
-            candidate = [(leaf + step).detach().requires_grad_() for leaf, step in zip(leaves, steps, strict=True)]
+            changes = unflatten(scale * direction, leaves)
+            candidate = [
+                (leaf + change).detach().requires_grad_() for leaf, change in zip(leaves, changes, strict=True)
+            ]
             with th.no_grad():
                 after = add_up(workers([partial(part, candidate) for part in evaluate]))
             if after.kl <= settings.target_kl and after.objective > before.objective:
@@ -135,11 +145,12 @@ def trust_region_step(
 def value_and_gradient(
     evaluate: Sequence[Evaluate[ObjectiveValue]], leaves: Sequence[th.Tensor], workers: Workers
 ) -> tuple[ObjectiveValue, th.Tensor]:
-    """The objective's value and its gradient (P,); no part's graph outlives it.
+    """Compute the objective and its gradient, freeing each part's graph as soon as its gradient is known.
 
-    :param evaluate: objective and its parts, as functions of the parameters whose values add up
-    :param leaves: parameters
-    :param workers: which run the functions
+    :param evaluate: objective and its terms, as functions of the parameters whose values add up
+    :param leaves: parameters, P entries in total
+    :param workers: threads that run the functions
+    :return: objective and its terms, and the gradient of the objective (P,)
     """
 
     def of_part(part: Evaluate[ObjectiveValue]) -> tuple[ObjectiveValue, th.Tensor]:
@@ -153,8 +164,9 @@ def value_and_gradient(
 
 
 def add_up(values: Sequence[ObjectiveValue]) -> ObjectiveValue:
-    """The objective's value from what its parts contribute.
+    """Add up the contributions of all parts to the objective and its terms.
 
-    :param values: of all parts
+    :param values: contributions of the parts
+    :return: objective and its terms
     """
     return ObjectiveValue(*(th.stack(numbers).sum() for numbers in zip(*values, strict=True)))

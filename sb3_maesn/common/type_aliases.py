@@ -1,4 +1,4 @@
-"""Frozen data that crosses module boundaries.
+"""Frozen data that cross module boundaries.
 
 Shapes: B tasks, K episodes of each, T time steps, L latent dimensions, O observation and A action dimensions.
 """
@@ -14,17 +14,19 @@ from sb3_maesn.common.distributions import ActionDistribution, DiagGaussian
 from sb3_maesn.common.thinning import Thinning
 
 NamedParameters: TypeAlias = dict[str, th.Tensor]
+"""Policy parameters by name."""
 
 STEP_FIELDS = ("observations", "actions", "log_prob", "rewards", "mask")
-"""The fields of a rollout that hold a value for every step, beside the distribution."""
+"""Fields of a rollout that hold one value per step, apart from the distribution."""
 
 
 @dataclass(frozen=True)
 class Tasks:
-    """One draw of tasks from a family's training set.
+    """Batch of tasks drawn from a training set.
 
     :param ids: indices into the training set (B,)
-    :param values: what the environments' ``set_task`` takes, one for each id
+    :param values: tasks as the environments' ``set_task`` accepts them, one for each id
+    :raises ValueError: if the numbers of ids and values differ
     """
 
     ids: np.ndarray
@@ -36,13 +38,13 @@ class Tasks:
 
 
 class RolloutSummary(NamedTuple):
-    """What the log says about a rollout.
+    """Statistics of a rollout for the log.
 
-    :param returns: undiscounted returns of its n valid episodes (n,)
-    :param lengths: their lengths (n,)
-    :param success: 1 or 0, of the valid episodes of an environment that says it
-    :param n_episodes: all episodes
-    :param n_diverged: episodes that were dropped because the simulation diverged
+    :param returns: undiscounted returns of the valid episodes (n,)
+    :param lengths: lengths of the valid episodes in steps (n,)
+    :param success: 1 or 0 for each valid episode whose environment reports success
+    :param n_episodes: number of all episodes, valid or not
+    :param n_diverged: number of episodes that were dropped because their simulation diverged
     """
 
     returns: np.ndarray
@@ -54,18 +56,19 @@ class RolloutSummary(NamedTuple):
 
 @dataclass(frozen=True)
 class Rollout:
-    """K episodes for each of B tasks.
+    """K episodes of each of B tasks.
 
-    :param observations: preprocessed observations (T, B, K, *obs_shape), float
-    :param actions: as sampled, before clipping to the action space: (T, B, K, A), or (T, B, K) integers
-    :param distribution: the behaviour policy's distributions, mean or logits (T, B, K, A)
-    :param log_prob: of the actions under the behaviour policy (T, B, K)
-    :param rewards: (T, B, K), zero where the mask is
-    :param mask: (T, B, K), 1 for a real step of a valid episode, else 0
-    :param latents: z, one for each episode (B, K, L)
-    :param noise: eps of z = mean + std * eps (B, K, L)
-    :param success: (B, K), 1 or 0, NaN where the environment does not say
-    :param n_diverged: episodes that ended because the simulation diverged; their mask is 0
+    :param observations: preprocessed observations, float (T, B, K, *obs_shape)
+    :param actions: actions as sampled, before clipping to the action space; (T, B, K, A), or integers (T, B, K)
+    :param distribution: action distributions of the behaviour policy (T, B, K, A)
+    :param log_prob: log probabilities of the actions under the behaviour policy (T, B, K)
+    :param rewards: rewards, zero where the mask is zero (T, B, K)
+    :param mask: 1 for a step of a valid episode, else 0 (T, B, K)
+    :param latents: latents z, one per episode (B, K, L)
+    :param noise: standard normal noise eps of the latents z = mean + std * eps (B, K, L)
+    :param success: 1 or 0, NaN where the environment does not report success (B, K)
+    :param n_diverged: number of episodes whose simulation diverged; their mask is 0
+    :raises ValueError: if the shapes do not agree
     """
 
     observations: th.Tensor
@@ -103,10 +106,16 @@ class Rollout:
         """Number of valid steps of each episode (B, K)."""
         return self.mask.sum(dim=0)
 
-    def first_episodes(self, n: int) -> "Rollout":
-        """The first ``n`` episodes of each task.
+    @property
+    def valid(self) -> np.ndarray:
+        """Whether each episode counts, which it does unless its simulation diverged (B, K)."""
+        return np.asarray(self.mask[0].numpy() > 0.0)
 
-        :param n: at most K
+    def first_episodes(self, n: int) -> "Rollout":
+        """Select the first ``n`` episodes of each task.
+
+        :param n: number of episodes, at most K
+        :return: rollout with n episodes of each task
         """
         distribution = type(self.distribution)(*(part[:, :, :n] for part in self.distribution))
         steps = {name: getattr(self, name)[:, :, :n] for name in STEP_FIELDS}
@@ -114,54 +123,59 @@ class Rollout:
         return replace(self, distribution=distribution, **steps, **episodes)
 
     def at_tasks(self, tasks: slice) -> "Rollout":
-        """Some of the tasks, without copying.
+        """Select some of the tasks, without copying.
 
-        :param tasks: which
+        :param tasks: slice of the B tasks
+        :return: rollout of these tasks
         """
-        # a Gaussian's log std that all tasks share has a task dimension of 1
+        # a log std that all tasks share has a task dimension of 1
         parts = (part if part.shape[1] == 1 else part[:, tasks] for part in self.distribution)
         steps = {name: getattr(self, name)[:, tasks] for name in STEP_FIELDS}
         episodes = {name: getattr(self, name)[tasks] for name in ("latents", "noise", "success")}
         return replace(self, distribution=type(self.distribution)(*parts), **steps, **episodes)
 
     def every_nth_step(self, stride: int, spread: bool = False) -> "Rollout":
-        """Every ``stride``-th time step, for the Fisher product.
+        """Select every ``stride``-th time step, as Fisher-vector products use it.
 
-        :param stride: at least 1
-        :param spread: begin in every episode at another phase, as in :class:`Thinning`
+        :param stride: distance between selected steps, at least 1
+        :param spread: whether each episode starts at a different phase of the stride, as in :class:`Thinning`
+        :return: rollout of the selected steps
         """
         if stride == 1:
             return self
         chosen = Thinning(len(self.rewards), self.rewards.shape[2], stride, spread)
-        # a Gaussian's log std has a time dimension of 1
+        # a log std, which does not depend on the state, has a time dimension of 1
         parts = (chosen(part) if part.shape[0] > 1 else part for part in self.distribution)
         thinned = {name: chosen(getattr(self, name)) for name in STEP_FIELDS if name != "mask"}
         mask = chosen(self.mask) * chosen.mask
         return replace(self, distribution=type(self.distribution)(*parts), mask=mask, **thinned)  # type: ignore[arg-type]  # fields of steps
 
     def summary(self) -> RolloutSummary:
-        """Returns, lengths and success of the valid episodes."""
-        valid = self.mask[0].numpy() > 0  # (B, K)
-        success = self.success[valid]
+        """Compute the statistics of the valid episodes.
+
+        :return: returns, lengths and success
+        """
+        success = self.success[self.valid]
         return RolloutSummary(
-            self.returns.numpy()[valid],
-            self.lengths.numpy()[valid],
+            self.returns.numpy()[self.valid],
+            self.lengths.numpy()[self.valid],
             success[~np.isnan(success)],
-            valid.size,
+            self.valid.size,
             self.n_diverged,
         )
 
 
 @dataclass(frozen=True)
 class EpisodeBatch:
-    """What an update of the latents alone needs of a rollout.
+    """Whole-episode data of a rollout, sufficient for an update of the latent distributions alone.
 
-    :param latents: z (B, K, L)
-    :param noise: eps of z = mean + std * eps (B, K, L)
-    :param advantages: of the whole episodes, what the likelihood-ratio estimator credits to z (B, K)
-    :param mask: (B, K), 1 for a valid episode
-    :param groups: the k-th episodes of tasks with the same number have one latent (B,); None where every task has its
-        own
+    :param latents: latents z (B, K, L)
+    :param noise: standard normal noise eps of the latents z = mean + std * eps (B, K, L)
+    :param advantages: advantages of whole episodes, which the likelihood-ratio estimator credits to z (B, K)
+    :param mask: 1 for a valid episode, else 0 (B, K)
+    :param groups: group number of each task (B,); the k-th episodes of a group's tasks have the same latent; None if
+        every task has episodes of its own
+    :raises ValueError: if the shapes do not agree
     """
 
     latents: th.Tensor
@@ -177,9 +191,10 @@ class EpisodeBatch:
                 raise ValueError(f"expected {name} to begin with {tuple(self.advantages.shape)}, got {shape}")
 
     def at_tasks(self, tasks: slice) -> "EpisodeBatch":
-        """Some of the tasks, without copying.
+        """Select some of the tasks, without copying.
 
-        :param tasks: which
+        :param tasks: slice of the B tasks
+        :return: data of these tasks
         """
         groups = None if self.groups is None else self.groups[tasks]
         return EpisodeBatch(self.latents[tasks], self.noise[tasks], self.advantages[tasks], self.mask[tasks], groups)
@@ -187,15 +202,16 @@ class EpisodeBatch:
 
 @dataclass(frozen=True)
 class TaskBatch:
-    """A rollout with its advantages.
+    """Rollout with its advantages.
 
-    :param rollout: the episodes
-    :param advantages: generalised advantages of each step (T, B, K), not normalised
+    :param rollout: episodes of the tasks
+    :param advantages: generalised advantages of the steps, not normalised (T, B, K)
     :param discounted_returns: discounted return from each step on (T, B, K)
-    :param episode_advantages: discounted return of each whole episode beyond its start's value, whatever the lambda of
-        the steps: a latent acts until the episode's end (B, K)
-    :param episode_mask: (B, K), 1 for a valid episode, even if none of its steps is left here
-    :param explained_variance: of the value baseline, one number for the batch
+    :param episode_advantages: discounted return of each whole episode minus the value of its first step (B, K);
+        independent of the steps' lambda, because a latent acts until the end of the episode
+    :param episode_mask: 1 for a valid episode, even if thinning has left none of its steps, else 0 (B, K)
+    :param explained_variance: explained variance of the value baseline over the whole batch
+    :raises ValueError: if the shapes do not agree
     """
 
     rollout: Rollout
@@ -213,19 +229,20 @@ class TaskBatch:
 
     @property
     def episodes(self) -> EpisodeBatch:
-        """The rollout seen from the latents."""
+        """Whole-episode data of the rollout."""
         return EpisodeBatch(self.rollout.latents, self.rollout.noise, self.episode_advantages, self.episode_mask)
 
     @property
     def mean_lengths(self) -> th.Tensor:
-        """Mean length of each task's valid episodes, 0 where it has none (B,)."""
+        """Mean length of each task's valid episodes in steps, 0 for a task without any (B,)."""
         return self.rollout.mask.sum(dim=(0, 2)) / self.episode_mask.sum(dim=1).clamp(min=1.0)
 
     def every_nth_step(self, stride: int, spread: bool = False) -> "TaskBatch":
-        """Every ``stride``-th time step.
+        """Select every ``stride``-th time step.
 
-        :param stride: at least 1
-        :param spread: begin in every episode at another phase, as in :class:`Thinning`
+        :param stride: distance between selected steps, at least 1
+        :param spread: whether each episode starts at a different phase of the stride, as in :class:`Thinning`
+        :return: batch of the selected steps
         """
         chosen = Thinning(len(self.advantages), self.advantages.shape[2], stride, spread)
         steps = (chosen(self.advantages), chosen(self.discounted_returns))
@@ -233,9 +250,10 @@ class TaskBatch:
         return TaskBatch(rollout, *steps, self.episode_advantages, self.episode_mask, self.explained_variance)
 
     def at_tasks(self, tasks: slice) -> "TaskBatch":
-        """Some of the tasks, without copying.
+        """Select some of the tasks, without copying.
 
-        :param tasks: which
+        :param tasks: slice of the B tasks
+        :return: data of these tasks
         """
         steps = (self.advantages[:, tasks], self.discounted_returns[:, tasks])
         episodes = (self.episode_advantages[tasks], self.episode_mask[tasks])
@@ -246,12 +264,12 @@ class TaskBatch:
 class MetaBatch:
     """All data of one meta-iteration.
 
-    :param tasks: the B tasks
-    :param pre: the batches before each inner update, in order; empty without inner updates, and of episodes only where
-        nothing needs their steps any more
-    :param post: the batch after the last inner update
-    :param pre_summaries: of the rollouts before each inner update
-    :param acted: the tasks' values before each inner update and after the last, as they collected the batches
+    :param tasks: B tasks
+    :param pre: pre-update data of each inner update in order, empty without inner updates; whole-episode data where the
+        single steps are not needed any more
+    :param post: post-update data
+    :param pre_summaries: statistics of the pre-update rollouts
+    :param acted: values of the B tasks that collected the data, before each inner update and after the last
     """
 
     tasks: Tasks
@@ -262,17 +280,18 @@ class MetaBatch:
 
 
 def _at_most(values: th.Tensor, bound: float | None) -> th.Tensor:
+    """Clamp values to an upper bound, if there is one."""
     return values if bound is None else values.clamp(max=bound)
 
 
 @dataclass(frozen=True)
 class StepSizes:
-    """Learned step sizes of the inner update, one for each latent dimension and parameter (MAESN, section 4.2).
+    """Learned step sizes of the inner update, one per latent dimension and parameter (MAESN, section 4.2).
 
-    :param mean: of the latent mean (L,)
-    :param log_std: of the latent log standard deviation (L,)
+    :param mean: step sizes of the latent mean (L,)
+    :param log_std: step sizes of the latent log standard deviation (L,)
     :param log_temperature: log of the temperature of the reward-weighted update, a scalar
-    :param theta: of each policy parameter, shaped like it; empty unless theta is adapted
+    :param theta: step sizes of the policy parameters, shaped like them; empty unless theta is adapted
     """
 
     mean: th.Tensor
@@ -281,30 +300,32 @@ class StepSizes:
     theta: NamedParameters
 
     def at_most(self, bound: float | None, log_std_bound: float | None) -> "StepSizes":
-        """The latents' step sizes with bounds; the others as they are.
+        """Clamp the step sizes of the latents to upper bounds.
 
-        :param bound: on every step size, if there is one
-        :param log_std_bound: on those of the log std, in place of ``bound``
+        :param bound: upper bound on the step sizes of mean and log std; None for no bound
+        :param log_std_bound: upper bound on the step sizes of the log std, which replaces ``bound`` unless it is None
+        :return: step sizes, those of theta and the temperature unchanged
         """
         log_std_bound = bound if log_std_bound is None else log_std_bound
         return replace(self, mean=_at_most(self.mean, bound), log_std=_at_most(self.log_std, log_std_bound))
 
     def scaled(self, factor: float) -> "StepSizes":
-        """Shorter or longer steps of the gradient updates.
+        """Multiply all step sizes by a factor, and leave the temperature unchanged.
 
-        :param factor: by which
+        :param factor: factor of the step sizes
+        :return: scaled step sizes
         """
-        theta = {name: factor * step for name, step in self.theta.items()}
+        theta = {name: factor * step_size for name, step_size in self.theta.items()}
         return StepSizes(factor * self.mean, factor * self.log_std, self.log_temperature, theta)
 
 
 @dataclass(frozen=True)
 class MetaParameters:
-    """Everything that the meta step changes, as values.
+    """All parameters that the meta step changes, as values.
 
-    :param theta: the actor's parameters by name
-    :param omega: the latent distributions of all N training tasks, (N, L) each
-    :param step_sizes: of the inner update
+    :param theta: actor's parameters by name
+    :param omega: latent distributions of all N training tasks, (N, L) each
+    :param step_sizes: step sizes of the inner update
     """
 
     theta: NamedParameters
@@ -312,54 +333,64 @@ class MetaParameters:
     step_sizes: StepSizes
 
     def leaves(self) -> list[th.Tensor]:
-        """All tensors, in a fixed order."""
-        steps = self.step_sizes
-        own = [*self.omega, steps.mean, steps.log_std, steps.log_temperature]
-        return [*self.theta.values(), *own, *steps.theta.values()]
+        """List all tensors in a fixed order.
+
+        :return: tensors of theta, omega and the step sizes
+        """
+        step_sizes = self.step_sizes
+        own = [*self.omega, step_sizes.mean, step_sizes.log_std, step_sizes.log_temperature]
+        return [*self.theta.values(), *own, *step_sizes.theta.values()]
 
     def with_leaves(self, leaves: Sequence[th.Tensor]) -> "MetaParameters":
-        """The same structure around other tensors, in the order of :meth:`leaves`."""
+        """Build meta-parameters of the same structure from other tensors.
+
+        :param leaves: tensors in the order of :meth:`leaves`
+        :return: meta-parameters that consist of these tensors
+        """
         n_theta = len(self.theta)
-        mean, log_std, step_mean, step_log_std, log_temperature = leaves[n_theta : n_theta + 5]
-        steps = StepSizes(
-            step_mean,
-            step_log_std,
-            log_temperature,
-            dict(zip(self.step_sizes.theta, leaves[n_theta + 5 :], strict=True)),
-        )
-        return MetaParameters(dict(zip(self.theta, leaves[:n_theta], strict=True)), DiagGaussian(mean, log_std), steps)
+        mean, log_std, mean_step_size, log_std_step_size, log_temperature = leaves[n_theta : n_theta + 5]
+        theta = dict(zip(self.theta, leaves[:n_theta], strict=True))
+        theta_step_sizes = dict(zip(self.step_sizes.theta, leaves[n_theta + 5 :], strict=True))
+        step_sizes = StepSizes(mean_step_size, log_std_step_size, log_temperature, theta_step_sizes)
+        return MetaParameters(theta, DiagGaussian(mean, log_std), step_sizes)
 
 
 class Adapted(NamedTuple):
-    """What an inner update changes, for B tasks, passed on as a value.
+    """Values of B tasks that an inner update changes.
 
-    :param omega: the tasks' latent distributions, (B, L) each
-    :param theta: each task's own theta with a leading B, or None where all tasks share the unadapted theta
+    :param omega: latent distributions of the tasks, (B, L) each
+    :param theta: policy parameters of each task with a leading B; None if all tasks share the unadapted theta
     """
 
     omega: DiagGaussian
     theta: NamedParameters | None
 
     def detached(self) -> "Adapted":
-        """The same values without their graph."""
+        """Return the values without their graph.
+
+        :return: detached values
+        """
         theta = None if self.theta is None else {name: value.detach() for name, value in self.theta.items()}
         return Adapted(DiagGaussian(*(value.detach() for value in self.omega)), theta)
 
     def at_tasks(self, tasks: slice) -> "Adapted":
-        """The values of some of the tasks.
+        """Select some of the tasks.
 
-        :param tasks: which of the B tasks
+        :param tasks: slice of the B tasks
+        :return: values of these tasks
         """
         theta = None if self.theta is None else {name: value[tasks] for name, value in self.theta.items()}
         return Adapted(DiagGaussian(*(value[tasks] for value in self.omega)), theta)
 
     def with_value(self, other: "Adapted") -> "Adapted":
-        """Other values with the derivatives of these.
+        """Replace the values and keep the derivatives.
 
-        :param other: constants
+        :param other: new values, constants
+        :return: values of ``other`` with the graph of this object
         """
 
         def shift(graph: th.Tensor, value: th.Tensor) -> th.Tensor:
+            """Return ``value`` with the derivatives of ``graph``."""
             return value + (graph - graph.detach())
 
         omega = DiagGaussian(*(shift(*pair) for pair in zip(self.omega, other.omega, strict=True)))
@@ -369,9 +400,10 @@ class Adapted(NamedTuple):
 
     @classmethod
     def join(cls, parts: Sequence["Adapted"]) -> "Adapted":
-        """The values of all tasks from those of some each, the inverse of :meth:`at_tasks`.
+        """Concatenate the values of several groups of tasks, the inverse of :meth:`at_tasks`.
 
-        :param parts: in order; all have a theta of their own, or none has
+        :param parts: values of the groups in order; either all have a theta of their own, or none
+        :return: values of all tasks
         """
         omega = DiagGaussian(*(th.cat(values) for values in zip(*(part.omega for part in parts), strict=True)))
         thetas = [part.theta for part in parts if part.theta is not None]
@@ -381,12 +413,12 @@ class Adapted(NamedTuple):
 
 
 class ObjectiveValue(NamedTuple):
-    """The meta-objective and its parts, scalars.
+    """Meta-objective and its terms, scalars.
 
-    :param objective: what the meta step maximises
-    :param surrogate: importance-weighted advantage after the inner updates
-    :param kl: mean KL between old and new action distributions after the inner updates
-    :param prior_kl: mean KL of the tasks' latent distributions from the prior
+    :param objective: quantity that the meta step maximises
+    :param surrogate: post-update importance-weighted advantage
+    :param kl: mean KL between old and new post-update action distributions
+    :param prior_kl: mean KL of the tasks' pre-update latent distributions from the prior
     """
 
     objective: th.Tensor
@@ -397,13 +429,13 @@ class ObjectiveValue(NamedTuple):
 
 @dataclass(frozen=True)
 class StepResult:
-    """What a meta step did.
+    """Outcome of a meta step.
 
-    :param leaves: the new parameters (the old ones where the step was rejected)
-    :param accepted: whether the line search found a step; True where there is none
-    :param n_backtracks: how often the line search shortened the step; None where there is none
-    :param before: objective and its parts at the old parameters
-    :param after: the same at the new parameters
+    :param leaves: new parameters, equal to the old ones if the step was rejected
+    :param accepted: whether the line search found a step; True for a step without a line search
+    :param n_backtracks: number of times the line search shortened the step; None for a step without a line search
+    :param before: objective and its terms at the old parameters
+    :param after: objective and its terms at the new parameters
     """
 
     leaves: list[th.Tensor]

@@ -30,7 +30,7 @@ __all__ = [
     "make_vec",
 ]
 
-#: Environment id -> what makes its task family. The sparse variants have the reward of meta-testing.
+#: Constructors of the task families by environment id. The sparse variants have the reward of meta-testing.
 FAMILIES: dict[str, Callable[[], TaskFamily]] = {
     "WheeledGoal-v0": WheeledGoal,
     "WheeledGoalSparse-v0": partial(WheeledGoal, sparse=True),
@@ -45,11 +45,11 @@ FAMILIES: dict[str, Callable[[], TaskFamily]] = {
 
 
 def make_family(env_id: str) -> TaskFamily:
-    """Make one of the built-in task families.
+    """Create one of the built-in task families.
 
-    :param env_id: a key of ``FAMILIES``
+    :param env_id: environment id, a key of ``FAMILIES``
     :return: the family
-    :raises ValueError: for an unknown id, with the nearest ones
+    :raises ValueError: for an unknown id; the message names similar ones
     """
     if env_id not in FAMILIES:
         near = difflib.get_close_matches(env_id, FAMILIES, n=3, cutoff=0.5)
@@ -59,33 +59,35 @@ def make_family(env_id: str) -> TaskFamily:
 
 
 def make_vec(env_id: str, n_envs: int, n_threads: int = 0, render_mode: str | None = None) -> BatchedTaskVecEnv:
-    """Make a batched ``VecEnv`` of one of the built-in task families.
+    """Create a batched ``VecEnv`` of one of the built-in task families.
 
-    :param env_id: a key of ``FAMILIES``, e.g. ``"WheeledGoal-v0"``
+    :param env_id: environment id, a key of ``FAMILIES``, e.g. ``"WheeledGoal-v0"``
     :param n_envs: number of members
-    :param n_threads: threads that step them, 0 for one per CPU
+    :param n_threads: number of threads that step them, 0 for one per CPU
     :param render_mode: None, ``"rgb_array"`` or ``"human"``
     :return: the environment
-    :raises ValueError: for an unknown id, with the nearest ones
-    :raises ImportError: for a MuJoCo family below mujoco 4
+    :raises ValueError: for an unknown id; the message names similar ones
+    :raises ImportError: for a MuJoCo family if the installed mujoco is older than version 4
     """
     return BatchedTaskVecEnv(make_family(env_id), n_envs, n_threads, render_mode)
 
 
 def make_env(env_id: str, render_mode: str | None = None, width: int = 480, height: int = 360) -> TaskEnv:
-    """Make the single environment of one of the built-in task families, as ``gymnasium.make(env_id)`` does.
+    """Create a single environment of one of the built-in task families, as ``gymnasium.make(env_id)`` does.
 
-    :param env_id: a key of ``FAMILIES``
+    :param env_id: environment id, a key of ``FAMILIES``
     :param render_mode: None, ``"rgb_array"`` or ``"human"``
     :param width: frame width in pixels
     :param height: frame height in pixels
     :return: the environment
+    :raises ValueError: for an unknown id; the message names similar ones
+    :raises ImportError: for a MuJoCo family if the installed mujoco is older than version 4
     """
     return TaskEnv(make_family(env_id), render_mode, width, height)
 
 
 for _env_id in FAMILIES:
-    # without max_episode_steps: the environment truncates by itself
+    # no max_episode_steps, because the environment truncates by itself
     gym.register(_env_id, entry_point="sb3_maesn.envs:make_env", kwargs={"env_id": _env_id})
 
 _car = "sb3_maesn.envs.mountain_car:SparseMountainCar"

@@ -1,4 +1,4 @@
-"""The native batched ``VecEnv``: all members of a task family step in one call."""
+"""The native batched ``VecEnv``, which steps all members of a task family in one call."""
 
 import warnings
 from collections.abc import Sequence
@@ -18,16 +18,26 @@ BatchedStep: TypeAlias = tuple[Array, NDArray[np.float32], Mask, list[dict[str, 
 
 
 class BatchedTaskVecEnv(VecEnv):
-    """A Stable-Baselines3 ``VecEnv`` whose members may have different tasks of one family.
+    """A Stable-Baselines3 ``VecEnv`` whose members have tasks of one family, each its own.
 
-    A member's task counts from its next reset on; until one is set, every episode draws its own. At an episode's end
-    the info has ``is_success``, ``terminal_observation``, ``TimeLimit.truncated`` and, where the simulation diverged,
-    ``diverged``; other infos are empty. All arrays that are returned are new.
+    - **Tasks.** A task set by ``set_tasks``, by ``env_method("set_task", task, indices=[i])`` or by the reset option
+      ``{"task": task}`` takes effect at the member's next reset, an automatic one included, and stays until another one
+      is set. A member whose task was never set, or was set to None, draws a new one from the family's distribution at
+      every reset.
+    - **Resets.** As in every ``VecEnv``, ``step`` resets the members whose episode ended, and returns the first
+      observation of their new episode. Seeds and options given to ``seed`` and ``set_options`` are used at the next
+      ``reset``.
+    - **Infos.** At an episode's end the info has ``is_success`` (bool, True only if the episode ran to the horizon and
+      solved its task), ``terminal_observation`` (O,), ``TimeLimit.truncated`` (bool, True at the horizon, False where
+      the episode terminated) and, only where the simulation diverged, ``diverged`` (True). All other infos are empty.
+    - **Arrays.** Observations are float64 and rewards float32. All arrays that are returned are copies, which later
+      steps do not change.
 
-    :param family: the task family
+    :param family: task family
     :param n_envs: number of members
-    :param n_threads: threads that step them, 0 for one per CPU
+    :param n_threads: number of threads that step them, 0 for one per CPU
     :param render_mode: None, ``"rgb_array"`` or ``"human"``
+    :raises ValueError: for another render mode, or fewer than one member
     """
 
     actions: NDArray[Any]
@@ -41,28 +51,28 @@ class BatchedTaskVecEnv(VecEnv):
 
     @property
     def horizon(self) -> int:
-        """Steps of an episode that does not end early."""
+        """Number of steps of an episode that does not terminate."""
         return self.family.horizon
 
     @property
     def n_diverged(self) -> int:
-        """How many episodes ended because their simulation diverged."""
+        """Number of episodes so far that ended because their simulation diverged."""
         return int(self.simulator.n_diverged.sum())
 
     def set_tasks(self, tasks: ArrayLike, indices: ArrayLike | None = None) -> None:
-        """Give members tasks, which count from their next reset on.
+        """Set the tasks of members, which take effect at their next reset.
 
         :param tasks: tasks (m, G)
-        :param indices: the members (m,), all by default
-        :raises ValueError: for a task that is not one of the family's, or another number of tasks than of members
+        :param indices: indices of the members, all by default (m,)
+        :raises ValueError: for a task that is not one of the family's, or if the numbers of tasks and members differ
         :raises IndexError: for a member that does not exist
         """
         self.simulator.set_tasks(tasks, indices)
 
     def reset(self) -> Array:
-        """Start new episodes in all members, with the seeds and options set since the last reset.
+        """Start new episodes in all members, with the seeds and options given since the last reset.
 
-        :return: the first observations (n, O)
+        :return: first observations (n, O)
         """
         for index, (seed, options) in enumerate(zip(self._seeds, self._options, strict=True)):
             if seed is not None:
@@ -74,26 +84,29 @@ class BatchedTaskVecEnv(VecEnv):
         return self.simulator.reset(np.arange(self.num_envs))
 
     def step(self, actions: NDArray[Any]) -> BatchedStep:
-        """Step all members, and start a new episode in those whose episode ended.
+        """Step all members and reset those whose episode ended.
 
         :param actions: actions (n, A)
-        :return: observations (n, O), rewards (n,), dones (n,) and infos
-        :raises ValueError: for actions of another shape or with a NaN or an infinity in them
+        :return: observations (n, O), rewards (n,), dones (n,) and n infos
+        :raises ValueError: if the actions have another shape or are not finite
+        :raises RuntimeError: before the first reset
         """
         self.step_async(actions)
         return self.step_wait()
 
     def step_async(self, actions: NDArray[Any]) -> None:
-        """Keep the actions for ``step_wait``.
+        """Store the actions that ``step_wait`` will take.
 
         :param actions: actions (n, A)
         """
         self.actions = actions
 
     def step_wait(self) -> BatchedStep:
-        """Take the step of ``step`` with the actions of ``step_async``.
+        """Step all members with the stored actions and reset those whose episode ended.
 
-        :return: see ``step``
+        :return: the results of ``step``
+        :raises ValueError: if the actions have another shape or are not finite
+        :raises RuntimeError: before the first reset
         """
         transition = self.simulator.step(self.actions)
         infos: list[dict[str, Any]] = [{} for _ in range(self.num_envs)]
@@ -120,48 +133,48 @@ class BatchedTaskVecEnv(VecEnv):
             self.reset_infos[i] = {}
 
     def close(self) -> None:
-        """Release the simulations and the renderer."""
+        """Release the renderer and the window."""
         self.simulator.close()
 
-    # What SB3 asks of single members
+    # Access to single members
 
     def _members(self, indices: VecEnvIndices) -> list[TaskMember]:
         picked = None if indices is None else [indices] if isinstance(indices, int) else list(indices)
         return [self.members[i] for i in self.simulator.check_indices(picked)]
 
     def get_attr(self, attr_name: str, indices: VecEnvIndices = None) -> list[Any]:
-        """See SB3's ``VecEnv.get_attr``."""
+        """Read an attribute of single members, see SB3's ``VecEnv.get_attr``."""
         return [getattr(member, attr_name) for member in self._members(indices)]
 
     def set_attr(self, attr_name: str, value: Any, indices: VecEnvIndices = None) -> None:
-        """See SB3's ``VecEnv.set_attr``."""
+        """Set an attribute of single members, see SB3's ``VecEnv.set_attr``."""
         for member in self._members(indices):
             setattr(member, attr_name, value)
 
     def env_method(
         self, method_name: str, *method_args: Any, indices: VecEnvIndices = None, **method_kwargs: Any
     ) -> list[Any]:
-        """See SB3's ``VecEnv.env_method``."""
+        """Call a method of single members, see SB3's ``VecEnv.env_method``."""
         return [getattr(member, method_name)(*method_args, **method_kwargs) for member in self._members(indices)]
 
     def env_is_wrapped(
         self, wrapper_class: type[gym.Wrapper[Any, Any, Any, Any]], indices: VecEnvIndices = None
     ) -> list[bool]:
-        """See SB3's ``VecEnv.env_is_wrapped``; members have no wrappers."""
+        """Return False for every member, since none has wrappers, see SB3's ``VecEnv.env_is_wrapped``."""
         return [False for _ in self._members(indices)]
 
     def get_images(self) -> Sequence[NDArray[np.uint8] | None]:
-        """See SB3's ``VecEnv.get_images``."""
+        """Draw every member, see SB3's ``VecEnv.get_images``."""
         if self.render_mode != "rgb_array":
             warnings.warn(f"render_mode is {self.render_mode!r}, but get_images needs 'rgb_array'", stacklevel=2)
             return [None for _ in self.members]
         return [member.render() for member in self.members]
 
     def render(self, mode: str | None = None) -> NDArray[np.uint8] | None:
-        """Draw all members in one image, or show it in one window.
+        """Draw all members as tiles of one image, or show that image in a window.
 
         :param mode: ``"rgb_array"`` or ``"human"``, the environment's render mode by default
-        :return: the image (height, width, 3), None for ``"human"``
+        :return: an RGB image (height, width, 3), or None for ``"human"``
         """
         if "human" not in (mode, self.render_mode) or self.render_mode is None:
             return super().render(mode)

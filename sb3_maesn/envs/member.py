@@ -1,4 +1,4 @@
-"""One member of a simulator, with what a ``gymnasium.Env`` of the family offers besides ``reset`` and ``step``."""
+"""One member of a simulator, with the interface that ``gymnasium.Env`` and ``VecEnv.env_method`` expect of it."""
 
 import warnings
 from typing import Any
@@ -13,11 +13,15 @@ from sb3_maesn.envs.task_family import Array
 
 
 class TaskMember:
-    """One member of a simulator, with the attributes and methods a ``gymnasium.Env`` of the family has.
+    """One member of a simulator, with what a ``gymnasium.Env`` of the family offers besides ``reset`` and ``step``.
 
-    :param simulator: the simulator
-    :param index: the member
-    :param render_mode: as in Gymnasium
+    SB3's ``get_attr``, ``set_attr`` and ``env_method`` act on these objects. The member follows the task protocol of
+    the field, ``sample_tasks(n)`` and ``set_task(task)``; a task takes effect at the next reset and stays until another
+    one, or None, is set. Tasks that are returned are copies.
+
+    :param simulator: simulator that runs the member
+    :param index: index of the member in the simulator
+    :param render_mode: None, ``"rgb_array"`` or ``"human"``
     """
 
     def __init__(self, simulator: TaskSimulator, index: int, render_mode: str | None = None) -> None:
@@ -31,7 +35,11 @@ class TaskMember:
 
     @property
     def task(self) -> Array | None:
-        """The running episode's task (G,), None before the first reset; a task that is set counts from the next."""
+        """Task of the running episode (G,), None before the first reset.
+
+        Assigning a task is the same as ``set_task``: it takes effect at the next reset, and until then this property
+        keeps its value.
+        """
         if not self._simulator.started[self._index]:
             return None
         return self._simulator.tasks[self._index].copy()
@@ -42,7 +50,7 @@ class TaskMember:
 
     @property
     def np_random(self) -> np.random.Generator:
-        """The member's source of randomness."""
+        """Source of randomness of the member."""
         return self._simulator.generator(self._index)
 
     @np_random.setter
@@ -51,18 +59,18 @@ class TaskMember:
 
     @property
     def elapsed_steps(self) -> int:
-        """Steps taken in the running episode."""
+        """Number of steps taken in the running episode."""
         return int(self._simulator.elapsed_steps[self._index])
 
     @property
     def n_diverged(self) -> int:
-        """How many episodes ended because the simulation diverged."""
+        """Number of episodes so far that ended because the simulation diverged."""
         return int(self._simulator.n_diverged[self._index])
 
     def set_task(self, task: ArrayLike | None) -> None:
-        """Give the member a task, which counts from its next reset on.
+        """Set the member's task, which takes effect at its next reset.
 
-        :param task: the task (G,), or None to draw one at every reset
+        :param task: task (G,), or None to draw one at every reset
         :raises ValueError: if it is not one of the family's
         """
         if task is None:
@@ -73,8 +81,8 @@ class TaskMember:
     def apply_options(self, options: dict[str, Any] | None) -> None:
         """Apply the options of a reset.
 
-        :param options: ``{"task": task}`` gives the member a task as ``set_task`` does; None or empty for none
-        :raises ValueError: for another option
+        :param options: ``{"task": task}`` to set a task as ``set_task`` does; None or empty for no options
+        :raises ValueError: for an option other than ``"task"``, or a task that is not one of the family's
         """
         if not options:
             return
@@ -84,7 +92,7 @@ class TaskMember:
         self.set_task(options["task"])
 
     def sample_tasks(self, n: int) -> Array:
-        """Draw tasks from the family's distribution, with the member's generator.
+        """Draw tasks from the family's distribution with the member's own generator.
 
         :param n: number of tasks
         :return: tasks (n, G)
@@ -92,18 +100,20 @@ class TaskMember:
         return self.family.sample_tasks(n, self.np_random)
 
     def task_set(self, split: str, n_tasks: int = 100) -> Array:
-        """One of the family's fixed task sets.
+        """Draw one of the family's three fixed task sets.
 
-        :param split: ``"train"``, ``"validation"`` or ``"test"``
+        :param split: name of the set: ``"train"``, ``"validation"`` or ``"test"``
         :param n_tasks: number of tasks
-        :return: tasks (n_tasks, G)
+        :return: tasks, the same at every call (n_tasks, G)
+        :raises ValueError: for another split or a negative number of tasks
         """
         return self.family.task_set(split, n_tasks)
 
     def render(self) -> Frame | None:
-        """Draw the member as its render mode says.
+        """Draw the member in its render mode.
 
         :return: an RGB image (height, width, 3) for ``"rgb_array"``, else None
+        :raises RuntimeError: before the first reset
         """
         if self.render_mode is None:
             warnings.warn("render() needs a render_mode, 'rgb_array' or 'human', given at construction", stacklevel=2)

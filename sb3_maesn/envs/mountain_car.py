@@ -1,21 +1,23 @@
-"""Gymnasium's continuous mountain car with a reward at the goal only, on which VIME's paper tests exploration."""
+"""Gymnasium's continuous mountain car with a reward only at the goal, VIME's benchmark of exploration."""
 
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
 
-HORIZON = 500
+HORIZON = 500  # steps
 
 
 class SparseMountainCar(gym.Wrapper[np.ndarray, np.ndarray, np.ndarray, np.ndarray]):
-    """``MountainCarContinuous-v0`` with a reward of 1 where the goal is reached, which ends the episode, and else 0
-    (Houthooft et al. 2016, section 3). Actions cost nothing. Position and velocity are scaled to [-1, 1]: a policy
-    network would hardly see velocities of 0.07.
+    """``MountainCarContinuous-v0`` with a reward of 1 at the goal, which ends the episode, and 0 elsewhere.
 
-    :param power: of the engine; with Gymnasium's own 0.0015 a policy that changes at random soon gets there, with half
-        of it one has to explore
-    :param render_mode: as in Gymnasium
+    The task of Houthooft et al. 2016 (arXiv:1605.09674), section 3. Actions cost nothing, and an episode is truncated
+    after ``HORIZON`` steps. Position and velocity are scaled to [-1, 1], because a policy network would hardly see
+    velocities of at most 0.07.
+
+    :param power: velocity gained in one step at full force. With Gymnasium's own 0.0015, a policy that acts at random
+        soon reaches the goal; with half of it, the goal takes deliberate exploration
+    :param render_mode: render mode of Gymnasium
     """
 
     def __init__(self, power: float = 0.0015, render_mode: str | None = None) -> None:
@@ -26,7 +28,7 @@ class SparseMountainCar(gym.Wrapper[np.ndarray, np.ndarray, np.ndarray, np.ndarr
     def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
         """Take one step.
 
-        :param action: the force (1,)
+        :param action: force in [-1, 1] (1,)
         :return: scaled position and velocity (2,), reward, terminated, truncated and info, which has ``is_success``
             where the episode ended
         """

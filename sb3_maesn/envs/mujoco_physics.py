@@ -1,4 +1,4 @@
-"""The only importer of ``mujoco.batch``: many simulations of one MuJoCo model on a thread pool."""
+"""MuJoCo simulations on a thread pool: loading of the package's models, and the only importer of ``mujoco.batch``."""
 
 import contextlib
 import functools
@@ -18,23 +18,25 @@ from numpy.typing import NDArray
 
 from sb3_maesn.envs.task_family import Array, Mask
 
-STAGES = {"none": 0, "pos": 1, "vel": 2, "acc": 3}  # mjtStage, spelled out because mujoco 3 has no such argument
+STAGES = {"none": 0, "pos": 1, "vel": 2, "acc": 3}  # mjtStage, written out because mujoco 3 lacks it
 
 
 def load_model(asset: str) -> mujoco.MjModel:
     """Compile a model that ships with the package.
 
-    :param asset: file name in ``sb3_maesn/envs/assets``
-    :return: the model
+    :param asset: name of a file in ``sb3_maesn/envs/assets``
+    :return: the compiled model
     """
     return load_spec(asset).compile()
 
 
 def load_plain_model(asset: str) -> mujoco.MjModel:
-    """Compile a model without what only makes it faster: MuJoCo finds all contacts by itself, and constraint islands.
+    """Compile a model without its optimisations, with MuJoCo's own collision detection and constraint islands.
 
-    :param asset: file name in ``sb3_maesn/envs/assets``
-    :return: the model
+    It is the reference against which the optimised model is tested and timed.
+
+    :param asset: name of a file in ``sb3_maesn/envs/assets``
+    :return: the compiled model
     """
     spec = load_spec(asset)
     for pair in list(spec.pairs):
@@ -50,18 +52,18 @@ def load_plain_model(asset: str) -> mujoco.MjModel:
 def load_spec(asset: str) -> mujoco.MjSpec:
     """Read a model that ships with the package, to be changed before it is compiled.
 
-    :param asset: file name in ``sb3_maesn/envs/assets``
-    :return: its specification
+    :param asset: name of a file in ``sb3_maesn/envs/assets``
+    :return: the model's specification
     """
     xml = resources.files("sb3_maesn.envs").joinpath("assets", asset).read_text(encoding="utf-8")
     return mujoco.MjSpec.from_string(xml)
 
 
 def require_batch() -> Any:
-    """The batch API of mujoco 4.
+    """Import the batch API of mujoco 4.
 
     :return: the module ``mujoco.batch``
-    :raises ImportError: if the installed mujoco is older
+    :raises ImportError: if the installed mujoco is older than version 4
     """
     if int(mujoco.__version__.split(".")[0]) < 4:
         raise ImportError(
@@ -76,7 +78,10 @@ def require_batch() -> Any:
 
 @contextlib.contextmanager
 def quiet_mujoco() -> Iterator[None]:
-    """Keep MuJoCo from writing warnings to the console and MUJOCO_LOG.TXT; divergence is reported otherwise."""
+    """Keep MuJoCo from writing warnings to the console and to MUJOCO_LOG.TXT.
+
+    Divergence is reported by ``MujocoPhysics.step`` instead.
+    """
     before = mujoco.MjLogConfig.get()
     _quiet_config().set()
     try:
@@ -95,11 +100,13 @@ def _quiet_config() -> Any:
 class MujocoPhysics:
     """``n`` simulations of one model in a ``mujoco.batch.Batch``.
 
-    :param model: the model
+    :param model: compiled model
     :param n: number of simulations
-    :param n_threads: threads that step them, 0 for one per CPU
-    :param derived: names of MjData fields besides qpos and qvel that the family reads
-    :param stage: the forward stage those need after a step, a key of ``STAGES``
+    :param n_threads: number of threads that step them, 0 for one per CPU
+    :param derived: names of the MjData fields besides qpos and qvel that the family reads
+    :param stage: forward stage to which these fields must be computed after a step, a key of ``STAGES``
+    :raises ValueError: if ``n_threads`` is negative
+    :raises ImportError: if the installed mujoco is older than version 4
     """
 
     def __init__(
@@ -119,9 +126,10 @@ class MujocoPhysics:
         self._bad = slice(int(mujoco.mjtWarning.mjWARN_BADQPOS), int(mujoco.mjtWarning.mjWARN_BADQACC) + 1)
 
     def reset(self, ids: NDArray[np.int32], qpos: Array, qvel: Array) -> None:
-        """See ``Physics.reset``."""
+        """Start episodes in some simulations, see ``Physics.reset``."""
         with quiet_mujoco():
-            # a simulation is its state row; as batch.reset(ids), which clears the whole MjData, but much faster
+            # writing the default state resets a simulation as batch.reset(ids) does, but much faster, since the latter
+            # clears all of MjData
             self.batch.state[ids] = self._default
             self.state["qpos"][ids] = qpos
             self.state["qvel"][ids] = qvel
@@ -129,7 +137,7 @@ class MujocoPhysics:
                 self.batch.forward(ids, stage=self._stage)
 
     def step(self, controls: Array) -> Mask:
-        """See ``Physics.step``."""
+        """Advance every simulation by one time step of the model, see ``Physics.step``."""
         self._ctrl[:] = controls
         diverged = np.zeros(len(controls), dtype=np.bool_)
         with quiet_mujoco():
@@ -137,17 +145,17 @@ class MujocoPhysics:
                 self.batch.step(stage=self._stage)
             except self._error as error:
                 diverged[error.ids] = True
-        if self._warnings.max() > 0:  # MuJoCo resets by itself what exceeds its limits, and counts that as a warning
+        if self._warnings.max() > 0:  # MuJoCo resets a diverged simulation by itself, which shows in its warnings only
             diverged |= self._warnings[:, self._bad, 1].any(axis=1)
         return diverged
 
     def restart(self, ids: NDArray[np.int32]) -> None:
-        """See ``Physics.restart``."""
+        """Put simulations that diverged back into the default state, see ``Physics.restart``."""
         with quiet_mujoco():
             self.batch.reset(ids)
 
     def snapshot(self, index: int) -> mujoco.MjData:
-        """See ``Physics.snapshot``."""
+        """Copy one simulation's MjData with all derived fields up to date, see ``Physics.snapshot``."""
         data = self.batch.get_data(index)
         with quiet_mujoco():
             mujoco.mj_forward(self.model, data)

@@ -1,4 +1,4 @@
-"""The wrapper that gives any VecEnv tasks."""
+"""The wrapper that gives the members of any VecEnv tasks."""
 
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeAlias
@@ -13,27 +13,33 @@ from sb3_maesn.envs.relabel import can_relabel
 from sb3_maesn.envs.task_family import SPLITS, TaskFamily
 
 TaskAdapter: TypeAlias = Callable[[VecEnv, int, Any], None]
-"""(venv, member, task) -> None: gives a member its next task where the members have no ``set_task``"""
+"""Function (venv, member index, task) -> None that sets a member's next task, for members without ``set_task``."""
 
 
 class MultiTaskVecEnv(VecEnvWrapper):
-    """A VecEnv whose members solve different tasks of one family.
+    """A VecEnv wrapper whose members solve different tasks of one family.
 
-    A new task counts from the member's next reset. The three sets of tasks are fixed for the life of the wrapper: those
-    passed, else the members' own ``task_set(split, n_tasks)``, else draws from the members' ``sample_tasks(n)``.
+    - **Setting tasks.** ``set_tasks`` gives members their next tasks through ``task_adapter``, if there is one, else
+      through the members' ``set_task(task)``. A task takes effect at the member's next reset, an automatic one
+      included; members of third parties are expected to follow this too.
+    - **Task sets.** The training, validation and test tasks are fixed when the wrapper is made: those that are passed,
+      else the members' own ``task_set(split, n_tasks)``, else draws from the members' ``sample_tasks(n)``. If
+      ``train_tasks`` is passed, a set that is not passed is empty.
+    - **Steps.** Observations, rewards, dones and infos, and the automatic resets, are those of the wrapped VecEnv.
+    - **Requirements.** If tasks and horizon are passed, the wrapped VecEnv needs no more than ``reset``, ``step`` and
+      ``env_method("set_task", task, indices=[i])``.
 
-    Of a VecEnv whose tasks and horizon are passed, the wrapper uses ``env_method("set_task", task, indices=[i])``,
-    ``reset`` and ``step``.
-
-    :param venv: the VecEnv to wrap
-    :param horizon: most steps of an episode; asked of the members (``horizon``, or their Gymnasium spec) where None
-    :param train_tasks: whatever the members' ``set_task`` takes, for meta-training
-    :param validation_tasks: for tuning and model selection
-    :param test_tasks: for reporting
-    :param n_tasks: size of the sets that are not passed
-    :param task_adapter: sets a member's task in place of ``set_task``
+    :param venv: VecEnv to wrap
+    :param horizon: maximum number of steps of an episode; None to ask the members (attribute ``horizon``, or
+        ``max_episode_steps`` of their Gymnasium spec)
+    :param train_tasks: tasks for meta-training, of any type that the members' ``set_task`` takes
+    :param validation_tasks: tasks for tuning and model selection
+    :param test_tasks: tasks for reporting
+    :param n_tasks: number of tasks in each set that the members provide
+    :param task_adapter: function that sets a member's task in place of ``set_task``
     :param task_seed: seed of the members before ``sample_tasks`` is called
-    :raises ValueError: if it is no VecEnv, the members have no tasks, their horizon is unknown, or a task is not finite
+    :raises ValueError: if ``venv`` is no VecEnv, the members have no tasks, their horizon is unknown or less than 1,
+        there is no training task, or a task is not finite
     """
 
     def __init__(
@@ -69,27 +75,32 @@ class MultiTaskVecEnv(VecEnvWrapper):
         self._smaller: MultiTaskVecEnv | None = None
 
     def around(self, venv: VecEnv) -> "MultiTaskVecEnv":
-        """The same tasks for another VecEnv.
+        """Wrap another VecEnv with the same horizon, task sets and task adapter.
 
-        :param venv: has the same members, such as this environment in further wrappers
+        :param venv: VecEnv with the same kind of members, e.g. this environment in further wrappers
+        :return: the new wrapper
         """
         train, validation, test = (self._task_sets[split] for split in SPLITS)
         return MultiTaskVecEnv(venv, self.horizon, train, validation, test, task_adapter=self.task_adapter)
 
     def only(self, task: Any) -> "MultiTaskVecEnv":
-        """The same members with one task alone, from their next reset on and as the only one of every set.
+        """Restrict the members to one task, from their next reset on and as the only task of every set.
 
-        :param task: whatever ``set_task`` takes
-        :raises ValueError: if the members refuse it
+        The new wrapper shares the members with this one.
+
+        :param task: a task that ``set_task`` takes
+        :return: the new wrapper
+        :raises ValueError: if the members refuse the task
         """
         single = MultiTaskVecEnv(self.venv, self.horizon, [task], [task], [task], task_adapter=self.task_adapter)
         single.set_tasks([task] * self.num_envs)
         return single
 
     def task_set(self, split: str) -> list[Any]:
-        """The tasks of a set.
+        """Return the tasks of a set.
 
-        :param split: ``train``, ``validation`` or ``test``
+        :param split: name of the set: ``"train"``, ``"validation"`` or ``"test"``
+        :return: the set's own list of tasks, not a copy
         :raises ValueError: for another name, or an empty set
         """
         if split not in SPLITS:
@@ -100,11 +111,12 @@ class MultiTaskVecEnv(VecEnvWrapper):
         return tasks
 
     def task(self, split: str, task_id: int) -> Any:
-        """One task of a set.
+        """Return one task of a set.
 
-        :param split: ``train``, ``validation`` or ``test``
-        :param task_id: its place in the set, from 0
-        :raises ValueError: if there is no such task
+        :param split: name of the set: ``"train"``, ``"validation"`` or ``"test"``
+        :param task_id: position of the task in the set, counted from 0
+        :return: the task
+        :raises ValueError: for another name, or if there is no such task
         """
         tasks = self.task_set(split)
         if not 0 <= task_id < len(tasks):
@@ -112,11 +124,12 @@ class MultiTaskVecEnv(VecEnvWrapper):
         return tasks[task_id]
 
     def set_tasks(self, tasks: Sequence[Any], indices: Sequence[int] | None = None) -> None:
-        """Give members their next tasks.
+        """Set the tasks of members, which take effect at their next reset.
 
-        :param tasks: one for each member
-        :param indices: the members; all of them where None
-        :raises ValueError: if the numbers differ, the members refuse a task, or they have no ``set_task``
+        :param tasks: tasks, one for each member
+        :param indices: indices of the members, all of them by default
+        :raises ValueError: if the numbers of tasks and members differ, a task is not finite, the members refuse a task,
+            or they have no ``set_task``
         """
         members = range(self.num_envs) if indices is None else indices
         if len(tasks) != len(members):
@@ -146,11 +159,12 @@ class MultiTaskVecEnv(VecEnvWrapper):
 
     @property
     def has_family(self) -> bool:
-        """Whether this is a native environment whose observations and rewards reach the learner as they are."""
+        """Whether the wrapped VecEnv is a native one whose observations and rewards reach the learner unchanged."""
         return isinstance(self._members, BatchedTaskVecEnv)
 
     @property
     def _members(self) -> VecEnv:
+        """The VecEnv below all wrappers that change neither observations nor rewards."""
         venv: VecEnv = self.venv
         while isinstance(venv, MultiTaskVecEnv | VecMonitor):
             venv = venv.venv
@@ -158,16 +172,17 @@ class MultiTaskVecEnv(VecEnvWrapper):
 
     @property
     def shares_episodes(self) -> bool:
-        """Whether an episode of one task tells what it would have returned in others of equal dynamics: so in a native
-        environment (see ``family``) whose observations tell its reward.
+        """Whether an episode of one task tells what it would have returned in other tasks of the same dynamics.
+
+        This holds in native environments (see ``has_family``) whose observations determine the reward.
         """
         return isinstance(self._members, BatchedTaskVecEnv) and can_relabel(self._members.family)
 
     @property
     def family(self) -> TaskFamily:
-        """The task family of a native environment whose observations and rewards reach the learner as they are.
+        """Task family of a native VecEnv whose observations and rewards reach the learner unchanged.
 
-        :raises ValueError: for any other environment
+        :raises ValueError: for any other environment, see ``has_family``
         """
         venv = self._members
         if not isinstance(venv, BatchedTaskVecEnv):
@@ -178,13 +193,14 @@ class MultiTaskVecEnv(VecEnvWrapper):
         return venv.family
 
     def with_room_for(self, n: int) -> "MultiTaskVecEnv":
-        """An environment with a member for each of ``n`` episodes, if this has so many.
+        """Return an environment whose number of members suits ``n`` episodes.
 
-        A native environment with more members would step the idle ones too, so a smaller one takes its place, which
-        lives until the next call.
+        A native VecEnv with more members than episodes would step the idle ones too, so a smaller one takes its place.
+        It is kept for further calls with the same ``n`` and closed at the next call that needs another size.
 
-        :param n: episodes, at most the number of members
-        :return: this environment, or one with exactly ``n`` members and the same tasks
+        :param n: number of episodes
+        :return: an environment of exactly ``n`` members with the same task sets if this one is native and larger, else
+            this environment
         """
         if n >= self.num_envs or not isinstance(self.venv, BatchedTaskVecEnv):
             return self
@@ -196,27 +212,34 @@ class MultiTaskVecEnv(VecEnvWrapper):
         return self._smaller
 
     def _close_smaller(self) -> None:
+        """Close the smaller environment of ``with_room_for``, if there is one."""
         if self._smaller is not None:
             self._smaller.close()
         self._smaller = None
 
     def seed(self, seed: int | None = None) -> Sequence[int | None]:
-        """Seed the members with their next reset, if they can be seeded.
+        """Seed the members at their next reset, if they can be seeded.
 
-        :param seed: of the first member; the others follow
-        :return: the members' seeds
+        :param seed: seed of the first member, to which SB3 adds the index of each other member
+        :return: the members' seeds, None for those that cannot be seeded
         """
         try:
             return self.venv.seed(seed)
-        except NotImplementedError:  # a third party's VecEnv owes no more than set_task, reset and step
+        except NotImplementedError:  # a third party's VecEnv need not support more than set_task, reset and step
             return [None] * self.num_envs
 
     def reset(self) -> VecEnvObs:
-        """Start new episodes in all members, with the tasks last set."""
+        """Start new episodes in all members, with the tasks last set.
+
+        :return: first observations (n, ...)
+        """
         return self.venv.reset()
 
     def step_wait(self) -> VecEnvStepReturn:
-        """Observations, rewards, dones and infos of all members."""
+        """Finish the step that ``step_async`` began.
+
+        :return: observations (n, ...), rewards (n,), dones (n,) and infos of the wrapped VecEnv
+        """
         return self.venv.step_wait()
 
     def close(self) -> None:
@@ -226,6 +249,7 @@ class MultiTaskVecEnv(VecEnvWrapper):
 
 
 def _rows(tasks: Sequence[Any]) -> np.ndarray:
+    """Stack tasks that are vectors (n, G)."""
     try:
         return np.stack([np.asarray(task, dtype=np.float64) for task in tasks])
     except (TypeError, ValueError) as error:
@@ -233,13 +257,14 @@ def _rows(tasks: Sequence[Any]) -> np.ndarray:
 
 
 def _check_finite(task: Any) -> None:
+    """Refuse a task with a number in it that is not finite."""
     for part in _numbers(task):
         if not np.isfinite(part).all():
             raise ValueError(f"expected a finite task, got {task}")
 
 
 def _numbers(task: Any) -> Iterator[np.ndarray]:
-    """All numbers in a task, which may be a structure of its own."""
+    """Yield all numbers in a task, which may be nested in dicts, lists and tuples."""
     if isinstance(task, dict | list | tuple):
         for part in task.values() if isinstance(task, dict) else task:
             yield from _numbers(part)
@@ -248,6 +273,7 @@ def _numbers(task: Any) -> Iterator[np.ndarray]:
 
 
 def _horizon(venv: VecEnv) -> int:
+    """Return the horizon of the members, which must be known."""
     horizon = find_horizon(venv)
     if horizon is None:
         raise ValueError(
@@ -258,9 +284,10 @@ def _horizon(venv: VecEnv) -> int:
 
 
 def find_horizon(venv: VecEnv) -> int | None:
-    """Most steps of an episode, None if the members do not say.
+    """Find the maximum number of steps of an episode.
 
-    :param venv: the VecEnv
+    :param venv: VecEnv whose first member is asked
+    :return: the horizon, None if the member does not tell
     """
     for name in ("horizon", "_max_episode_steps"):
         if venv.has_attr(name) and (value := venv.get_attr(name, indices=[0])[0]) is not None:
@@ -273,6 +300,7 @@ def find_horizon(venv: VecEnv) -> int | None:
 
 
 def _draw_task_sets(venv: VecEnv, n_tasks: int, seed: int) -> tuple[Sequence[Any], ...]:
+    """Get the training, validation and test tasks from the first member."""
     if venv.has_attr("task_set"):
         return tuple(venv.env_method("task_set", split, n_tasks, indices=[0])[0] for split in SPLITS)
     if not has_tasks(venv):
@@ -281,22 +309,24 @@ def _draw_task_sets(venv: VecEnv, n_tasks: int, seed: int) -> tuple[Sequence[Any
             " or train_tasks (and task_adapter) passed to MultiTaskVecEnv"
         )
     venv.seed(seed)
-    venv.reset()  # SB3 hands a seed to its members with the next reset
+    venv.reset()  # SB3 passes a seed to its members at the next reset
     return tuple(venv.env_method("sample_tasks", n_tasks, indices=[0])[0] for _ in SPLITS)
 
 
 def has_tasks(venv: VecEnv) -> bool:
-    """Whether the members bring tasks of their own.
+    """Tell whether the members bring tasks of their own.
 
-    :param venv: the VecEnv
+    :param venv: VecEnv to look at
+    :return: whether they have ``task_set``, or both ``sample_tasks`` and ``set_task``
     """
     return venv.has_attr("task_set") or (venv.has_attr("sample_tasks") and venv.has_attr("set_task"))
 
 
 def find_multi_task(env: VecEnv) -> MultiTaskVecEnv | None:
-    """The MultiTaskVecEnv among the wrappers of a VecEnv, or None.
+    """Find the outermost MultiTaskVecEnv among the wrappers of a VecEnv.
 
-    :param env: perhaps wrapped
+    :param env: VecEnv, possibly wrapped
+    :return: the wrapper, None if there is none
     """
     while isinstance(env, VecEnvWrapper):
         if isinstance(env, MultiTaskVecEnv):

@@ -24,7 +24,7 @@ STEP_SIZE = 0.1
 
 
 class PointPhysics:
-    """``n`` points that move by their control.
+    """``n`` points that move by ``STEP_SIZE`` times their control at every step.
 
     :param n: number of points
     """
@@ -33,32 +33,43 @@ class PointPhysics:
         self.state = {"qpos": np.zeros((n, 2)), "qvel": np.zeros((n, 2))}
 
     def reset(self, ids: NDArray[np.int32], qpos: Array, qvel: Array) -> None:
-        """See ``Physics.reset``."""
+        """Put points at given positions, see ``Physics.reset``."""
         self.state["qpos"][ids] = qpos
         self.state["qvel"][ids] = qvel
 
     def step(self, controls: Array) -> Mask:
-        """See ``Physics.step``."""
+        """Move every point, which cannot diverge, see ``Physics.step``."""
         self.state["qpos"] += STEP_SIZE * controls
         return np.zeros(len(controls), dtype=np.bool_)
 
     def restart(self, ids: NDArray[np.int32]) -> None:
-        """See ``Physics.restart``."""
+        """Put points back to the origin, see ``Physics.restart``."""
         self.state["qpos"][ids] = 0.0
 
     def snapshot(self, index: int) -> Array:
-        """See ``Physics.snapshot``."""
+        """Copy the position of one point, see ``Physics.snapshot``."""
         return self.state["qpos"][index].copy()
 
 
 class PointGoal(TaskFamily):
-    """Move a point to a goal at distance 1 that is not observed.
+    """A point in the plane that has to move to an unobserved goal at distance 1.
 
-    Observation (2): the position. Action (2): the movement, in tenths. Dense reward: -distance to the goal; sparse: the
-    distance from the origin to the goal instead, wherever the point is further than 0.3 from it. Solved: the episode
-    ends within 0.3.
+    Lengths have no physical unit here.
 
-    :param sparse: use the reward of meta-testing
+    **Task (2)**: x and y of the goal, each in [-2, 2]. Tasks are drawn from the half circle of radius 1 around the
+    origin, the angle uniform on (0, pi) rad.
+
+    **Action (2)**: displacement along x and y in [-1, 1], in multiples of ``STEP_SIZE``.
+
+    **Observation (2)**: x and y of the point.
+
+    **Reward**: minus the distance of the point from the goal. With ``sparse``, wherever that is more than 0.3, the
+    goal's distance from the origin takes its place.
+
+    **Episode**: 20 steps from the origin plus Gaussian noise of standard deviation 0.01. It succeeds if the point is
+    less than 0.3 from the goal at the end.
+
+    :param sparse: whether to use the reward of meta-testing
     """
 
     base_name = "PointGoal"
@@ -72,49 +83,49 @@ class PointGoal(TaskFamily):
         self.task_space = spaces.Box(-2.0, 2.0, (2,), np.float64)
 
     def sample_tasks(self, n: int, rng: np.random.Generator) -> Array:
-        """See ``TaskFamily.sample_tasks``."""
+        """Draw goals on the half circle, see ``TaskFamily.sample_tasks``."""
         return half_circle_goals(n, GOAL_RADIUS, rng)
 
     def make_physics(self, n: int, n_threads: int = 0) -> PointPhysics:
-        """See ``TaskFamily.make_physics``."""
+        """Create the points, see ``TaskFamily.make_physics``; threads would not pay."""
         return PointPhysics(n)
 
     def initial_state(self, task: Array, rng: np.random.Generator) -> tuple[Array, Array]:
-        """See ``TaskFamily.initial_state``."""
+        """Draw a position close to the origin, see ``TaskFamily.initial_state``."""
         return 0.01 * rng.standard_normal(2), np.zeros(2)
 
     def observation(self, state: State) -> Array:
-        """See ``TaskFamily.observation``."""
+        """Copy the positions, see ``TaskFamily.observation``."""
         return state["qpos"].copy()
 
     def state_of(self, observation: Array) -> State:
-        """See ``TaskFamily.state_of``."""
+        """Return the positions, see ``TaskFamily.state_of``."""
         return {"qpos": observation}
 
     def reward(self, state: State, controls: Array, tasks: Array) -> Array:
-        """See ``TaskFamily.reward``."""
+        """Compute the dense or the sparse reward of the class, see ``TaskFamily.reward``."""
         to_goal = distance(state["qpos"], tasks)
         if self.sparse:
             to_goal = np.where(to_goal > SPARSE_RADIUS, norm(tasks), to_goal)
         return -to_goal
 
     def success(self, state: State, tasks: Array) -> Mask:
-        """See ``TaskFamily.success``."""
+        """Compare the distance to the goal with the success radius, see ``TaskFamily.success``."""
         return distance(state["qpos"], tasks) < SPARSE_RADIUS
 
     def make_renderer(self, width: int, height: int) -> Renderer:
-        """See ``TaskFamily.make_renderer``."""
+        """Create the renderer of the plane, see ``TaskFamily.make_renderer``."""
         return PlaneRenderer(width, height, SPARSE_RADIUS)
 
 
 def best_controls(positions: Array, goals: Array) -> Array:
-    """What a player that knows the goal does, with either reward.
+    """Compute the optimal controls of a player that knows the goal, for the dense and the sparse reward.
 
-    The coordinates move independently, and the reward never falls as one of them comes nearer to the goal's: so nothing
-    beats approaching in both as fast as possible.
+    The coordinates move independently, and the reward never falls when one of them comes nearer to the goal's. Nothing
+    therefore beats approaching the goal in both coordinates as fast as possible.
 
-    :param positions: of the points (n, 2)
-    :param goals: (n, 2)
+    :param positions: positions of the points (n, 2)
+    :param goals: goals (n, 2)
     :return: controls (n, 2)
     """
     return np.clip((goals - positions) / STEP_SIZE, -1.0, 1.0)

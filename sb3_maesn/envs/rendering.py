@@ -1,4 +1,4 @@
-"""Frames of a member, and a window to show them in."""
+"""Renderers that draw frames of a member, and a window that shows them."""
 
 import time
 from collections.abc import Callable
@@ -17,10 +17,10 @@ GOAL_COLOUR = (0.1, 0.65, 0.35)
 
 
 class Marker(NamedTuple):
-    """A disc on the floor.
+    """A disc on the floor that marks a goal.
 
-    :param position: its centre (3,)
-    :param radius: its radius
+    :param position: centre in the world frame in metres (3,)
+    :param radius: radius in metres
     :param colour: red, green and blue in [0, 1]
     """
 
@@ -30,13 +30,13 @@ class Marker(NamedTuple):
 
 
 class MujocoSceneRenderer:
-    """Draws a MuJoCo model from its camera ``view``, with a marker on the floor for the goal.
+    """A renderer of a MuJoCo model, seen from its camera ``view``, with a marker on the floor for the goal.
 
-    :param model: the model
-    :param marker: what marks a task's goal
+    :param model: compiled model
+    :param marker: function from a task to the marker of its goal
     :param width: frame width in pixels
     :param height: frame height in pixels
-    :raises RuntimeError: if no OpenGL context can be made
+    :raises RuntimeError: if no OpenGL context can be opened
     """
 
     def __init__(self, model: "mujoco.MjModel", marker: Callable[[Array], Marker], width: int, height: int) -> None:
@@ -56,7 +56,7 @@ class MujocoSceneRenderer:
         flags[int(mujoco.mjtRndFlag.mjRND_REFLECTION)] = 0
 
     def render(self, snapshot: "mujoco.MjData", task: Array) -> Frame:
-        """See ``Renderer.render``."""
+        """Draw the scene and the marker, see ``Renderer.render``."""
         self._renderer.update_scene(snapshot, camera="view")
         marker = self._marker(task)
         self._add_disc(marker, 0.002, alpha=0.35)
@@ -64,7 +64,7 @@ class MujocoSceneRenderer:
         return np.array(self._renderer.render())
 
     def _add_disc(self, marker: Marker, height: float, alpha: float) -> None:
-        """Add a flat disc to the scene, a little above the floor."""
+        """Add a flat disc to the scene, ``height`` metres above the floor."""
         import mujoco
 
         scene = self._renderer.scene
@@ -79,16 +79,16 @@ class MujocoSceneRenderer:
         scene.ngeom += 1
 
     def close(self) -> None:
-        """See ``Renderer.close``."""
+        """Release the OpenGL context, see ``Renderer.close``."""
         self._renderer.close()
 
 
 class PlaneRenderer:
-    """Draws a point in the plane, in plain NumPy.
+    """A renderer of a point in the plane, in plain NumPy.
 
     :param width: frame width in pixels
     :param height: frame height in pixels
-    :param goal_radius: radius around the goal within which a task is solved
+    :param goal_radius: radius around the goal within which a task is solved, in the units of the plane
     """
 
     def __init__(self, width: int, height: int, goal_radius: float) -> None:
@@ -104,16 +104,16 @@ class PlaneRenderer:
         self._blend(self._background, radius - 0.025, (0.6, 0.63, 0.67), 1.0)
 
     def _distance(self, x: float, y: float) -> Array:
-        """Distance of every pixel from a point (height, width)."""
+        """Compute the distance of every pixel from a point (height, width)."""
         return np.hypot(self._x[None, :] - x, self._y[:, None] - y)
 
     def _blend(self, image: Array, outside: Array, colour: tuple[float, float, float], alpha: float) -> None:
-        """Paint where ``outside``, a signed distance, is negative, with an antialiased edge."""
+        """Paint the pixels where ``outside``, a signed distance, is negative, with an antialiased edge."""
         cover = alpha * np.clip(0.5 - outside / self._pixel, 0.0, 1.0)[..., None]
         image += cover * (np.array(colour) - image)
 
     def render(self, snapshot: Array, task: Array) -> Frame:
-        """See ``Renderer.render``."""
+        """Draw the goal and the point, see ``Renderer.render``."""
         image = self._background.copy()
         to_goal = self._distance(task[0], task[1])
         self._blend(image, to_goal - self._goal_radius, GOAL_COLOUR, 0.35)
@@ -122,14 +122,40 @@ class PlaneRenderer:
         return (255 * image).round().astype(np.uint8)
 
     def close(self) -> None:
-        """See ``Renderer.close``."""
+        """Do nothing, since there is nothing to release."""
+
+
+class BarRenderer:
+    """A renderer of a bandit: one bar for each arm's probability, the bar of the arm pulled last in colour.
+
+    :param width: frame width in pixels
+    :param height: frame height in pixels
+    """
+
+    def __init__(self, width: int, height: int) -> None:
+        self._width, self._height = width, height
+        shade = np.linspace(0.96, 0.88, height)[:, None, None]
+        self._background = np.broadcast_to(shade, (height, width, 3))
+
+    def render(self, snapshot: int, task: Array) -> Frame:
+        """Draw the bars, see ``Renderer.render``."""
+        image = self._background.copy()
+        for arm, probability in enumerate(task):
+            left = round((0.15 + 0.4 * arm) * self._width)
+            top = round((0.95 - 0.9 * float(probability)) * self._height)
+            colour = np.array(GOAL_COLOUR) if arm == snapshot else np.array((0.6, 0.63, 0.67))
+            image[top : round(0.95 * self._height), left : left + round(0.3 * self._width)] = colour
+        return (255 * image).round().astype(np.uint8)
+
+    def close(self) -> None:
+        """Do nothing, since there is nothing to release."""
 
 
 class Window:
-    """Shows frames on the screen, with nothing but Python's tkinter.
+    """A window that shows frames on the screen with Python's own tkinter.
 
-    :param title: the window's title
-    :param fps: frames per second not to exceed
+    :param title: title of the window
+    :param fps: upper limit of the frame rate in frames per second
     :raises RuntimeError: if there is no tkinter or no display
     """
 
@@ -150,7 +176,7 @@ class Window:
         self._next = time.monotonic()
 
     def show(self, frame: Frame) -> None:
-        """Show a frame, no earlier than the frame rate allows.
+        """Show a frame, after waiting as long as the frame rate demands.
 
         :param frame: an RGB image (height, width, 3)
         """

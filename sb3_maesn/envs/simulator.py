@@ -1,4 +1,4 @@
-"""The rules of an episode, once: what the batched ``VecEnv`` and the single ``gymnasium.Env`` both run."""
+"""The rules of an episode, which the batched ``VecEnv`` and the single ``gymnasium.Env`` share."""
 
 from typing import Any, NamedTuple
 
@@ -9,19 +9,20 @@ from numpy.typing import ArrayLike, NDArray
 from sb3_maesn.envs.rendering import Frame, Window
 from sb3_maesn.envs.task_family import Array, Mask, Renderer, TaskFamily
 
-#: A state beyond this counts as diverged: MuJoCo's own limit (mjMAXVAL), where its next step would reset it.
+#: An observation beyond this counts as diverged: MuJoCo's own limit (mjMAXVAL), where its next step would reset it.
 MAX_VALUE = 1e10
 
 
 class Transition(NamedTuple):
-    """What one step of all members gave; new arrays.
+    """The result of one step of all n members, in new arrays.
 
-    :param observations: the observations after the step (n, O)
+    :param observations: observations after the step, before any reset (n, O)
     :param rewards: rewards (n,)
-    :param terminated: episodes that ended by themselves, diverged ones among them (n,)
-    :param truncated: episodes that reached the horizon, and only did that (n,)
-    :param success: episodes that ended with their task solved (n,)
-    :param diverged: episodes whose simulation diverged (n,)
+    :param terminated: mask of episodes that the family's rule or divergence ended (n,)
+    :param truncated: mask of episodes that reached the horizon without being terminated (n,)
+    :param success: mask of truncated episodes whose task is solved (n,)
+    :param diverged: mask of episodes whose simulation diverged; their observation and reward are those of the model's
+        default state, to which the simulation was restarted (n,)
     """
 
     observations: Array
@@ -32,10 +33,10 @@ class Transition(NamedTuple):
     diverged: Mask
 
     def end_info(self, index: int) -> dict[str, Any]:
-        """What the info says about a member whose episode ended.
+        """Build the info of a member whose episode ended.
 
-        :param index: the member
-        :return: ``is_success``, and ``diverged`` where that is so
+        :param index: index of the member
+        :return: ``is_success``, a bool; and ``diverged``, True, only if the simulation diverged
         """
         info: dict[str, Any] = {"is_success": bool(self.success[index])}
         if self.diverged[index]:
@@ -46,8 +47,8 @@ class Transition(NamedTuple):
 def check_render_mode(render_mode: str | None) -> None:
     """Check a render mode.
 
-    :param render_mode: None, ``"rgb_array"`` or ``"human"``
-    :raises ValueError: if it is another
+    :param render_mode: render mode of the environment
+    :raises ValueError: if it is not None, ``"rgb_array"`` or ``"human"``
     """
     if render_mode not in (None, "rgb_array", "human"):
         raise ValueError(f"render_mode must be None, 'rgb_array' or 'human', got {render_mode!r}")
@@ -56,10 +57,18 @@ def check_render_mode(render_mode: str | None) -> None:
 class TaskSimulator:
     """``n`` members of a task family, each with its own task, random generator and episode.
 
-    :param family: the task family
+    - **Tasks.** A task that is set takes effect at the member's next reset and stays until another one is set or it is
+      cleared. A member without one draws a task from the family's distribution at every reset, with its own generator.
+    - **Ends.** ``step`` reports terminations and truncations but never resets a member; the caller does.
+    - **Divergence.** An episode whose simulation diverged, or whose observation is not finite or exceeds ``MAX_VALUE``,
+      is terminated and its simulation restarted in the model's default state, so that no NaN leaves the simulator.
+    - **Copies.** All arrays that are returned are new and never change afterwards.
+
+    :param family: task family
     :param n: number of members
-    :param n_threads: threads that step them, 0 for one per CPU
+    :param n_threads: number of threads that step them, 0 for one per CPU
     :param frame_size: width and height of rendered frames in pixels
+    :raises ValueError: if ``n`` is less than 1
     """
 
     def __init__(
@@ -71,22 +80,22 @@ class TaskSimulator:
         self.n = n
         self.physics = family.make_physics(n, n_threads)
         (size,) = family.task_space.shape
-        self.tasks: Array = np.full((n, size), np.nan)  # of the running episodes
-        self.next_tasks: Array = np.full((n, size), np.nan)  # NaN: drawn anew for every episode
+        self.tasks: Array = np.full((n, size), np.nan)  # tasks of the running episodes
+        self.next_tasks: Array = np.full((n, size), np.nan)  # NaN where every episode draws its own
         self.elapsed_steps = np.zeros(n, dtype=np.int64)
         self.started = np.zeros(n, dtype=np.bool_)
         self.n_diverged = np.zeros(n, dtype=np.int64)
         self._generators: list[np.random.Generator | None] = [None] * n
-        self._seeds: list[int | None] = [None] * n  # of generators that are not made yet
+        self._seeds: list[int | None] = [None] * n  # seeds of generators that do not exist yet
         self._frame_size = frame_size
         self._renderer: Renderer | None = None
         self._window: Window | None = None
 
     def generator(self, index: int) -> np.random.Generator:
-        """One member's source of randomness, as Gymnasium seeds it; without a seed, an unpredictable one.
+        """Return one member's source of randomness, seeded as in Gymnasium, or unpredictably without a seed.
 
-        :param index: the member
-        :return: its generator
+        :param index: index of the member
+        :return: the member's generator
         """
         generator = self._generators[index]
         if generator is None:
@@ -97,29 +106,29 @@ class TaskSimulator:
     def set_generator(self, index: int, generator: np.random.Generator) -> None:
         """Replace one member's source of randomness.
 
-        :param index: the member
-        :param generator: its new generator
+        :param index: index of the member
+        :param generator: new generator
         """
         self._generators[index] = generator
 
     def seed(self, index: int, seed: int) -> None:
         """Seed one member as ``gymnasium.Env.reset(seed=seed)`` does.
 
-        :param index: the member
-        :param seed: the seed
+        :param index: index of the member
+        :param seed: seed
         :raises ValueError: for a negative seed
         """
         if seed < 0:
             raise ValueError(f"seed must be at least 0, got {seed}")
-        # made when the family first draws from it: not all do, and making one takes longer than a simulation step
+        # the generator is created on first use: some families never draw, and creating one takes longer than a step
         self._seeds[index], self._generators[index] = seed, None
 
     def set_tasks(self, tasks: ArrayLike, indices: ArrayLike | None = None) -> None:
-        """Give members tasks, which count from their next reset on.
+        """Set the tasks of members, which take effect at their next reset.
 
         :param tasks: tasks (m, G)
-        :param indices: the members (m,), all by default
-        :raises ValueError: for a task that is not one of the family's, or another number of tasks than of members
+        :param indices: indices of the members, all by default (m,)
+        :raises ValueError: for a task that is not one of the family's, or if the numbers of tasks and members differ
         :raises IndexError: for a member that does not exist
         """
         checked = self.family.check_tasks(tasks)
@@ -129,17 +138,17 @@ class TaskSimulator:
         self.next_tasks[members] = checked
 
     def clear_task(self, index: int) -> None:
-        """Let a member draw a task from the family's distribution at every reset, as it does before its first task.
+        """Remove a member's task, so that it draws one from the family's distribution at every reset.
 
-        :param index: the member
+        :param index: index of the member
         """
         self.next_tasks[index] = np.nan
 
     def check_indices(self, indices: ArrayLike | None) -> NDArray[np.int64]:
-        """Check member indices a caller gives.
+        """Check and normalise member indices that come from a caller.
 
-        :param indices: an index, indices or None for all; negative ones count from the end
-        :return: the indices (m,), all in [0, n)
+        :param indices: an index, several indices or None for all; negative ones count from the end
+        :return: the indices, all in [0, n) (m,)
         :raises IndexError: if one is not an integer in [-n, n)
         """
         if indices is None:
@@ -157,8 +166,8 @@ class TaskSimulator:
     def reset(self, ids: NDArray[np.int64]) -> Array:
         """Start new episodes.
 
-        :param ids: sorted, unique members (m,)
-        :return: their first observations, a new array (m, O)
+        :param ids: sorted, unique indices of the members (m,)
+        :return: first observations, a new array (m, O)
         """
         self._begin_tasks(ids)
         qpos, qvel = self.family.initial_states(self.tasks[ids], ids, self.generator)
@@ -167,22 +176,22 @@ class TaskSimulator:
         self.started[ids] = True
         if len(ids) == self.n:
             return self.family.observation(self.physics.state)
-        # only the rows that were reset: a family's functions take any number of simulations
+        # a family's functions take any number of simulations: compute only the rows that were reset
         return self.family.observation({name: values[ids] for name, values in self.physics.state.items()})
 
     def _begin_tasks(self, ids: NDArray[np.int64]) -> None:
-        """Fix the tasks of the episodes that begin: those set, or one that the member draws."""
+        """Fix the tasks of the episodes that begin: the one that was set, or one that the member draws."""
         self.tasks[ids] = self.next_tasks[ids]
         for i in ids[np.isnan(self.next_tasks[ids, 0])]:
             self.tasks[i] = self.family.sample_tasks(1, self.generator(int(i)))[0]
 
     def step(self, actions: ArrayLike) -> Transition:
-        """Take one step in every member.
+        """Take one step in every member, without resetting any.
 
         :param actions: actions (n, A)
-        :return: the transition, without any reset
-        :raises ValueError: for actions of another shape or with a NaN or an infinity in them
-        :raises RuntimeError: before the first reset
+        :return: the transition
+        :raises ValueError: if the actions have another shape or are not finite
+        :raises RuntimeError: if a member has never been reset
         """
         checked = self._check_actions(actions)
         if not self.started.all():
@@ -199,10 +208,10 @@ class TaskSimulator:
         return Transition(observations, rewards, terminated, truncated, success, diverged)
 
     def _advance(self, controls: Array) -> tuple[Array, Mask]:
-        """Step the simulations, and put those that diverged back to a state that can be observed."""
+        """Step the simulations and restart those that diverged; return observations and the mask of divergence."""
         diverged = self.physics.step(controls)
         observations = self.family.observation(self.physics.state)
-        # written so that a NaN, which is both maximum and minimum, counts as too large
+        # a NaN makes both comparisons False, and so counts as too large
         if not (observations.max() < MAX_VALUE and observations.min() > -MAX_VALUE):
             diverged |= ~(np.abs(observations) < MAX_VALUE).all(axis=1)
         if diverged.any():
@@ -226,9 +235,9 @@ class TaskSimulator:
     def render(self, index: int) -> Frame:
         """Draw a member.
 
-        :param index: the member
+        :param index: index of the member
         :return: an RGB image (height, width, 3)
-        :raises RuntimeError: before the first reset
+        :raises RuntimeError: if the member has never been reset
         """
         if not self.started[index]:
             raise RuntimeError(f"{self.family.env_id}: reset() must be called before render()")
@@ -237,7 +246,7 @@ class TaskSimulator:
         return self._renderer.render(self.physics.snapshot(index), self.tasks[index])
 
     def show(self, frame: Frame) -> None:
-        """Show a frame in the simulator's window.
+        """Show a frame in the simulator's window, which opens at the first call.
 
         :param frame: an RGB image (height, width, 3)
         """
@@ -246,7 +255,7 @@ class TaskSimulator:
         self._window.show(frame)
 
     def close(self) -> None:
-        """Release the renderer and the window; the simulations go with the object."""
+        """Release the renderer and the window; the simulations are freed with the object."""
         if self._renderer is not None:
             self._renderer.close()
         if self._window is not None:

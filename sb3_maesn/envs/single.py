@@ -1,4 +1,4 @@
-"""One member of a task family as a ``gymnasium.Env``."""
+"""A member of a task family as a ``gymnasium.Env``."""
 
 from typing import Any
 
@@ -12,15 +12,20 @@ from sb3_maesn.envs.task_family import Array, TaskFamily
 
 
 class TaskEnv(TaskMember, gym.Env[Array, NDArray[np.float32]]):
-    """One member of a task family as a ``gymnasium.Env``; it behaves as a member of ``BatchedTaskVecEnv`` bit for bit.
+    """A single ``gymnasium.Env`` of a task family, equal to a member of ``BatchedTaskVecEnv`` bit for bit.
 
-    The task counts from the next reset on; until one is set, every episode draws its own. The reset option
-    ``{"task": task}`` sets one too. The environment truncates at the family's horizon by itself.
+    - **Tasks.** A task set by ``set_task``, by assigning ``task`` or by the reset option ``{"task": task}`` takes
+      effect at the next reset (with the option, at that reset) and stays until another one is set. Without one, every
+      reset draws a new task from the family's distribution.
+    - **Ends.** The environment truncates at the family's horizon by itself, so it needs no ``TimeLimit`` wrapper. At an
+      episode's end the info has ``is_success`` (bool, True only if the episode ran to the horizon and solved its task)
+      and, only where the simulation diverged, ``diverged`` (True). All other infos are empty.
 
-    :param family: the task family
+    :param family: task family
     :param render_mode: None, ``"rgb_array"`` or ``"human"``
     :param width: frame width in pixels
     :param height: frame height in pixels
+    :raises ValueError: for another render mode
     """
 
     def __init__(self, family: TaskFamily, render_mode: str | None = None, width: int = 480, height: int = 360) -> None:
@@ -31,10 +36,10 @@ class TaskEnv(TaskMember, gym.Env[Array, NDArray[np.float32]]):
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Array, dict[str, Any]]:
         """Start a new episode.
 
-        :param seed: seeds the environment's generator; None goes on with it
-        :param options: ``{"task": task}`` sets a task
-        :return: the first observation (O,) and an empty info
-        :raises ValueError: for another option, or a task that is not one of the family's
+        :param seed: seed of the environment's generator; None continues with the generator it has
+        :param options: ``{"task": task}`` to set a task from this episode on
+        :return: first observation (O,) and an empty info
+        :raises ValueError: for an option other than ``"task"``, or a task that is not one of the family's
         """
         if seed is not None:
             self._simulator.seed(self._index, seed)
@@ -52,10 +57,10 @@ class TaskEnv(TaskMember, gym.Env[Array, NDArray[np.float32]]):
     def step(self, action: NDArray[np.float32]) -> tuple[Array, float, bool, bool, dict[str, Any]]:
         """Take one step.
 
-        :param action: the action (A,)
-        :return: observation (O,), reward, terminated, truncated and info, which has ``is_success`` where the episode
-            ended, and ``diverged`` where the simulation did
-        :raises ValueError: for an action of another shape or with a NaN or an infinity in it
+        :param action: action (A,)
+        :return: observation (O,), reward, terminated, truncated and info, see the class
+        :raises ValueError: if the action has another shape or is not finite
+        :raises RuntimeError: before the first reset
         """
         transition = self._simulator.step(np.asarray(action)[None])
         terminated, truncated = bool(transition.terminated[0]), bool(transition.truncated[0])
@@ -65,5 +70,5 @@ class TaskEnv(TaskMember, gym.Env[Array, NDArray[np.float32]]):
         return transition.observations[0], float(transition.rewards[0]), terminated, truncated, info
 
     def close(self) -> None:
-        """Release the simulation and the renderer."""
+        """Release the renderer and the window."""
         self._simulator.close()

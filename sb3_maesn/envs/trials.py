@@ -1,4 +1,4 @@
-"""Trials of several episodes on one task, and what a policy with a memory sees of them."""
+"""Trials of several episodes on one task, for policies with a memory."""
 
 from typing import Any, NamedTuple
 
@@ -14,35 +14,54 @@ from sb3_maesn.envs.task_family import SPLITS
 
 
 class Trial(NamedTuple):
-    """What ``info["trial"]`` says of a trial that ended, in order of its K episodes.
+    """The episodes of a trial that ended, in order, as reported in ``info["trial"]``.
 
     :param returns: undiscounted returns (K,)
-    :param lengths: steps (K,)
-    :param success: 1 or 0, NaN where the environment does not say (K,)
+    :param lengths: numbers of steps (K,)
+    :param success: 1 or 0, NaN where the environment does not report success (K,)
+    :param diverged: whether the simulation diverged, bool (K,); such an episode's return includes the penalty that
+        :class:`TrialVecEnv` describes, and its length counts the steps up to the divergence
     """
 
     returns: np.ndarray
     lengths: np.ndarray
     success: np.ndarray
+    diverged: np.ndarray
 
 
 class TrialVecEnv(MultiTaskVecEnv):
-    """A MultiTaskVecEnv whose episodes are trials: several episodes of one task, one after another (Duan et al. 2016,
-    arXiv:1611.02779, section 2.2).
+    """A MultiTaskVecEnv whose episodes are trials, each a sequence of K episodes of one task.
 
-    ``dones`` are the trials' ends, so that whatever SB3 does where an episode ends, it does where a trial ends: a
-    recurrent policy keeps its state across the episodes of a trial and begins the next one afresh, and returns are
-    summed over the trial. Observations are followed by the previous action, reward and done (all 0 at a trial's start),
-    discrete ones as one-hot vectors. Where an episode ends within a trial, the observation is the next one's first.
+    Trials are those of Duan et al. 2016 (arXiv:1611.02779, section 2.2).
 
-    At a trial's end the info has ``trial``, a :class:`Trial`; ``is_success`` is that of its last episode, and
-    ``episode``, where a monitor says it, of the whole trial. A trial is as long as it is by design, so its end is never
-    a time limit's.
+    - **Ends.** ``dones`` mark the ends of trials, so that SB3 treats a trial as one episode: a recurrent policy keeps
+      its state across the episodes of a trial and starts the next trial afresh, and returns are summed over the trial.
+      A trial's length is part of the problem, so its end never counts as a time limit (``TimeLimit.truncated`` is
+      False).
+    - **Observations.** float32 vectors of the observation, the previous action, the previous reward and whether an
+      episode ended with it (O + A + 2 numbers); the last A + 2 are 0 at a trial's start. Discrete observations and
+      actions are one-hot vectors. Where an episode ends within a trial, the observation is the first one of the next
+      episode.
+    - **Infos.** At a trial's end the info has ``trial``, a :class:`Trial`; ``is_success`` of its last episode;
+      ``terminal_observation`` in the format above; and, if there is a monitor below, ``episode`` with return and length
+      of the whole trial. Infos at the ends of the other episodes have no ``episode``.
+    - **Divergence.** An episode whose last info has ``diverged`` (True) is an episode of its trial like any other, but
+      its last step receives a penalty: the worst reward of the episode, if it is negative, once for each of the steps
+      left to the horizon. The episode thus counts as if its worst step went on to the horizon, so that it does not pay
+      to escape negative rewards by diverging. Positive rewards are not continued, because a discounted learner would
+      gain by having them at once. The previous reward in the observation is without the penalty, in the range of the
+      rewards of other steps. If the last step's own reward is not finite, the lowest reward of all members since the
+      last ``reset``, or 0 if that is positive, takes its place.
+    - **Horizon.** Single members of a VecEnv cannot be reset, so an episode that goes on after ``env.horizon`` steps is
+      an error; it is not cut.
+    - **Tasks.** With a ``split``, every trial's task is drawn uniformly from that set, with the generator of ``seed``.
+      A task takes effect at the member's next reset, so it is drawn when the last episode of the trial before it
+      begins.
 
-    :param env: whose members' episodes are single
-    :param n_episodes: K, episodes of a trial
-    :param split: set from which every trial's task is drawn; None leaves the tasks to ``set_tasks``
-    :raises ValueError: for a trial without episodes, an environment that has trials already, or Dict observations
+    :param env: environment whose episodes are not trials
+    :param n_episodes: number of episodes of a trial (K)
+    :param split: name of the set from which every trial's task is drawn; None to set tasks by ``set_tasks`` only
+    :raises ValueError: if ``n_episodes`` is less than 1, or the environment has trials already or Dict observations
     """
 
     def __init__(self, env: MultiTaskVecEnv, n_episodes: int, split: str | None = "train"):
@@ -65,27 +84,31 @@ class TrialVecEnv(MultiTaskVecEnv):
         self.observation_space = spaces.Box(-np.inf, np.inf, (size,), np.float32)
         shape = (self.num_envs, n_episodes)
         self._returns, self._lengths, self._success = np.zeros(shape), np.zeros(shape), np.full(shape, np.nan)
-        self._episode = np.zeros(self.num_envs, dtype=np.int64)  # of the trial, from 0
+        self._diverged = np.zeros(shape, dtype=bool)
+        self._episode = np.zeros(self.num_envs, dtype=np.int64)  # index of the running episode in its trial
+        self._worst = np.zeros(self.num_envs, dtype=np.float32)  # worst reward of the running episode, at most 0
+        self._lowest = 0.0  # lowest reward of all members since the last reset, at most 0
 
     def seed(self, seed: int | None = None) -> list[int | None]:
-        """Seed the draws of tasks, and the members with their next reset.
+        """Seed the draws of tasks, and the members at their next reset.
 
-        :param seed: of everything
+        :param seed: seed, None for unpredictable draws
         :return: the members' seeds
         """
-        # another stream than the first member's, whose generator is seeded with the number itself
+        # not the stream of the first member, whose generator is seeded with the number itself
         self._rng = np.random.default_rng(None if seed is None else [seed, 1])
         return list(super().seed(seed))
 
     def reset(self) -> np.ndarray:
         """Start new trials in all members.
 
-        :return: observations (n, O + A + 2)
+        :return: first observations (n, O + A + 2)
         """
         everyone = np.arange(self.num_envs)
         self._draw_tasks(everyone)
         observations = super().reset()
         self._forget(everyone)
+        self._worst[:] = self._lowest = 0.0
         if self.n_episodes == 1:
             self._draw_tasks(everyone)
         assert isinstance(observations, np.ndarray)
@@ -94,56 +117,89 @@ class TrialVecEnv(MultiTaskVecEnv):
     def step_async(self, actions: np.ndarray) -> None:
         """Begin a step.
 
-        :param actions: one for each member
+        :param actions: actions, one for each member (n, ...)
         """
         self._actions = actions
         super().step_async(actions)
 
     def step_wait(self) -> VecEnvStepReturn:
-        """Observations (n, O + A + 2), rewards, ends of trials and infos of all members.
+        """Finish the step that ``step_async`` began.
 
-        :raises ValueError: for a reward that is not finite, which the policy would have to remember
+        :return: observations (n, O + A + 2), rewards (n,), ends of trials (n,) and n infos
+        :raises ValueError: if an episode goes on after the horizon, or a reward is not finite although the simulation
+            did not diverge, because the policy's memory would keep it
         """
         observations, rewards, ended, infos = super().step_wait()
         assert isinstance(observations, np.ndarray)
-        _check_finite(rewards)
         infos = list(infos)
-        over = self._note_step(rewards, ended, infos)
+        diverged = np.array([bool(end and info.get("diverged")) for end, info in zip(ended, infos, strict=True)])
+        rewards = np.where(diverged & ~np.isfinite(rewards), np.float32(min(self._lowest, 0.0)), rewards)
+        _check_finite(rewards)
         last = np.stack([rewards, ended], axis=1).astype(np.float32)
         transitions = np.concatenate([encode(self._actions, self.action_space), last], axis=1)
+        rewards = self._penalise(rewards, diverged)
+        over = self._note_step(rewards, ended, diverged, infos)
         for member in np.flatnonzero(over).tolist():
             infos[member] = self._end_trial(member, infos[member], transitions[member])
         transitions[over] = 0.0
         self._forget(np.flatnonzero(over))
-        # a task counts from the next reset: it is drawn where a trial's last episode begins
+        # a task takes effect at the next reset, so it is drawn when the last episode of a trial begins
         self._draw_tasks(np.flatnonzero(ended & (self._episode == self.n_episodes - 1)))
         return self._augment(observations, transitions), rewards, over, infos
 
     def _draw_tasks(self, members: np.ndarray) -> None:
+        """Draw the next tasks of some members, if the wrapper draws tasks at all."""
         if self._trial_tasks is not None and members.size:
             chosen = self._rng.integers(len(self._trial_tasks), size=members.size)
             self.set_tasks([self._trial_tasks[i] for i in chosen], members.tolist())
 
     def _forget(self, members: np.ndarray) -> None:
+        """Clear the record of some members' trials."""
         self._returns[members] = self._lengths[members] = 0.0
         self._success[members] = np.nan
+        self._diverged[members] = False
         self._episode[members] = 0
 
-    def _note_step(self, rewards: np.ndarray, ended: np.ndarray, infos: list[dict[str, Any]]) -> np.ndarray:
-        """Count the step and the episodes that it ended; which trials it ended (n,)."""
+    def _penalise(self, rewards: np.ndarray, diverged: np.ndarray) -> np.ndarray:
+        """Add the penalties of the episodes that diverged at this step, and keep track of the worst rewards."""
+        self._lowest = min(self._lowest, float(rewards.min()))
+        self._worst = np.minimum(self._worst, rewards)
+        left = self.single.horizon - 1 - self._lengths[np.arange(self.num_envs), self._episode]
+        penalised: np.ndarray = rewards + np.where(diverged, left * self._worst, 0.0).astype(rewards.dtype)
+        return penalised
+
+    def _note_step(
+        self, rewards: np.ndarray, ended: np.ndarray, diverged: np.ndarray, infos: list[dict[str, Any]]
+    ) -> np.ndarray:
+        """Record the step and the episodes that it ended, and return the mask of the trials that it ended (n,)."""
         everyone = np.arange(self.num_envs)
         self._returns[everyone, self._episode] += rewards
         self._lengths[everyone, self._episode] += 1
+        self._check_horizon(ended)
+        self._worst[ended] = 0.0
         for member in np.flatnonzero(ended):
             self._success[member, self._episode[member]] = infos[member].get("is_success", np.nan)
-            if self._episode[member] < self.n_episodes - 1:  # to SB3 an episode is over with its trial only
+            self._diverged[member, self._episode[member]] = diverged[member]
+            if self._episode[member] < self.n_episodes - 1:  # for SB3, the trial is the episode
                 infos[member] = {key: value for key, value in infos[member].items() if key != "episode"}
         over: np.ndarray = ended & (self._episode == self.n_episodes - 1)
         self._episode += ended & ~over
         return over
 
+    def _check_horizon(self, ended: np.ndarray) -> None:
+        """Refuse an episode that has reached the horizon and goes on."""
+        horizon = self.single.horizon
+        late = np.flatnonzero(~ended & (self._lengths[np.arange(self.num_envs), self._episode] >= horizon))
+        if late.size:
+            raise ValueError(
+                f"expected episodes of at most {horizon} steps, the horizon of the MultiTaskVecEnv, got one of member"
+                f" {late[0]} that goes on after {horizon} steps: leave out MultiTaskVecEnv(venv, horizon={horizon}), or"
+                " pass the number of steps after which the members end an episode"
+            )
+
     def _end_trial(self, member: int, info: dict[str, Any], transition: np.ndarray) -> dict[str, Any]:
-        rows = (self._returns[member], self._lengths[member], self._success[member])
+        """Build the info of a member whose trial ended."""
+        rows = (self._returns[member], self._lengths[member], self._success[member], self._diverged[member])
         trial = Trial(*(row.copy() for row in rows))
         described = {**info, "trial": trial, "TimeLimit.truncated": False}
         if "episode" in info:
@@ -154,15 +210,16 @@ class TrialVecEnv(MultiTaskVecEnv):
         return described
 
     def _augment(self, observations: np.ndarray, transitions: np.ndarray) -> np.ndarray:
+        """Append the encoded transitions to the encoded observations (n, O + A + 2)."""
         return np.concatenate([encode(observations, self.single.observation_space), transitions], axis=1)
 
 
 def encode(values: np.ndarray, space: spaces.Space) -> np.ndarray:
-    """Observations or actions as SB3's networks see them, discrete ones as one-hot vectors.
+    """Encode observations or actions as SB3's networks see them, discrete ones as one-hot vectors.
 
-    :param values: (n, ...)
-    :param space: which they are of
-    :return: float32 (n, size)
+    :param values: observations or actions (n, ...)
+    :param space: their space
+    :return: float32 vectors (n, size)
     """
     processed = preprocess_obs(th.as_tensor(values), space)
     assert isinstance(processed, th.Tensor)
@@ -170,25 +227,28 @@ def encode(values: np.ndarray, space: spaces.Space) -> np.ndarray:
 
 
 def transition_size(action_space: spaces.Space) -> int:
-    """Numbers that say what happened last: the action, the reward and whether an episode ended.
+    """Count the numbers that describe the previous step: action, reward and whether an episode ended.
 
-    :param action_space: of the environment
+    :param action_space: action space of the environment
+    :return: A + 2, where A is the size of an encoded action
     """
     return get_flattened_obs_dim(action_space) + 2
 
 
 def single_episodes(env: MultiTaskVecEnv) -> MultiTaskVecEnv:
-    """The environment in which an episode is an episode.
+    """Return the environment below the trials, whose episodes are those of the task.
 
-    :param env: perhaps a TrialVecEnv
+    :param env: environment, possibly a TrialVecEnv
+    :return: the environment itself if it has no trials
     """
     return env.single if isinstance(env, TrialVecEnv) else env
 
 
 def has_trials(env: VecEnv) -> bool:
-    """Whether there is a TrialVecEnv among the wrappers of a VecEnv.
+    """Tell whether there is a TrialVecEnv among the wrappers of a VecEnv.
 
-    :param env: perhaps wrapped
+    :param env: VecEnv, possibly wrapped
+    :return: whether there is one
     """
     while isinstance(env, VecEnvWrapper):
         if isinstance(env, TrialVecEnv):
@@ -198,6 +258,7 @@ def has_trials(env: VecEnv) -> bool:
 
 
 def _check_finite(rewards: np.ndarray) -> None:
+    """Refuse rewards that are not finite."""
     wrong = np.flatnonzero(~np.isfinite(rewards))
     if wrong.size:
         raise ValueError(f"expected finite rewards, got {rewards[wrong[0]]} from member {wrong[0]}")

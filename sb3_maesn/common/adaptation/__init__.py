@@ -1,1 +1,1 @@
-"""Adaptation of a trained model to new tasks: rules, what they learn from, and the rounds of episodes they run."""
+"""Adaptation of a trained model to new tasks: the rules, the models behind them, and the rounds of episodes."""

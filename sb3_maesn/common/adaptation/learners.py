@@ -1,4 +1,4 @@
-"""How a trained model learns the tasks at hand: by moving its latent, or by the inner update of meta-training."""
+"""Task learners: adaptation by a rule for the latent distribution, or by the inner update of meta-training."""
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
@@ -26,22 +26,25 @@ from sb3_maesn.common.type_aliases import (
 Array = NDArray[np.float64]
 
 DEFAULT_RULE = "posterior"
-OWN_RULE = "policy_gradient"  # what meta-training itself does
-TASKS_AT_ONCE = 10  # whose activations an inner update of theta keeps
+OWN_RULE = "policy_gradient"  # the update of meta-training itself
+MIN_BASELINE_EPISODES = 5  # of a round and task, to fit linear values to
+TASKS_AT_ONCE = 10  # limits the activations that an inner update of theta keeps in memory
 
 
 class Agent(NamedTuple):
-    """What adaptation needs of a trained model.
+    """The parts of a trained model that adaptation needs.
 
-    :param policy: for its spaces and its latent distribution, from which adaptation starts
-    :param actor: the actor as a function of its parameters
-    :param theta: its parameters
-    :param step_sizes: learned in meta-training
+    :param policy: policy, for its spaces and for its latent distribution, from which adaptation starts
+    :param actor: actor as a function of its parameters
+    :param theta: parameters of the actor
+    :param step_sizes: step sizes learned in meta-training
     :param gamma: discount factor
-    :param gae_lambda: of the advantages
-    :param value_function: the baseline of the advantages
-    :param spec: the inner update of meta-training
-    :param score_prior: what the training tasks have shown of the latents
+    :param gae_lambda: lambda of the generalised advantage estimates
+    :param value_function: value baseline of the advantages
+    :param spec: settings of the inner update of meta-training
+    :param score_prior: mean and covariance of the latents' scores in the training tasks, if known
+    :param min_baseline_episodes: least number of episodes of a round and task to which a baseline is fitted; 0 for a
+        baseline that is not fitted to the round
     """
 
     policy: LatentActorCriticPolicy
@@ -53,21 +56,34 @@ class Agent(NamedTuple):
     value_function: ValueFunction = linear_values
     spec: InnerUpdate = InnerUpdate()
     score_prior: ScorePrior | None = None
+    min_baseline_episodes: int = MIN_BASELINE_EPISODES
 
     def judge(self, rollout: Rollout) -> TaskBatch:
-        """The rollout with its advantages, as in meta-training.
+        """Estimate the advantages of a rollout as in meta-training.
 
-        :param rollout: the episodes
+        :param rollout: episodes
+        :return: the rollout with its advantages
         """
         return estimate_advantages(rollout, self.gamma, self.gae_lambda, self.value_function)
+
+    def episode_advantages(self, rollout: Rollout) -> Array:
+        """Compute the advantages of whole episodes, as an update of the latent distributions needs them.
+
+        :param rollout: episodes
+        :return: discounted returns beyond the baseline, or the plain discounted returns of a round that is too small to
+            fit a baseline, which would explain all differences between its episodes (B, K)
+        """
+        batch = self.judge(rollout)
+        few = rollout.rewards.shape[2] < self.min_baseline_episodes
+        return (batch.discounted_returns[0] if few else batch.episode_advantages).double().numpy()
 
 
 class Round(NamedTuple):
     """The episodes that a learner learns from, K of each of B tasks.
 
-    :param rollout: the episodes
-    :param latents: z as it was proposed (B, K, L)
-    :param returns: undiscounted; an episode that diverged has the worst of its task (B, K)
+    :param rollout: episodes
+    :param latents: latents as they were proposed (B, K, L)
+    :param returns: undiscounted returns, where an episode that diverged has the worst one of its task (B, K)
     """
 
     rollout: Rollout
@@ -76,127 +92,159 @@ class Round(NamedTuple):
 
 
 class TaskLearner(ABC):
-    """Learns B tasks at once; all that it knows about them is in a state, a value that is passed in and returned."""
+    """Base class of learners, which adapt to B tasks at once, each on its own.
+
+    All that a learner knows about the tasks is in a state, a value that is passed in and returned.
+    """
 
     @abstractmethod
     def start(self, agent: Agent, n_tasks: int) -> Any:
-        """The state before the first round.
+        """Build the state before the first round.
 
-        :param agent: whose adaptation
-        :param n_tasks: B
+        :param agent: agent from which adaptation starts
+        :param n_tasks: number of tasks (B)
+        :return: the state
         """
 
     @abstractmethod
     def adapted(self, state: Any) -> Adapted:
-        """What adaptation would return at this point.
+        """Return the tasks' values that adaptation would return at this point.
 
-        :param state: what is known
+        :param state: current state
+        :return: latent distributions, and theta where the learner changes it
         """
 
     @abstractmethod
     def propose(self, state: Any, n_episodes: int, rng: np.random.Generator) -> Array:
-        """Latents of the next round's episodes (B, K, L).
+        """Choose the latents of the next round's episodes.
 
-        :param state: what is known
-        :param n_episodes: K
+        :param state: state before the round
+        :param n_episodes: number of episodes of the round per task (K)
         :param rng: source of randomness
+        :return: latents (B, K, L)
         """
 
     @abstractmethod
     def update(self, state: Any, agent: Agent, played: Round, rng: np.random.Generator) -> Any:
-        """The state after a round.
+        """Learn from the episodes of a round.
 
-        :param state: what was known before
-        :param agent: whose adaptation
-        :param played: the round
+        :param state: state before the round
+        :param agent: agent from which adaptation started
+        :param played: episodes of the round
         :param rng: source of randomness
+        :return: state after the round
         """
 
 
 @dataclass(frozen=True)
 class LatentLearner(TaskLearner):
-    """Moves the latent distribution by a rule; theta stays.
+    """A learner that moves the latent distribution by a rule and leaves theta as it is.
 
-    :param rule: the rule
+    :param rule: adaptation rule
     """
 
     rule: AdaptationRule
 
     def start(self, agent: Agent, n_tasks: int) -> AdaptationState:
-        """The agent's latent distribution."""
+        """Start the rule from the agent's latent distribution, see ``TaskLearner.start``."""
         mean, log_std = (part.double().numpy() for part in _latents(agent, n_tasks))
         return self.rule.start(mean, log_std)
 
     def adapted(self, state: AdaptationState) -> Adapted:
-        """The current latent distribution."""
+        """Return the current latent distribution, see ``TaskLearner.adapted``."""
         return Adapted(DiagGaussian(th.as_tensor(state.mean), th.as_tensor(state.log_std)), None)
 
     def propose(self, state: AdaptationState, n_episodes: int, rng: np.random.Generator) -> Array:
-        """The rule's choice."""
+        """Let the rule choose the latents, see ``TaskLearner.propose``."""
         return self.rule.propose(state, n_episodes, rng)
 
     def update(self, state: AdaptationState, agent: Agent, played: Round, rng: np.random.Generator) -> AdaptationState:
-        """The rule's update, on the advantages of whole episodes."""
-        advantages = agent.judge(played.rollout).episodes.advantages.double().numpy()
-        advantages = worst_for_diverged(advantages, played.rollout)
+        """Update the rule's state with the advantages of whole episodes, see ``TaskLearner.update``."""
+        advantages = worst_for_diverged(agent.episode_advantages(played.rollout), played.rollout.valid)
         return self.rule.update(state, played.latents, played.returns, advantages, rng)
 
 
 class InnerState(NamedTuple):
-    """What an :class:`InnerLearner` knows.
+    """The state of an :class:`InnerLearner`.
 
-    :param adapted: the tasks' values
-    :param n_rounds: updates so far
+    :param adapted: values of the tasks
+    :param history: all episodes so far
     """
 
     adapted: Adapted
-    n_rounds: int
+    history: AdaptationState
 
 
 class InnerLearner(TaskLearner):
-    """Makes meta-training's own inner update after every round, of theta and of the latent where there is one, with
-    step sizes halved every round from the third on.
+    """A learner that makes the inner update of meta-training after every round, with its learned step sizes.
+
+    It updates theta, and the latent distribution where there is one. Step sizes halve every round from the third on. A
+    single episode has no advantage over its own round: in rounds of one, the latent distribution moves by the rule
+    ``policy_gradient``, which compares the episode with those of earlier rounds.
     """
 
     def start(self, agent: Agent, n_tasks: int) -> InnerState:
-        """The agent's latent distribution and theta."""
+        """Start from the agent's latent distribution and theta, see ``TaskLearner.start``."""
         theta = {name: value.expand(n_tasks, *value.shape) for name, value in agent.theta.items()}
-        return InnerState(Adapted(_latents(agent, n_tasks), theta), 0)
+        omega = _latents(agent, n_tasks)
+        history = _gradient_rule(agent).start(omega.mean.double().numpy(), omega.log_std.double().numpy())
+        return InnerState(Adapted(omega, theta), history)
 
     def adapted(self, state: InnerState) -> Adapted:
-        """The tasks' values."""
+        """Return the tasks' values, see ``TaskLearner.adapted``."""
         return state.adapted
 
     def propose(self, state: InnerState, n_episodes: int, rng: np.random.Generator) -> Array:
-        """Draws from the latent distributions."""
+        """Draw from the latent distributions, see ``TaskLearner.propose``."""
         mean, log_std = (part.double().numpy() for part in state.adapted.omega)  # (B, L) each
         return draw_latents(mean, log_std, n_episodes, rng)
 
     def update(self, state: InnerState, agent: Agent, played: Round, rng: np.random.Generator) -> InnerState:
-        """The inner update, of a few tasks at a time."""
-        n_rounds = state.n_rounds + 1
+        """Make one inner update, of a few tasks at a time to save memory, see ``TaskLearner.update``."""
+        advantages = worst_for_diverged(agent.episode_advantages(played.rollout), played.rollout.valid)
+        moved = _gradient_rule(agent).update(state.history, played.latents, played.returns, advantages, rng)
         mean, log_std = (part.unsqueeze(1) for part in state.adapted.omega)  # (B, 1, L) each
         noise = (played.rollout.latents - mean) * th.exp(-log_std)
         batch = agent.judge(replace(played.rollout, noise=noise))
-        steps = agent.step_sizes.scaled(step_scale(n_rounds))
+        step_sizes = agent.step_sizes.scaled(step_scale(moved.n_rounds))
         with th.no_grad():
             parts = [
                 inner_update(
-                    agent.spec, agent.actor, agent.theta, steps, state.adapted.at_tasks(tasks), batch.at_tasks(tasks)
+                    agent.spec,
+                    agent.actor,
+                    agent.theta,
+                    step_sizes,
+                    state.adapted.at_tasks(tasks),
+                    batch.at_tasks(tasks),
                 )
                 for tasks in _blocks(len(noise))
             ]
-        return InnerState(Adapted.join(parts).detached(), n_rounds)
+        adapted = Adapted.join(parts).detached()
+        if advantages.shape[1] == 1:
+            omega = DiagGaussian(*(th.as_tensor(part, dtype=th.float32) for part in (moved.mean, moved.log_std)))
+            adapted = Adapted(omega, adapted.theta)
+        new_mean, new_log_std = (part.double().numpy() for part in adapted.omega)  # (B, L) each
+        return InnerState(adapted, replace(moved, mean=new_mean, log_std=new_log_std))
+
+
+def _gradient_rule(agent: Agent) -> AdaptationRule:
+    return make_rule(OWN_RULE, agent.step_sizes, std_floor=agent.spec.std_floor)
 
 
 def make_rule(
-    rule: str | AdaptationRule | None, step_sizes: StepSizes, score_prior: ScorePrior | None = None
+    rule: str | AdaptationRule | None,
+    step_sizes: StepSizes,
+    score_prior: ScorePrior | None = None,
+    std_floor: float = 1e-8,
 ) -> AdaptationRule:
-    """The rule for a name.
+    """Build the rule that a user asks for.
 
-    :param rule: a name of ``RULES``, a rule, or None for the default
-    :param step_sizes: learned in meta-training, for the gradient rules
-    :param score_prior: what the training tasks have shown, for ``posterior``
+    :param rule: name in ``RULES``, a rule, or None for the default
+    :param step_sizes: step sizes learned in meta-training, for the gradient rules
+    :param score_prior: mean and covariance of the scores of the training tasks, for ``"posterior"``
+    :param std_floor: least standard deviation by which advantages are divided, in units of return, for the gradient
+        rules
+    :return: the rule
     :raises ValueError: for an unknown name
     """
     if isinstance(rule, AdaptationRule):
@@ -206,31 +254,37 @@ def make_rule(
         raise ValueError(f"rule must be one of {', '.join(RULES)}, got {name!r}")
     kind = RULES[name]
     if issubclass(kind, PolicyGradientRule):
-        return kind(step_sizes.mean.double().numpy(), step_sizes.log_std.double().numpy())
+        return kind(step_sizes.mean.double().numpy(), step_sizes.log_std.double().numpy(), std_floor)
     return kind(prior=score_prior) if issubclass(kind, PosteriorRule) else kind()
 
 
 def make_learner(rule: str | AdaptationRule | None, agent: Agent) -> TaskLearner:
-    """The learner for what a user asks for.
+    """Build the learner that a user asks for.
 
-    :param rule: a name of ``RULES``, a rule, or None for the default; where meta-training adapts theta,
-        ``policy_gradient`` does so too, and it is the default where there is no latent
-    :param agent: whose adaptation
+    If meta-training adapts theta, ``"policy_gradient"`` means meta-training's own inner update, which adapts theta here
+    too.
+
+    :param rule: name in ``RULES``, a rule, or None for the default: ``"posterior"``, or ``"policy_gradient"`` for a
+        policy without a latent
+    :param agent: agent from which adaptation starts
+    :return: the learner
     :raises ValueError: for an unknown name
     """
     default = OWN_RULE if agent.policy.latent_dim == 0 else DEFAULT_RULE
     if agent.spec.adapt_policy and (default if rule is None else rule) == OWN_RULE:
         return InnerLearner()
-    return LatentLearner(make_rule(rule, agent.step_sizes, agent.score_prior))
+    return LatentLearner(make_rule(rule, agent.step_sizes, agent.score_prior, agent.spec.std_floor))
 
 
-def worst_for_diverged(values: Array, rollout: Rollout) -> Array:
-    """Values of episodes (B, K); those that diverged get the worst of their task's, or of all where it has none.
+def worst_for_diverged(values: Array, valid: NDArray[np.bool_]) -> Array:
+    """Replace the values of episodes that diverged by the worst value of their task.
 
-    :param values: (B, K)
-    :param rollout: the episodes
+    A task whose episodes have all diverged gets the worst value of all tasks.
+
+    :param values: values of the episodes (B, K)
+    :param valid: whether the episodes did not diverge (B, K)
+    :return: the values, with replacements (B, K)
     """
-    valid = rollout.mask[0].numpy() > 0.0  # (B, K)
     if valid.all():
         return values
     worst = np.where(valid, values, np.inf).min(axis=1, keepdims=True)  # (B, 1)
@@ -239,9 +293,10 @@ def worst_for_diverged(values: Array, rollout: Rollout) -> Array:
 
 
 def _latents(agent: Agent, n_tasks: int) -> DiagGaussian:
-    """The agent's latent distribution for each task, (B, L) each."""
+    """Repeat the agent's latent distribution for each task, (B, L) each."""
     return DiagGaussian(agent.policy.latent_mean.repeat(n_tasks, 1), agent.policy.latent_log_std.repeat(n_tasks, 1))
 
 
 def _blocks(n_tasks: int) -> list[slice]:
+    """Split the tasks into slices of ``TASKS_AT_ONCE``."""
     return [slice(start, start + TASKS_AT_ONCE) for start in range(0, n_tasks, TASKS_AT_ONCE)]

@@ -1,4 +1,4 @@
-"""Improving theta on one task after its latent distribution has been adapted (Gupta et al. 2018, section 5.3)."""
+"""Improvement of theta on one task after its latent distribution has been adapted (Gupta et al. 2018, section 5.3)."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -24,16 +24,17 @@ def improve_policy(
     fisher_subsampling: int,
     rng: np.random.Generator,
 ) -> tuple[NamedParameters, float]:
-    """One trust-region step of theta on one task, its latent distribution fixed.
+    """Collect episodes of one task and take one trust-region step of theta, with the latent distribution fixed.
 
-    :param collector: how episodes are collected
+    :param collector: collector of the episodes, with the policy whose latent distribution is used
     :param trust_region: settings of the step
-    :param params: theta; the latents are the policy's current distribution
-    :param task: whatever ``set_task`` takes
-    :param n_episodes: of the step
-    :param fisher_subsampling: the Fisher product uses every n-th time step, but at least ten of a task's mean episode
+    :param params: meta-parameters, of which theta is the starting point; their latent distributions are not used
+    :param task: a task that ``set_task`` takes
+    :param n_episodes: number of episodes of the step
+    :param fisher_subsampling: stride in time steps at which the Fisher-vector product is computed, reduced where less
+        than ten steps of the task's mean episode would be left
     :param rng: source of all randomness
-    :return: the new theta, and the mean return of the episodes before it
+    :return: the new theta, and the mean return of the episodes before the step (NaN if all of them diverged)
     """
     policy = collector.policy
     latents = DiagGaussian(policy.latent_mean[None], policy.latent_log_std[None])  # (1, L) each

@@ -1,10 +1,11 @@
-"""The return of a latent, inferred from the episodes of one task: hit scores and a Gaussian process, all tasks at once.
+"""A Gaussian-process model of how well a latent solves a task, fitted to hit scores of the task's episodes.
 
-With sparse reward almost every return is a floor plus nuisance (control cost, noise), and an episode that meets the
+With sparse reward, almost every return is a floor plus nuisance (control cost, noise), and an episode that reaches the
 goal stands far above it. The functions below first turn returns into *hit scores* in [0, 1], which do not depend on
 the returns' shift or scale, and then regress the scores on the latent with a Gaussian process (Rasmussen and Williams,
-"Gaussian Processes for Machine Learning", 2006, chapter 2). Latents are *whitened* here: the prior is N(0, I).
-Everything is NumPy in float64, with the tasks in the leading axis B, no loop over tasks.
+"Gaussian Processes for Machine Learning", 2006, chapter 2). Latents are *whitened* here: the prior is N(0, I), and
+lengths in latent space are in prior standard deviations. Everything is NumPy in float64 and handles all tasks at once
+(leading axis B).
 """
 
 from dataclasses import dataclass
@@ -14,40 +15,40 @@ import torch as th
 
 from sb3_maesn.common.adaptation.score_prior import Array, Points, ScorePrior
 
-# Share of a task's returns below its floor, where it is known how far hits stand above that.
+# Share of a task's returns below its floor, where a score prior tells how far hits stand above the floor.
 LOW_RETURNS = 0.25
-# A hit is solid when the best return stands this many spreads of the floor above the floor.
+# Excess over the floor, in spreads of the floor, from which the best return counts as a full hit.
 SOLID_HIT = 10.0
-# Noise of the expected outcome of a pick: little, so that the picks after it go elsewhere.
+# Standard deviation of the noise of a pick's expected score: small, so that later picks go elsewhere.
 PICK_NOISE_STD = 0.05
 
 
 def typical_scale(latent_dim: int) -> float:
-    """How much larger distances are under the prior of this dimension than under the 2-dimensional one.
+    """Compute how much larger distances between draws of the prior are in L dimensions than in 2.
 
-    :param latent_dim: L
+    :param latent_dim: number of latent dimensions (L)
     :return: sqrt(L / 2)
     """
     return float(np.sqrt(latent_dim / 2.0))
 
 
 def prior_radius(latent_dim: int) -> float:
-    """Radius of the ball that holds about 95 % of N(0, I), within 1 % for any L.
+    """Compute the radius of the ball that holds about 95 % of N(0, I), within 1 % for any L.
 
-    :param latent_dim: L
-    :return: the radius
+    :param latent_dim: number of latent dimensions (L)
+    :return: the radius in prior stds
     """
     return float(np.sqrt(latent_dim) + 1.1)
 
 
 def prior_points(n_points: int, shift: Array) -> Array:
-    """Points spread evenly over the prior N(0, I).
+    """Spread points evenly over the prior N(0, I).
 
-    A shifted Kronecker sequence (its generator is the generalised golden ratio, so any first n points are spread evenly
-    too) through the normal quantile function.
+    The points are a shifted Kronecker sequence, mapped through the normal quantile function. The generator of the
+    sequence is the generalised golden ratio, so that the first n points are spread evenly for any n.
 
-    :param n_points: how many points (N)
-    :param shift: uniform shift of the sequence in [0, 1), shape (..., L); a uniform draw makes every point N(0, I)
+    :param n_points: number of points (N)
+    :param shift: shift of the sequence in [0, 1); a uniform draw makes every point a draw from N(0, I) (..., L)
     :return: whitened latents (..., N, L)
     """
     latent_dim = shift.shape[-1]
@@ -61,14 +62,14 @@ def prior_points(n_points: int, shift: Array) -> Array:
 
 
 def representative_points(n_points: int, latent_dim: int, n_reference: int = 1024, n_iterations: int = 50) -> Array:
-    """The points that stand best for the prior N(0, I): its support points, which minimise the energy distance to it.
+    """Compute the support points of the prior N(0, I), which minimise the energy distance to it.
 
-    By the fixed-point iteration of Mak and Joseph, "Support points", Annals of Statistics 2018, Eq. 22.
+    The method is the fixed-point iteration of Mak and Joseph, "Support points", Annals of Statistics 2018, Eq. 22.
 
-    :param n_points: how many points (N)
-    :param latent_dim: L
-    :param n_reference: points that take the place of the prior in the computation
-    :param n_iterations: iterations
+    :param n_points: number of points (N)
+    :param latent_dim: number of latent dimensions (L)
+    :param n_reference: number of points that represent the prior in the computation
+    :param n_iterations: number of iterations
     :return: whitened latents (N, L)
     """
     reference = prior_points(n_reference, np.full(latent_dim, 0.5))
@@ -83,22 +84,22 @@ def representative_points(n_points: int, latent_dim: int, n_reference: int = 102
 
 
 def random_rotations(n_rotations: int, latent_dim: int, rng: np.random.Generator) -> Array:
-    """Random orthogonal matrices: rotations, some of them with a reflection.
+    """Draw random orthogonal matrices: rotations, some of them with a reflection.
 
-    :param n_rotations: how many (B)
-    :param latent_dim: L
+    :param n_rotations: number of matrices (B)
+    :param latent_dim: number of latent dimensions (L)
     :param rng: source of randomness
-    :return: (B, L, L)
+    :return: matrices (B, L, L)
     """
     return np.asarray(np.linalg.qr(rng.standard_normal((n_rotations, latent_dim, latent_dim)))[0])
 
 
 def squared_distances(left: Array, right: Array) -> Array:
-    """Squared distances between all pairs.
+    """Compute the squared distances between all pairs of points.
 
-    :param left: (B, N, L)
-    :param right: (B, M, L)
-    :return: (B, N, M)
+    :param left: first points (B, N, L)
+    :param right: second points (B, M, L)
+    :return: squared distances (B, N, M)
     """
     square = np.sum(left**2, axis=-1)[:, :, None] + np.sum(right**2, axis=-1)[:, None]
     square -= 2.0 * left @ np.swapaxes(right, 1, 2)
@@ -106,12 +107,14 @@ def squared_distances(left: Array, right: Array) -> Array:
 
 
 def weighted_quantile(values: Array, weights: Array, quantile: float) -> Array:
-    """Quantile of weighted values: the smallest value at or below which lies the given share of the weight.
+    """Compute a quantile of weighted values.
 
-    :param values: (B, N)
+    It is the smallest value such that it and the values below it hold the given share of the weight.
+
+    :param values: values (B, N)
     :param weights: positive weights (B, N)
-    :param quantile: in [0, 1]
-    :return: (B, 1)
+    :param quantile: share of the weight, in [0, 1]
+    :return: quantiles (B, 1)
     """
     order = np.argsort(values, axis=1, kind="stable")
     cumulative = np.cumsum(np.take_along_axis(weights, order, 1), axis=1)
@@ -120,18 +123,21 @@ def weighted_quantile(values: Array, weights: Array, quantile: float) -> Array:
 
 
 def hit_scores(latents: Array, returns: Array, prior: ScorePrior | None = None) -> tuple[Array, Array]:
-    """How far each return stands above the floor of its task, on a scale from 0 (floor) to 1 (the best so far).
+    """Score how far each return stands above the floor of its task, from 0 (the floor) to 1 (the best so far).
 
-    The floor and its spread are the median and the median absolute deviation of the returns, every episode weighted by
-    the inverse of the episodes' density, so that many episodes at one good latent do not become the floor. Until the
-    best return is ``SOLID_HIT`` spreads above the floor, that distance takes the place of the best, so that
-    noise is not stretched to hits; with fewer than 5 episodes, whose spread says little, scores are lowered. Where
-    training tasks have shown how far hits stand above the floor, that is the distance.
+    The floor is the median of the task's returns and its spread their median absolute deviation, with every episode
+    weighted by the inverse density of the latents around it, so that many episodes at one good latent do not become the
+    floor. A score is the excess over the floor divided by the larger of the best return's excess and ``SOLID_HIT``
+    spreads, so that noise is not stretched to hits. With fewer than 5 episodes the spread says little, and all scores
+    are lowered.
+
+    With ``prior``, the floor is that of :func:`excess_over_floor` and the divisor the larger of the best return's
+    excess and the excess that is typical of the training tasks.
 
     :param latents: whitened latents (B, N, L)
-    :param returns: (B, N)
-    :param prior: what training tasks have shown
-    :return: scores (B, N) and, per task, the evidence that a hit is among them (B,): the highest score
+    :param returns: returns (B, N)
+    :param prior: mean and covariance of the scores of the training tasks, if known
+    :return: scores (B, N), and for each task its highest score, the evidence that one of its episodes is a hit (B,)
     """
     if returns.shape[1] == 0:
         return np.zeros_like(returns), np.zeros(len(returns))
@@ -150,33 +156,36 @@ def hit_scores(latents: Array, returns: Array, prior: ScorePrior | None = None) 
 
 
 def excess_over_floor(latents: Array, returns: Array) -> Array:
-    """By how much returns exceed the floor of their task, the ``LOW_RETURNS`` quantile.
+    """Compute by how much returns exceed the floor of their task, its weighted ``LOW_RETURNS`` quantile.
 
-    Less than the median, so that the floor of a task that many latents solve is none of its hits.
+    The quantile is below the median, so that the floor is not a hit even in a task that many latents solve.
 
     :param latents: whitened latents (B, N, L)
-    :param returns: (B, N)
-    :return: (B, N), 0 below the floor
+    :param returns: returns (B, N)
+    :return: excess in units of return, 0 below the floor (B, N)
     """
     floor = weighted_quantile(returns, _inverse_density(latents), LOW_RETURNS)
     return np.maximum(returns - floor, 0.0)
 
 
 def _inverse_density(latents: Array) -> Array:
-    """Weights of the episodes by which every region of the latents counts the same (B, N)."""
+    """Weight episodes by the inverse density of their latents, so that every region counts the same (B, N)."""
     width = 0.5 * typical_scale(latents.shape[2])
     return np.asarray(1.0 / np.exp(-0.5 * squared_distances(latents, latents) / width**2).sum(axis=-1))
 
 
 @dataclass(frozen=True)
 class ScoreModel:
-    """A Gaussian process per task, conditioned on that task's hit scores.
+    """A Gaussian process for each task, conditioned on the hit scores of that task's episodes.
 
-    :param points: the latents of the episodes so far, N a task
+    The score of an episode with latent z is f(z) plus Gaussian noise. The prior covariance of f is a Matern-5/2 kernel
+    of variance ``score_std``^2 plus the dot product of the points' features, which earlier tasks have taught.
+
+    :param points: latents of the episodes so far, N for each task
     :param whitener: inverse of the lower Cholesky factor of the scores' covariance (B, N, N)
-    :param weights: that covariance's inverse times (scores - expected scores), (B, N)
-    :param length_scale: (B,)
-    :param score_std: standard deviation of what the points' features do not explain
+    :param weights: inverse of that covariance times (scores - expected scores) (B, N)
+    :param length_scale: length scale of the Matern kernel in prior stds (B,)
+    :param score_std: prior standard deviation of the part of f that the features do not explain
     """
 
     points: Points
@@ -186,53 +195,54 @@ class ScoreModel:
     score_std: float
 
     def kernel(self, left: Points, right: Points) -> Array:
-        """Prior covariance of the mean scores.
+        """Compute the prior covariance of f between two sets of points.
 
-        :param left: N points a task
-        :param right: M points a task
-        :return: (B, N, M)
+        :param left: N points for each task
+        :param right: M points for each task
+        :return: covariances (B, N, M)
         """
         square = squared_distances(left.latents, right.latents)
         unexplained = self.score_std**2 * correlation(square, self.length_scale)
         return unexplained + left.features @ np.swapaxes(right.features, 1, 2)
 
     def prior_variance(self, points: Points) -> Array:
-        """Prior variance of the mean scores.
+        """Compute the prior variance of f.
 
-        :param points: M a task
-        :return: (B, M)
+        :param points: M points for each task
+        :return: variances (B, M)
         """
         return self.score_std**2 + np.sum(points.features**2, axis=2)
 
     def predict(self, points: Points) -> tuple[Array, Array]:
-        """Posterior mean of the score, and what its covariances need.
+        """Compute the posterior mean of f, and the reduction of its covariance by the data in factored form.
 
-        :param points: M a task
-        :return: mean (B, M) and explained (B, N, M): cov(i, j) = kernel(i, j) - sum_n explained_ni explained_nj
+        :param points: M points for each task
+        :return: mean (B, M), and explained (B, N, M) such that the posterior covariance of points i and j is
+            kernel(i, j) - sum_n explained_ni explained_nj
         """
         cross = self.kernel(self.points, points)
         return points.mean + np.einsum("bn,bnm->bm", self.weights, cross), self.whitener @ cross
 
 
 def correlation(square: Array, length_scale: Array) -> Array:
-    """Matern-5/2 correlation (Rasmussen and Williams, Eq. 4.17).
+    """Compute the Matern-5/2 correlation (Rasmussen and Williams, Eq. 4.17).
 
     :param square: squared distances (B, N, M)
-    :param length_scale: (B,)
-    :return: (B, N, M)
+    :param length_scale: length scales (B,)
+    :return: correlations (B, N, M)
     """
     scaled = np.sqrt(square) * (np.sqrt(5.0) / length_scale)[:, None, None]
     return np.asarray((1.0 + scaled * (1.0 + scaled / 3.0)) * np.exp(-scaled))
 
 
 def fit_scores(points: Points, scores: Array, length_scales: Array, score_std: float, noise_std: float) -> ScoreModel:
-    """Condition a Gaussian process on the scores, with the length scale of the highest marginal likelihood per task.
+    """Condition a Gaussian process on the scores, with each task's length scale of highest marginal likelihood.
 
-    :param points: the latents of the episodes, N a task
-    :param scores: (B, N)
-    :param length_scales: the length scales to choose from
-    :param score_std: prior standard deviation of what the points' features do not explain of a latent's mean score
-    :param noise_std: standard deviation of a score around that
+    :param points: latents of the episodes, N for each task
+    :param scores: hit scores (B, N)
+    :param length_scales: length scales to choose from, in prior stds (S,)
+    :param score_std: prior standard deviation of the part of f that the points' features do not explain
+    :param noise_std: standard deviation of an episode's score around f
     :return: the conditioned process
     """
     square, residual = squared_distances(points.latents, points.latents), scores - points.mean
@@ -251,22 +261,22 @@ def fit_scores(points: Points, scores: Array, length_scales: Array, score_std: f
 
 
 def solve_lower(factor: Array, right: Array) -> Array:
-    """Solution of ``factor @ x = right``.
+    """Solve ``factor @ x = right`` for x.
 
-    :param factor: lower triangular (B, N, N)
-    :param right: (B, N, M)
-    :return: (B, N, M)
+    :param factor: lower triangular matrices (B, N, N)
+    :param right: right-hand sides (B, N, M)
+    :return: solutions (B, N, M)
     """
     solution = th.linalg.solve_triangular(th.as_tensor(factor), th.as_tensor(right.copy()), upper=False)
     return np.asarray(solution.numpy())
 
 
 def log_likelihood(factor: Array, residual: Array) -> Array:
-    """Log density of N(0, factor factor^T), up to a constant (Rasmussen and Williams, Eq. 2.30).
+    """Compute the log density of N(0, factor factor^T) up to a constant (Rasmussen and Williams, Eq. 2.30).
 
     :param factor: lower Cholesky factors (B, N, N)
-    :param residual: (B, N)
-    :return: (B,)
+    :param residual: values at which to evaluate the density (B, N)
+    :return: log densities (B,)
     """
     whitened = solve_lower(factor, residual[..., None])[..., 0]
     log_det = np.log(np.diagonal(factor, axis1=1, axis2=2)).sum(axis=-1)
@@ -274,14 +284,17 @@ def log_likelihood(factor: Array, residual: Array) -> Array:
 
 
 def choose_batch(model: ScoreModel, candidates: Points, n_picks: int, optimism: float) -> Array:
-    """Latents to try next: each maximises an upper confidence bound of the score given all picks before it, whose
-    outcomes are taken to be what the model expects (Desautels et al., "Parallelizing exploration-exploitation
-    tradeoffs in Gaussian process bandit optimization", JMLR 2014).
+    """Choose the latents to try next, one after another, by the upper confidence bound of their score.
 
-    :param model: the conditioned process
-    :param candidates: latents to choose from, M a task
-    :param n_picks: how many to choose
-    :param optimism: posterior standard deviations added to the mean at the prior's mean, fewer away from it
+    After each pick the process is conditioned on the score it expects there, which leaves the mean as it is and lowers
+    the variance around the pick, so that the next pick goes elsewhere (Desautels et al., "Parallelizing
+    exploration-exploitation tradeoffs in Gaussian process bandit optimization", JMLR 2014).
+
+    :param model: conditioned process
+    :param candidates: latents to choose from, M for each task
+    :param n_picks: number of latents to choose
+    :param optimism: number of posterior standard deviations added to the mean at the centre of the prior, fewer away
+        from it
     :return: whitened latents (B, n_picks, L)
     """
     mean, explained = model.predict(candidates)
@@ -289,7 +302,7 @@ def choose_batch(model: ScoreModel, candidates: Points, n_picks: int, optimism: 
     bonus = optimism * np.exp(-0.1 * np.mean(candidates.latents**2, axis=-1))
     rows = np.arange(len(mean))
     picks = np.empty((len(mean), n_picks), dtype=np.int64)
-    learned = np.zeros((len(mean), n_picks, mean.shape[1]))  # what the picks add to explained
+    learned = np.zeros((len(mean), n_picks, mean.shape[1]))  # rows that the picks add to ``explained``
     for k in range(n_picks):
         pick = picks[:, k] = np.argmax(mean + bonus * np.sqrt(variance), axis=1)
         covariance = model.kernel(candidates.take(pick[:, None]), candidates)[:, 0]

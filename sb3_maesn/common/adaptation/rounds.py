@@ -1,4 +1,4 @@
-"""Adaptation of a trained policy's latent distribution to new tasks, all episodes of a round in one batch."""
+"""Rounds of adaptation to new tasks, with all episodes of a round in one batch."""
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, fields
@@ -21,18 +21,19 @@ SOLVED_SHARE = 0.5
 
 @dataclass(frozen=True)
 class AdaptationResult:
-    """What happened in each round; R rounds were run, round 0 being that of the unadapted policy.
+    """The history of adaptation over R rounds, of which round 0 is that of the unadapted policy.
 
-    :param returns: undiscounted returns (R, n_tasks, n_episodes); an episode whose simulation diverged, which has
-        length 0 here, gets the worst return of its round and task
-    :param success: 1 or 0, NaN where the environment does not say (R, n_tasks, n_episodes)
-    :param lengths: steps of the episodes (R, n_tasks, n_episodes)
-    :param latents: z of the episodes (R, n_tasks, n_episodes, L)
-    :param mean: of the latent distribution with which a round began (R, n_tasks, L)
-    :param log_std: likewise (R, n_tasks, L)
-    :param eval_returns: of fresh episodes of the policy that ``adapt`` would return at this point, which the rule never
-        sees (R, n_tasks, n_eval_episodes); NaN in rounds without
-    :param eval_success: likewise
+    An episode whose simulation diverged has length 0 and the worst return of its round and task.
+
+    :param returns: undiscounted returns of the learner's episodes (R, n_tasks, n_episodes)
+    :param success: 1 or 0 for each episode, NaN where the environment does not report success (R, n_tasks, n_episodes)
+    :param lengths: numbers of steps of the episodes (R, n_tasks, n_episodes)
+    :param latents: latents of the episodes (R, n_tasks, n_episodes, L)
+    :param mean: mean of the latent distribution at the beginning of each round (R, n_tasks, L)
+    :param log_std: log std of the latent distribution at the beginning of each round (R, n_tasks, L)
+    :param eval_returns: returns of fresh episodes of the policy that ``adapt`` would return at this point, which the
+        learner never sees; NaN in rounds without such episodes (R, n_tasks, n_eval_episodes)
+    :param eval_success: success of these episodes, NaN in rounds without them (R, n_tasks, n_eval_episodes)
     """
 
     returns: Array
@@ -61,14 +62,15 @@ class AdaptationResult:
 
     @property
     def solved_rate(self) -> Array:
-        """Share of the tasks solved in each round (R,)."""
+        """Share of tasks solved in each round (R,)."""
         return np.asarray(self.solved.mean(axis=1), dtype=np.float64)
 
     @classmethod
     def join(cls, parts: Sequence["AdaptationResult"]) -> "AdaptationResult":
-        """One history from those of some rounds each.
+        """Concatenate histories along their rounds.
 
-        :param parts: in order
+        :param parts: histories in chronological order
+        :return: the joint history
         """
         names = [field.name for field in fields(cls)]
         return cls(*(np.concatenate([getattr(part, name) for part in parts]) for name in names))
@@ -76,15 +78,16 @@ class AdaptationResult:
     def save(self, path: str | Path) -> None:
         """Write all arrays to an ``.npz`` file.
 
-        :param path: the file
+        :param path: path of the file
         """
         np.savez_compressed(path, **{field.name: getattr(self, field.name) for field in fields(self)})
 
     @classmethod
     def load(cls, path: str | Path) -> "AdaptationResult":
-        """Read what :meth:`save` wrote.
+        """Read a history that :meth:`save` wrote.
 
-        :param path: the file
+        :param path: path of the file
+        :return: the history
         """
         with np.load(path, allow_pickle=False) as arrays:
             return cls(**{field.name: arrays[field.name] for field in fields(cls)})
@@ -98,14 +101,15 @@ def play(
     rng: np.random.Generator,
     theta: NamedParameters | None = None,
 ) -> Rollout:
-    """One episode for each latent.
+    """Play one episode for each latent.
 
-    :param agent: who plays
-    :param env: the environment
+    :param agent: agent that plays
+    :param env: environment in which the tasks are set
     :param tasks: B tasks
-    :param latents: z (B, K, L)
+    :param latents: latents (B, K, L)
     :param rng: source of all randomness
-    :param theta: each task's own, with a leading B; None for the agent's
+    :param theta: parameters of the actor for each task, with a leading B; None for those of the agent
+    :return: the episodes
     """
     z = th.as_tensor(latents, dtype=th.float32)
     zeros = th.zeros(z.shape[0], z.shape[2])
@@ -127,20 +131,21 @@ def adapt_to_tasks(
     eval_rounds: Collection[int] | None = None,
     last_round: bool = True,
 ) -> tuple[AdaptationResult, Adapted]:
-    """Adapt to each of B tasks, each on its own.
+    """Adapt to each of B tasks on its own, in rounds of episodes that all tasks play together.
 
-    :param agent: what adaptation starts from
-    :param env: where the tasks are set
-    :param tasks: B tasks, whatever ``set_task`` takes
-    :param learner: what to do with the episodes
-    :param n_rounds: updates
-    :param n_episodes: episodes of each round and task
+    :param agent: agent from which adaptation starts
+    :param env: environment in which the tasks are set
+    :param tasks: B tasks that ``set_task`` takes
+    :param learner: learner that proposes latents and updates on the episodes
+    :param n_rounds: number of updates
+    :param n_episodes: number of episodes of each round and task
     :param rng: source of all randomness
-    :param n_eval_episodes: fresh episodes of the policy at hand that the learner never sees, before each update
-    :param eval_rounds: rounds with such episodes; all of them where None
-    :param last_round: whether to play a round after the last update too
-    :return: what happened, and the tasks' values after the last update
-    :raises ValueError: for numbers that are too small, or a rule for latents of a policy without
+    :param n_eval_episodes: number of fresh episodes per round and task, played by the policy that adaptation would
+        return at this point and never seen by the learner
+    :param eval_rounds: rounds with such episodes; None for all of them
+    :param last_round: whether to play another round after the last update
+    :return: the history, and the tasks' values after the last update
+    :raises ValueError: if a number is too small, or the learner moves latents and the policy has none
     """
     _check_numbers(agent, learner, len(tasks), n_rounds, n_episodes, n_eval_episodes)
     state = learner.start(agent, len(tasks))
@@ -162,6 +167,7 @@ def adapt_to_tasks(
 def _check_numbers(
     agent: Agent, learner: TaskLearner, n_tasks: int, n_rounds: int, n_episodes: int, n_eval_episodes: int
 ) -> None:
+    """Refuse numbers that are too small, and a learner of latents for a policy without one."""
     numbers = {"the number of tasks": n_tasks, "n_episodes": n_episodes}
     for name, value in numbers.items():
         if value < 1:
@@ -176,18 +182,18 @@ def _check_numbers(
 def _one_round(
     rollout: Rollout, n_episodes: int, n_eval_episodes: int, mean: Array, log_std: Array
 ) -> AdaptationResult:
-    """The history of a single round, whose first ``n_episodes`` episodes the learner sees."""
-    returns = worst_for_diverged(rollout.returns.double().numpy(), rollout)
+    """Build the history of a single round, of which the learner sees the first ``n_episodes`` episodes of each task."""
+    returns, valid = rollout.returns.double().numpy(), rollout.valid
     missing = np.full((len(returns), n_eval_episodes), np.nan)
     evaluated = returns.shape[1] > n_episodes
     arrays = (
-        returns[:, :n_episodes],
+        worst_for_diverged(returns[:, :n_episodes], valid[:, :n_episodes]),
         rollout.success[:, :n_episodes],
         rollout.lengths.double().numpy()[:, :n_episodes],
         rollout.latents.double().numpy()[:, :n_episodes],
         mean,
         log_std,
-        returns[:, n_episodes:] if evaluated else missing,
+        worst_for_diverged(returns[:, n_episodes:], valid[:, n_episodes:]) if evaluated else missing,
         rollout.success[:, n_episodes:] if evaluated else missing,
     )
     return AdaptationResult(*(array[None] for array in arrays))

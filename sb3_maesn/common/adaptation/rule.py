@@ -1,10 +1,10 @@
-"""What adaptation knows about the tasks at hand, and what a rule of adaptation is.
+"""The interface of adaptation rules, and the state that they pass from round to round.
 
-A rule is an immutable object; all that it knows about the tasks at hand is in an :class:`AdaptationState`, a value that
+A rule is an immutable object. All that it knows about the tasks at hand is in an :class:`AdaptationState`, a value that
 is passed in and returned. Every rule handles all tasks at once (leading axis B) and never looks across tasks.
 
-One round is ``latents = rule.propose(state, n_episodes, rng)``, the episodes themselves, and
-``state = rule.update(state, latents, returns, advantages, rng)``; the mean and log std of the state are those of the
+One round consists of ``latents = rule.propose(state, n_episodes, rng)``, the episodes with these latents, and
+``state = rule.update(state, latents, returns, advantages, rng)``. The mean and log std of the state are those of the
 policy that adaptation would return at that point.
 """
 
@@ -21,16 +21,17 @@ ALL_TASKS = slice(None)
 
 @dataclass(frozen=True)
 class AdaptationState:
-    """What is known about B tasks: the prior, the current latent distribution, and every episode so far (N of them).
+    """The knowledge about B tasks: prior, current latent distribution, and all N episodes of each task so far.
 
-    :param prior_mean: (B, L)
-    :param prior_log_std: (B, L)
-    :param mean: current latent mean (B, L)
-    :param log_std: current latent log std (B, L)
-    :param latents: (B, N, L)
-    :param returns: (B, N)
-    :param advantages: of the whole episodes, unnormalised (B, N)
-    :param n_rounds: rounds so far
+    :param prior_mean: mean of the prior (B, L)
+    :param prior_log_std: log std of the prior (B, L)
+    :param mean: mean of the current latent distribution (B, L)
+    :param log_std: log std of the current latent distribution (B, L)
+    :param latents: latents of the episodes (B, N, L)
+    :param returns: undiscounted returns of the episodes (B, N)
+    :param advantages: advantages of whole episodes, not normalised: discounted return minus value baseline at the first
+        step (B, N)
+    :param n_rounds: number of rounds so far
     :raises ValueError: if shapes disagree or a value is not finite
     """
 
@@ -65,33 +66,39 @@ class AdaptationState:
 
     @property
     def whitened(self) -> Array:
-        """The latents in units of the prior, (B, N, L)."""
+        """Latents in units of the prior, (z - prior mean) / prior std (B, N, L)."""
         return (self.latents - self.prior_mean[:, None]) * np.exp(-self.prior_log_std[:, None])
 
     def unwhiten(self, whitened: Array, tasks: NDArray[np.int64] | slice = ALL_TASKS) -> Array:
-        """Latents from latents in units of the prior.
+        """Convert latents in units of the prior to latents.
 
-        :param whitened: (B, K, L), of ``tasks``
-        :param tasks: which tasks, all by default
-        :return: (B, K, L)
+        :param whitened: latents in units of the prior, of the given tasks (B, K, L)
+        :param tasks: indices of these tasks, all by default
+        :return: latents (B, K, L)
         """
         return self.prior_mean[tasks, None] + np.exp(self.prior_log_std[tasks, None]) * whitened
 
 
 def _first_non_finite(values: Array) -> str:
+    """Describe the first value that is not finite, for an error message."""
     index = tuple(int(i) for i in np.argwhere(~np.isfinite(values))[0])
     return f"{values[index]} at index {index}"
 
 
 class AdaptationRule(ABC):
-    """Base of all rules: keeps the history, draws from the current distribution, leaves the update to the subclass."""
+    """Base class of all rules, which keeps the history and draws latents from the current distribution.
+
+    A subclass defines ``_adapt``, the update of the distribution; one that also chooses which latents to try overrides
+    ``propose``.
+    """
 
     def start(self, prior_mean: Array, prior_log_std: Array) -> AdaptationState:
-        """State before the first round.
+        """Build the state before the first round, whose latent distribution is the prior.
 
-        :param prior_mean: (B, L)
-        :param prior_log_std: (B, L)
-        :return: a state whose distribution is the prior
+        :param prior_mean: mean of the prior (B, L)
+        :param prior_log_std: log std of the prior (B, L)
+        :return: the state
+        :raises ValueError: if shapes disagree or a value is not finite
         """
         mean, log_std = np.array(prior_mean, dtype=np.float64), np.array(prior_log_std, dtype=np.float64)
         if mean.ndim != 2:
@@ -101,12 +108,13 @@ class AdaptationRule(ABC):
         return AdaptationState(mean, log_std, mean, log_std, np.zeros((n_tasks, 0, latent_dim)), none, none)
 
     def propose(self, state: AdaptationState, n_episodes: int, rng: np.random.Generator) -> Array:
-        """Latents of the next round's episodes.
+        """Choose the latents of the next round's episodes, by default draws from the current distribution.
 
-        :param state: what is known
-        :param n_episodes: episodes of that round, per task (K)
+        :param state: state before the round
+        :param n_episodes: number of episodes of the round per task (K)
         :param rng: source of randomness
-        :return: (B, K, L)
+        :return: latents (B, K, L)
+        :raises ValueError: if ``n_episodes`` is less than 1
         """
         if n_episodes < 1:
             raise ValueError(f"n_episodes must be at least 1, got {n_episodes}")
@@ -115,15 +123,15 @@ class AdaptationRule(ABC):
     def update(
         self, state: AdaptationState, latents: Array, returns: Array, advantages: Array, rng: np.random.Generator
     ) -> AdaptationState:
-        """State after a round.
+        """Add a round's episodes to the history and update the latent distribution.
 
-        :param state: what was known before
-        :param latents: the round's latents (B, K, L)
-        :param returns: the episodes' undiscounted returns (B, K)
-        :param advantages: of the whole episodes, unnormalised (B, K)
+        :param state: state before the round
+        :param latents: latents of the round's episodes (B, K, L)
+        :param returns: undiscounted returns of the episodes (B, K)
+        :param advantages: advantages of whole episodes, not normalised (B, K)
         :param rng: source of randomness
-        :return: the new state
-        :raises ValueError: if shapes disagree or a value is not finite
+        :return: state after the round
+        :raises ValueError: if shapes disagree, a value is not finite, or the round has no episode
         """
         known = replace(
             state,
@@ -140,21 +148,22 @@ class AdaptationRule(ABC):
 
     @abstractmethod
     def _adapt(self, state: AdaptationState, n_new: int, rng: np.random.Generator) -> tuple[Array, Array]:
-        """The new latent distribution.
+        """Compute the new latent distribution.
 
-        :param state: all episodes, the last ``n_new`` of each task being new, with the distribution that proposed those
-        :param n_new: episodes of the last round (K)
+        :param state: state with all episodes, the last ``n_new`` of each task being new, and with the distribution
+            before the update
+        :param n_new: number of episodes of the last round (K)
         :param rng: source of randomness
         :return: mean and log std, both (B, L)
         """
 
 
 def draw_latents(mean: Array, log_std: Array, n_episodes: int, rng: np.random.Generator) -> Array:
-    """Draws from the latent distributions of B tasks.
+    """Draw from the latent distributions of B tasks.
 
-    :param mean: (B, L)
-    :param log_std: (B, L)
-    :param n_episodes: K draws for each task
+    :param mean: means (B, L)
+    :param log_std: log stds (B, L)
+    :param n_episodes: number of draws for each task (K)
     :param rng: source of randomness
     :return: latents (B, K, L)
     """
@@ -163,6 +172,7 @@ def draw_latents(mean: Array, log_std: Array, n_episodes: int, rng: np.random.Ge
 
 
 def _append(old: Array, new: Array, name: str) -> Array:
+    """Append a round's values to those of earlier rounds, along the axis of episodes."""
     new = np.asarray(new, dtype=np.float64)
     if new.ndim != old.ndim or new.shape[0] != old.shape[0] or new.shape[2:] != old.shape[2:]:
         expected = (old.shape[0], "episodes", *old.shape[2:])
@@ -173,8 +183,8 @@ def _append(old: Array, new: Array, name: str) -> Array:
 def check_range(name: str, value: float, low: float, high: float) -> None:
     """Refuse a value out of range.
 
-    :param name: of the argument
-    :param value: its value
+    :param name: name of the argument, for the error message
+    :param value: value to check
     :param low: least value allowed
     :param high: greatest value allowed
     :raises ValueError: if the value is out of range or NaN

@@ -1,4 +1,10 @@
-"""Adaptation rules: how the episodes of a new task move its latent distribution, and which latents to try next."""
+"""The adaptation rules: how the episodes of a new task change its latent distribution, and which latents to try next.
+
+All rules model the latent of each task by a diagonal Gaussian N(mean, std^2), start from the prior, and see nothing of
+an episode but its latent z, its return and its advantage. A *hit* is an episode whose return stands out from the floor
+of its task, see :func:`sb3_maesn.common.adaptation.posterior.hit_scores`; the *evidence* of a hit is the highest score.
+"In prior stds" means relative to the standard deviation of the prior in each latent dimension.
+"""
 
 from collections.abc import Sequence
 
@@ -26,22 +32,26 @@ from sb3_maesn.common.objectives import normalise_episodes
 
 
 def step_scale(n_rounds: int) -> float:
-    """What the gradient rules multiply their step sizes by: they halve every round from the third on.
+    """Compute the factor of the gradient rules' step sizes, which halve every round from the third on.
 
-    :param n_rounds: number of the round, from 1
-    :return: 1, 1, 1/2, 1/4, ...
+    :param n_rounds: number of the round, counted from 1
+    :return: the factor: 1, 1, 1/2, 1/4, ...
     """
     return 0.5 ** max(0, n_rounds - 2)
 
 
 class PolicyGradientRule(AdaptationRule):
-    """The paper's rule (Gupta et al. 2018, Eqs. 3 and 5): one likelihood-ratio gradient step on mean and log std after
-    every round, with the step sizes that were learned in meta-training, halved every round from the third on.
+    """The rule of the paper: one likelihood-ratio gradient step after every round (Gupta et al. 2018, Eqs. 3 and 5).
 
-    :param step_size_mean: step size of the latent mean (L,)
-    :param step_size_log_std: step size of the latent log std (L,)
-    :param std_floor: least standard deviation by which a task's advantages are divided; the paper's rule has none. A
-        few units of return keep nuisance from moving the latent where no episode has met the goal
+    The step ascends the mean over the last round's episodes k of A_k log q(z_k) in (mean, log std), where A_k is the
+    episode's advantage, normalised over the round to mean 0 and std 1 (over all rounds, if this one has a single
+    episode). Step sizes are those learned in meta-training, halved every round from the third on.
+
+    :param step_size_mean: step size of each dimension's latent mean (L,)
+    :param step_size_log_std: step size of each dimension's latent log std (L,)
+    :param std_floor: least standard deviation by which a task's advantages are divided, in units of return. The paper's
+        rule has none; with a few units, nuisance does not move the latent where no episode has reached the goal
+    :raises ValueError: if ``std_floor`` is out of range
     """
 
     def __init__(
@@ -56,12 +66,12 @@ class PolicyGradientRule(AdaptationRule):
         self.std_floor = std_floor
 
     def start(self, prior_mean: Array, prior_log_std: Array) -> AdaptationState:
-        """State before the first round.
+        """Build the state before the first round, whose latent distribution is the prior.
 
-        :param prior_mean: (B, L)
-        :param prior_log_std: (B, L)
-        :return: a state whose distribution is the prior
-        :raises ValueError: if the step sizes are not one for each latent dimension
+        :param prior_mean: mean of the prior (B, L)
+        :param prior_log_std: log std of the prior (B, L)
+        :return: the state
+        :raises ValueError: if there is not one step size for each latent dimension
         """
         state = super().start(prior_mean, prior_log_std)
         for name in ("step_size_mean", "step_size_log_std"):
@@ -70,7 +80,7 @@ class PolicyGradientRule(AdaptationRule):
         return state
 
     def _adapt(self, state: AdaptationState, n_new: int, rng: np.random.Generator) -> tuple[Array, Array]:
-        # a round of one episode is compared with all earlier ones, having nothing else to be compared with
+        # a single episode has no advantage over its own round: normalise over all episodes so far
         advantages = _normalised(state.advantages[:, -n_new if n_new > 1 else 0 :], self.std_floor)[:, -n_new:]
         gradient = likelihood_ratio_gradient(
             _gaussian(state), th.as_tensor(state.latents[:, -n_new:]), advantages, th.ones_like(advantages)
@@ -81,15 +91,17 @@ class PolicyGradientRule(AdaptationRule):
         return mean, state.log_std + scale * self.step_size_log_std * log_std_gradient
 
     def _precondition(self, state: AdaptationState, mean: Array, log_std: Array) -> tuple[Array, Array]:
-        """The direction of the step, for a gradient in mean and log std, (B, L) each."""
+        """Transform the gradient in mean and log std into the direction of the step, (B, L) each."""
         return mean, log_std
 
 
 def _gaussian(state: AdaptationState) -> DiagGaussian:
+    """Convert the current latent distribution to tensors."""
     return DiagGaussian(th.as_tensor(state.mean), th.as_tensor(state.log_std))
 
 
 def _normalised(advantages: Array, std_floor: float) -> th.Tensor:
+    """Normalise advantages to mean 0 and std 1 over the episodes of each task."""
     values = th.as_tensor(advantages)
     return normalise_episodes(values, th.ones_like(values), std_floor)
 
@@ -97,8 +109,8 @@ def _normalised(advantages: Array, std_floor: float) -> th.Tensor:
 class NaturalGradientRule(PolicyGradientRule):
     """The policy gradient multiplied by the inverse Fisher matrix of the latent Gaussian.
 
-    That is diag(std^2) for the mean and 1/2 for the log std (Amari, "Natural gradient works efficiently in learning",
-    1998). All else is as in :class:`PolicyGradientRule`.
+    The inverse Fisher matrix is diag(std^2) for the mean and 1/2 for the log std (Amari, "Natural gradient works
+    efficiently in learning", Neural Computation 1998). All else is as in :class:`PolicyGradientRule`.
     """
 
     def _precondition(self, state: AdaptationState, mean: Array, log_std: Array) -> tuple[Array, Array]:
@@ -106,13 +118,14 @@ class NaturalGradientRule(PolicyGradientRule):
 
 
 class RewardWeightedRule(AdaptationRule):
-    """Softmax-weighted mean and std of the latents of all rounds together.
+    """Mean and std of the latents of all rounds together, weighted by a softmax of their advantages.
 
-    The update of training with ``inner_update="reward_weighted"`` (Peters and Schaal, "Reinforcement learning by
-    reward-weighted regression", ICML 2007). The prior takes part as imagined episodes of average advantage at its 2 L
-    sigma points; the std stays near the prior's where no hit stands out.
+    The update is that of training with ``inner_update="reward_weighted"`` (Peters and Schaal, "Reinforcement learning
+    by reward-weighted regression", ICML 2007): weights proportional to exp(A_k / temperature), where the advantages A_k
+    are normalised to mean 0 and std 1 over all episodes of the task. The prior takes part as imagined episodes of
+    average advantage at its 2 L sigma points. While the evidence of a hit is weak, the std stays near the prior's.
 
-    :param temperature: of the softmax over normalised advantages
+    :param temperature: temperature of the softmax, in standard deviations of the advantages
     :param prior_episodes: weight of the prior, in episodes of average advantage
     """
 
@@ -133,17 +146,20 @@ class RewardWeightedRule(AdaptationRule):
         advantages = th.cat([_normalised(state.advantages, 1e-8), imagined_advantages], dim=1)
         prior = DiagGaussian(th.zeros(state.mean.shape).double(), th.zeros(state.mean.shape).double())
         noise = th.as_tensor(np.concatenate([latents, imagined], axis=1))
-        log_temperature = th.tensor(np.log(self.temperature))
-        target = reward_weighted_target(prior, noise, advantages, th.ones_like(advantages), log_temperature)
-        return _widened(state, target.mean.numpy(), target.log_std.exp().numpy(), evidence)
+        scores = advantages / self.temperature
+        target = reward_weighted_target(prior, noise, scores, th.ones_like(scores))
+        return _widen_without_hit(state, target.mean.numpy(), target.log_std.exp().numpy(), evidence)
 
 
 class CrossEntropyRule(AdaptationRule):
-    """Cross-entropy method (Rubinstein and Kroese 2004): mean and std of the best latents of all rounds together.
+    """The cross-entropy method (Rubinstein and Kroese 2004): mean and std of the elite among the latents of all rounds.
 
-    :param elite_fraction: share of the episodes that count, at least one
-    :param prior_episodes: weight of the prior, in episodes
-    :param min_std: least std of the latent, in prior stds
+    The elite are the episodes with the highest returns, ties at the lowest of these included. While the evidence of a
+    hit is weak, the std stays near the prior's.
+
+    :param elite_fraction: share of the episodes in the elite, rounded up to whole episodes
+    :param prior_episodes: weight of the prior, in episodes of the elite
+    :param min_std: least std of the elite's latents, in prior stds
     """
 
     def __init__(self, elite_fraction: float = 0.1, prior_episodes: float = 0.01, min_std: float = 0.1) -> None:
@@ -160,13 +176,16 @@ class CrossEntropyRule(AdaptationRule):
         return _moments_with_prior(state, (state.returns >= bar).astype(np.float64), self.prior_episodes, self.min_std)
 
 
-def _widened(state: AdaptationState, mean: Array, std: Array, evidence: Array) -> tuple[Array, Array]:
-    """Keep exploring as long as no hit stands out: the std is drawn to the prior's, and the mean is the prior's where
-    all returns are equal.
+def _widen_without_hit(state: AdaptationState, mean: Array, std: Array, evidence: Array) -> tuple[Array, Array]:
+    """Widen the distribution towards the prior while the evidence of a hit is weak.
 
-    :param mean: whitened (B, L)
-    :param std: in prior stds (B, L), broadcastable
-    :param evidence: that a hit is among the episodes (B,)
+    The log std is interpolated between the prior's (evidence 0) and the given one (evidence 1). Without any evidence,
+    as where all returns are equal, the mean is the prior's.
+
+    :param state: state that holds the prior
+    :param mean: whitened mean (B, L)
+    :param std: std in prior stds, broadcastable to (B, L)
+    :param evidence: evidence that a hit is among the episodes, in [0, 1] (B,)
     :return: mean and log std, both (B, L)
     """
     mean = np.where(evidence[:, None] > 0.0, mean, 0.0)
@@ -174,9 +193,12 @@ def _widened(state: AdaptationState, mean: Array, std: Array, evidence: Array) -
 
 
 def _moments_with_prior(state: AdaptationState, weights: Array, n_prior: float, min_std: float) -> tuple[Array, Array]:
-    """Mean and log std of the weighted latents and ``n_prior`` episodes of the prior, wider where no hit stands out.
+    """Compute mean and log std of weighted latents together with ``n_prior`` episodes of the prior.
 
-    :param weights: non-negative (B, N)
+    :param state: state with all episodes
+    :param weights: non-negative weights of the episodes (B, N)
+    :param n_prior: weight of the prior, in episodes of weight 1
+    :param min_std: least std before it is widened for lack of evidence, in prior stds
     :return: mean and log std, both (B, L)
     """
     latents = state.whitened
@@ -185,15 +207,19 @@ def _moments_with_prior(state: AdaptationState, weights: Array, n_prior: float, 
     mean = np.einsum("bn,bnl->bl", weights, latents) / (total + n_prior)
     variance = np.einsum("bn,bnl->bl", weights, (latents - mean[:, None]) ** 2) + n_prior * (1.0 + mean**2)
     std = np.maximum(np.sqrt(variance / (total + n_prior)), min_std)
-    return _widened(state, mean, std, evidence)
+    return _widen_without_hit(state, mean, std, evidence)
 
 
 class KernelRule(AdaptationRule):
-    """The best latent tried so far, judged by the kernel-smoothed hit score of all episodes around it; the std halves
-    every round, but stays near the prior's where no hit stands out.
+    """The best latent tried so far, judged by the kernel-smoothed hit score of all episodes around it.
 
-    :param width: width of the smoothing kernel, in prior stds
-    :param prior_episodes: episodes at the floor that are imagined at every latent; keeps one lucky episode from winning
+    The smoothed score of a latent is a Nadaraya-Watson estimate with a Gaussian kernel: the kernel-weighted mean of all
+    episodes' hit scores, together with ``prior_episodes`` of score 0. The latent with the highest one becomes the mean.
+    The std halves every round, but stays near the prior's while the evidence of a hit is weak.
+
+    :param width: std of the kernel, in prior stds
+    :param prior_episodes: number of episodes of score 0 imagined at every latent, which keep one lucky episode from
+        winning
     :param first_std: std after the first round, in prior stds
     :param min_std: least std, in prior stds
     """
@@ -216,30 +242,40 @@ class KernelRule(AdaptationRule):
         smoothed = np.einsum("bnm,bm->bn", kernel, scores) / (kernel.sum(-1) + self.prior_episodes)
         best = latents[np.arange(len(latents)), smoothed.argmax(axis=1)]
         std = np.full((len(best), 1), max(self.first_std * 0.5 ** (state.n_rounds - 1), self.min_std))
-        return _widened(state, best, std, evidence)
+        return _widen_without_hit(state, best, std, evidence)
 
 
 class PosteriorRule(AdaptationRule):
-    """Sequential Bayesian optimisation: every latent is chosen from what all earlier episodes returned.
+    """Sequential Bayesian optimisation: every latent is chosen in the light of all earlier episodes of its task.
 
-    A Gaussian process on the latent models the hit score (:mod:`sb3_maesn.common.adaptation.posterior`). Its mean and
-    covariance are those of the training tasks where they are known (:mod:`sb3_maesn.common.adaptation.score_prior`).
-    Where they are not, the first round stands for the prior as well as its number of episodes can. The other rounds
-    maximise an upper confidence bound over points of the prior and neighbours of the best latents so far. In a task
-    where a hit stands out, at most ``n_explore`` episodes of a round are spent so; the others are drawn from the
-    distribution that adaptation would return, around the latent with the highest lower confidence bound.
+    **Model.** The hit score of an episode with latent z is f(z) plus Gaussian noise, and f has a Gaussian-process prior
+    (:mod:`sb3_maesn.common.adaptation.posterior`). With ``prior``, mean and covariance of f are those of the training
+    tasks (:mod:`sb3_maesn.common.adaptation.score_prior`) plus a Matern kernel of std ``unlike_std``; without it, the
+    mean is constant and the covariance a Matern kernel of std ``score_std``.
 
-    :param optimism: posterior standard deviations of the upper confidence bound
-    :param caution: posterior standard deviations of the lower confidence bound
-    :param n_explore: most episodes of a round that explore once a hit stands out
+    **Exploration.** Without ``prior``, the first round's latents are the points that represent N(0, I) best, in a
+    random rotation for each task. All other rounds pick, one latent after another, the one that maximises the upper
+    confidence bound mean + ``optimism`` stds of f, where the stds count less away from the centre of the prior
+    (Desautels et al. 2014, JMLR). The candidates are points spread over the prior, the task's best latents so far and
+    random neighbours of these. In a task where a hit stands out (evidence of at least 0.5), at most ``n_explore``
+    episodes of a round are picked so; the others are drawn from the current distribution.
+
+    **Result.** The mean of the latent distribution is the candidate with the highest lower confidence bound, mean -
+    ``caution`` stds of f, and its std is ``std`` prior stds.
+
+    :param optimism: width of the upper confidence bound, in posterior standard deviations of f
+    :param caution: width of the lower confidence bound, in posterior standard deviations of f
+    :param n_explore: maximum number of exploring episodes in a round once a hit stands out
     :param std: std of the returned distribution, in prior stds
-    :param n_candidates: points of the prior among which to choose
-    :param length_scales: length scales of the model to choose from, in prior stds for L = 2
-    :param score_mean: score expected of an untried latent, where nothing is known of training tasks
-    :param score_std: standard deviation of the score from latent to latent, likewise
-    :param noise_std: standard deviation of the score from episode to episode
-    :param prior: what the training tasks have shown
-    :param unlike_std: with ``prior``, standard deviation of the score beyond what the training tasks have shown
+    :param n_candidates: number of candidates spread over the prior
+    :param length_scales: length scales of the Matern kernel to choose from by marginal likelihood, in prior stds for
+        L = 2 and proportional to sqrt(L) for other L
+    :param score_mean: prior mean of f without ``prior``, in units of the score from 0 to 1
+    :param score_std: prior standard deviation of f without ``prior``, in units of the score
+    :param noise_std: standard deviation of the noise from episode to episode, in units of the score
+    :param prior: mean and covariance of the scores of the training tasks, if known
+    :param unlike_std: with ``prior``, standard deviation of the part of f that is unlike the training tasks, in units
+        of the score
     """
 
     def __init__(
@@ -276,12 +312,13 @@ class PosteriorRule(AdaptationRule):
         self.prior = prior
 
     def propose(self, state: AdaptationState, n_episodes: int, rng: np.random.Generator) -> Array:
-        """Latents of the next round's episodes, see the class.
+        """Choose the latents of the next round's episodes, see the class.
 
-        :param state: what is known
-        :param n_episodes: episodes of that round, per task (K)
+        :param state: state before the round
+        :param n_episodes: number of episodes of the round per task (K)
         :param rng: source of randomness
-        :return: (B, K, L)
+        :return: latents (B, K, L)
+        :raises ValueError: if ``n_episodes`` is less than 1
         """
         latents = super().propose(state, n_episodes, rng)
         n_tasks, latent_dim = state.mean.shape
@@ -311,15 +348,18 @@ class PosteriorRule(AdaptationRule):
         return mean, state.prior_log_std + np.log(self.std)
 
     def _fit(self, latents: Array, scores: Array) -> ScoreModel:
+        """Condition the Gaussian process of each task on the scores (B, N) of whitened latents (B, N, L)."""
         length_scales = self.length_scales * typical_scale(latents.shape[2])
         return fit_scores(self._points(latents), scores, length_scales, self.score_std, self.noise_std)
 
     def _points(self, latents: Array) -> Points:
+        """Attach prior mean and features of the score to whitened latents (B, M, L)."""
         return uninformed(latents, self.score_mean) if self.prior is None else self.prior.at(latents)
 
     def _candidates(self, state: AdaptationState, scores: Array, rng: np.random.Generator) -> Array:
-        """Latents to choose from: points of the prior, the task's best latents, and points around those, all within the
-        ball that holds most of the prior.
+        """Collect the latents to choose from, all within the ball that holds most of the prior.
+
+        They are points spread over the prior, the task's 5 best latents, and 20 random neighbours of each of these.
 
         :return: whitened latents (B, M, L)
         """
@@ -335,7 +375,7 @@ class PosteriorRule(AdaptationRule):
 
 
 def _blocks(tasks: NDArray[np.int64], size: int = 16) -> list[NDArray[np.int64]]:
-    """The tasks in blocks small enough for their arrays to stay in the cache."""
+    """Split the tasks into blocks small enough for their arrays to stay in the cache."""
     return [tasks[i : i + size] for i in range(0, len(tasks), size)]
 
 

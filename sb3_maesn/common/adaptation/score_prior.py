@@ -1,6 +1,6 @@
-"""What the training tasks tell about a new one: which latents are likely to score, and which score together.
+"""A prior for the scores of a new task, learned from training tasks: which latents score, and which score together.
 
-A Gaussian process whose mean and covariance are those of earlier tasks needs far fewer episodes of a new one than one
+A Gaussian process whose mean and covariance are those of earlier tasks needs far fewer episodes of a new task than one
 that knows nothing (Wang et al., "Pre-trained Gaussian processes for Bayesian optimization", JMLR 2024, section 4.2:
 the sample mean and covariance of tasks that were all evaluated at the same inputs). Latents are whitened here: the
 prior of the latent is N(0, I). Everything is NumPy in float64.
@@ -14,17 +14,17 @@ from numpy.typing import NDArray
 
 Array = NDArray[np.float64]
 
-RANK = 24  # of the covariance that is kept
-WIDTH = 0.15  # of the interpolation between the latents that were tried, in prior stds for L = 2
+RANK = 24  # to which the covariance is truncated
+WIDTH = 0.15  # std of the interpolation kernel, in prior stds for L = 2
 
 
 class Points(NamedTuple):
-    """Latents, and what is expected of their scores before a task's first episode.
+    """Latents with the mean and the covariance that are expected of their scores before a task's first episode.
 
-    :param latents: whitened (B, M, L)
-    :param mean: expected score (B, M)
-    :param features: the part of the covariance of two points' scores that earlier tasks have shown is the dot product
-        of their features (B, M, R); R is 0 where nothing was learned
+    :param latents: whitened latents (B, M, L)
+    :param mean: expected scores (B, M)
+    :param features: feature vectors, whose dot products are the part of the scores' covariance that earlier tasks have
+        shown; R is 0 where nothing was learned (B, M, R)
     """
 
     latents: Array
@@ -32,10 +32,10 @@ class Points(NamedTuple):
     features: Array
 
     def take(self, picks: NDArray[np.int64]) -> "Points":
-        """Some points of each task.
+        """Select some points of each task.
 
-        :param picks: their indices (B, K)
-        :return: K points a task
+        :param picks: indices of the points (B, K)
+        :return: K points for each task
         """
         index = picks[..., None]
         return Points(
@@ -47,13 +47,13 @@ class Points(NamedTuple):
 
 @dataclass(frozen=True)
 class ScorePrior:
-    """Mean and covariance of the scores of some latents over many tasks, and by interpolation of all others.
+    """Mean and covariance of scores over many tasks, known at N latents and interpolated at all others.
 
     :param latents: whitened latents that were tried in all tasks (N, L)
-    :param mean: their mean scores (N,)
-    :param features: the scores' covariance is ``features @ features.T`` (N, R)
-    :param excess: by how much the best return of a task typically exceeds its floor
-    :raises ValueError: if shapes disagree or a value is not finite
+    :param mean: mean scores of these latents (N,)
+    :param features: feature vectors such that the scores' covariance is ``features @ features.T`` (N, R)
+    :param excess: amount by which the best return of a task typically exceeds the task's floor, in units of return
+    :raises ValueError: if shapes disagree, a value is not finite, or ``excess`` is not positive
     """
 
     latents: Array
@@ -72,15 +72,16 @@ class ScorePrior:
             raise ValueError(f"expected the excess of good returns to be positive, got {self.excess}")
 
     def at(self, latents: Array) -> Points:
-        """What is expected at any latents: the kernel-weighted mean over the latents that were tried.
+        """Interpolate mean and features at any latents, by a kernel-weighted mean over the latents that were tried.
 
-        :param latents: whitened (B, M, L)
+        :param latents: whitened latents (B, M, L)
         :return: the points
         """
         latent_dim = self.latents.shape[1]
         flat = latents.reshape(-1, latent_dim)  # (B, M, L) -> (B M, L)
-        square = np.square(self.latents).sum(axis=1) - 2.0 * flat @ self.latents.T  # up to a constant of each row
-        # far from all of them the nearest one counts
+        # squared distances, up to a constant in each row
+        square = np.square(self.latents).sum(axis=1) - 2.0 * flat @ self.latents.T
+        # at a latent far from all of them, the nearest one gets all the weight
         square -= square.min(axis=1, keepdims=True)
         weights = np.exp(-0.5 * square / (WIDTH**2 * latent_dim / 2.0))
         weights /= weights.sum(axis=1, keepdims=True)
@@ -90,9 +91,9 @@ class ScorePrior:
 
 
 def uninformed(latents: Array, mean: float) -> Points:
-    """Points of which nothing is known but a mean score.
+    """Build points of which nothing is known but a constant mean score.
 
-    :param latents: whitened (B, M, L)
+    :param latents: whitened latents (B, M, L)
     :param mean: expected score
     :return: the points
     """
@@ -100,13 +101,13 @@ def uninformed(latents: Array, mean: float) -> Points:
 
 
 def learn_score_prior(latents: Array, scores: Array, excess: float) -> ScorePrior:
-    """Mean and covariance over tasks; of the covariance, the ``RANK`` largest components.
+    """Estimate mean and covariance of the scores over tasks, keeping the ``RANK`` largest components of the covariance.
 
     :param latents: whitened latents, the same in all tasks (N, L)
-    :param scores: in each of J tasks (J, N)
-    :param excess: by how much the best return of a task typically exceeds its floor
+    :param scores: scores in each of J tasks (J, N)
+    :param excess: amount by which the best return of a task typically exceeds the task's floor, in units of return
     :return: the prior
-    :raises ValueError: for less than two tasks, or if the shapes disagree
+    :raises ValueError: for fewer than two tasks, or if the shapes disagree
     """
     if scores.ndim != 2 or len(scores) < 2 or scores.shape[1] != len(latents):
         raise ValueError(f"expected scores of at least 2 tasks, (J, {len(latents)}), got {scores.shape}")

@@ -1,4 +1,4 @@
-"""How latents score in the training tasks, for the prior of the adaptation rule ``posterior``."""
+"""Scores of latents in the training tasks, from which the prior of the adaptation rule ``posterior`` is learned."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -14,25 +14,28 @@ from sb3_maesn.common.type_aliases import Rollout, Tasks
 from sb3_maesn.envs.multi_task import MultiTaskVecEnv
 from sb3_maesn.envs.relabel import relabelled_returns
 
-EPISODES_AT_ONCE = 5000
+EPISODES_AT_ONCE = 5000  # limits the memory of a rollout
 
 
 def score_prior_of(
     agent: Agent, env: MultiTaskVecEnv, tasks: Sequence[Any], n_latents: int, rng: np.random.Generator
 ) -> ScorePrior:
-    """Play the same latents in all tasks, and keep the mean and the covariance of their scores.
+    """Play the same latents in all tasks, and estimate the mean and the covariance of their scores.
 
-    Tasks of equal dynamics share their episodes in a native environment.
+    A score is the excess over the task's floor, divided by the larger of the task's best excess and the median of that
+    over tasks. In a native environment, tasks of the same dynamics share their episodes.
 
-    :param agent: who plays, with latents from N(0, I)
-    :param env: with the reward of adaptation
+    :param agent: agent that plays, whose latent distribution is taken to be N(0, I)
+    :param env: environment with the reward of adaptation
     :param tasks: J tasks
-    :param n_latents: N
+    :param n_latents: number of latents (N)
     :param rng: source of all randomness
+    :return: the prior
+    :raises ValueError: for fewer than two tasks
     """
     latents = prior_points(n_latents, rng.random(agent.policy.latent_dim))  # (N, L)
     returns = _returns(agent, env, tasks, latents, rng)  # (J, N)
-    # one task at a time keeps the memory small
+    # one task at a time to save memory
     excess = np.stack([excess_over_floor(latents[None], row[None])[0] for row in returns])  # (J, N)
     best = excess.max(axis=1, keepdims=True)
     typical = max(float(np.median(best)), 1e-12)
@@ -42,12 +45,12 @@ def score_prior_of(
 def _returns(
     agent: Agent, env: MultiTaskVecEnv, tasks: Sequence[Any], latents: Array, rng: np.random.Generator
 ) -> Array:
-    """Undiscounted returns (J, N)."""
+    """Compute the undiscounted returns of all latents in all tasks (J, N)."""
     returns = np.empty((len(tasks), len(latents)))
     groups = np.arange(len(tasks))
     if env.shares_episodes:
         groups, _ = dynamics_groups(env, Tasks(groups, list(tasks)))
-    size = max(1, EPISODES_AT_ONCE // len(latents))  # groups of a block
+    size = max(1, EPISODES_AT_ONCE // len(latents))  # number of groups in a block
     for start in range(0, int(groups.max()) + 1, size):
         block = np.arange(start, min(start + size, int(groups.max()) + 1))
         played = [tasks[int(np.flatnonzero(groups == group)[0])] for group in block]
@@ -59,9 +62,10 @@ def _returns(
 
 
 def _as_each_task(env: MultiTaskVecEnv, rollout: Rollout, i: int, tasks: Sequence[Any]) -> Array:
-    """What the episodes of the rollout's i-th task return in each of the tasks of its group (n, N)."""
+    """Compute what the episodes of the rollout's i-th task return in each of the tasks of its group (n, N)."""
     if len(tasks) == 1:
-        return worst_for_diverged(rollout.returns.double().numpy(), rollout)[i]
+        return worst_for_diverged(rollout.returns.double().numpy(), rollout.valid)[i]
     steps = (rollout.observations, rollout.actions, rollout.mask)
     observations, actions, mask = (part[:, i].double().numpy() for part in steps)
-    return relabelled_returns(env.family, observations, actions, mask, np.stack(tasks), gamma=1.0)
+    returns = relabelled_returns(env.family, observations, actions, mask, np.stack(tasks), gamma=1.0)
+    return worst_for_diverged(returns, np.broadcast_to(rollout.valid[i], returns.shape))

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from sb3_maesn.common.adaptation.learners import worst_for_diverged
 from sb3_maesn.common.adaptation.rounds import AdaptationResult
 from sb3_maesn.common.global_seed import global_seed
 from sb3_maesn.common.trial_policy import Memory, TrialLstmPolicy
@@ -21,17 +22,17 @@ def run_trials(
     rng: np.random.Generator,
     deterministic: bool = False,
 ) -> tuple[AdaptationResult, Memory]:
-    """Trials on each of B tasks, in waves where the environment has too few members.
+    """Run trials of a recurrent policy on each of B tasks, in waves if the environment has fewer members.
 
-    :param policy: who plays
-    :param env: where the tasks are set, without trials
-    :param tasks: B tasks, whatever ``set_task`` takes
-    :param n_episodes: K, episodes of a trial
-    :param n_trials: trials of each task, each with a memory of its own
+    :param policy: policy with a memory
+    :param env: environment in which the tasks are set, without trials
+    :param tasks: B tasks that ``set_task`` takes
+    :param n_episodes: number of episodes of a trial (K)
+    :param n_trials: number of trials of each task, each with a memory of its own
     :param rng: source of all randomness
-    :param deterministic: most likely actions
-    :return: what happened, the k-th episodes of the trials being round k (K, B, n_trials), and the memory that the
-        first trial left behind
+    :param deterministic: whether to take the most likely actions
+    :return: the history, in which round k holds the k-th episodes of all trials (arrays (K, B, n_trials)), and the
+        memory at the end of the first trial
     :raises ValueError: if there is no task or no trial
     """
     for name, value in {"the number of tasks": len(tasks), "the number of trials": n_trials}.items():
@@ -55,7 +56,7 @@ def run_trials(
 def _one_trial_each(
     policy: TrialLstmPolicy, env: TrialVecEnv, n: int, deterministic: bool
 ) -> list[tuple[Trial, Memory]]:
-    """One trial in each of the first ``n`` members; those that are done first only keep step."""
+    """Run one trial in each of the first ``n`` members; what those that finish early do afterwards is ignored."""
     found: dict[int, tuple[Trial, Memory]] = {}
     observations, state, starts = env.reset(), None, np.ones(env.num_envs, dtype=bool)
     while len(found) < n:
@@ -71,11 +72,15 @@ def _one_trial_each(
 
 
 def _result(trials: Sequence[Trial], n_tasks: int) -> AdaptationResult:
-    returns, lengths, success = (
+    """Arrange the trials of all tasks as a history."""
+    returns, lengths, success, diverged = (
         np.stack(rows).reshape(n_tasks, -1, len(rows[0])).transpose(2, 0, 1)  # (B * n, K) -> (K, B, n)
         for rows in zip(*trials, strict=True)
     )
-    nothing = np.zeros((*returns.shape[:2], 0))  # the memory is no distribution, and nothing else is evaluated
+    returns = np.stack([worst_for_diverged(*of_round) for of_round in zip(returns, ~diverged, strict=True)])
+    lengths = np.where(diverged, 0.0, lengths)
+    # a memory has no latent distribution, and there are no evaluation episodes
+    nothing = np.zeros((*returns.shape[:2], 0))
     return AdaptationResult(
         returns=returns,
         success=success,

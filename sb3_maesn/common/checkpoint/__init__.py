@@ -1,1 +1,1 @@
-"""Checkpoints of safetensors and JSON, which hold no code: writing, checking and reading them."""
+"""Reading and writing of checkpoints that consist of safetensors and JSON and contain no code."""

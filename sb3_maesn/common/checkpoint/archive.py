@@ -1,4 +1,4 @@
-"""The files of a checkpoint, in a folder or in one zip file: sizes are bounded, and nothing is ever extracted."""
+"""Reading and writing of a checkpoint's files, in a folder or in a zip file that is never extracted to disk."""
 
 import io
 import os
@@ -12,32 +12,34 @@ from pathlib import Path
 from sb3_maesn.common.files import write_atomically, write_together
 
 TENSORS, CONFIG = "model.safetensors", "config.json"
-#: Most bytes of each file; what a checkpoint consists of, in the order in which a folder is written.
+#: The files of a checkpoint, in the order in which they are written, with the largest size of each in bytes.
 LIMITS = {TENSORS: 2**28, CONFIG: 2**20}
-MAX_DIRECTORY = 2**13  # bytes of a zip file's table of contents; ours has 150
-MAX_RATIO = 200  # of compression, beyond the first megabyte
+MAX_DIRECTORY = 2**13  # bytes of a zip file's central directory; that of a checkpoint has about 150
+MAX_RATIO = 200  # largest compression ratio beyond the first megabyte
 _END_OF_DIRECTORY = struct.Struct("<4s4H2LH")  # signature, disks, entries, size, offset, comment's length
 _BROKEN_ZIP = (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, struct.error, ValueError)
 
 
 class CheckpointError(ValueError):
-    """A checkpoint that is damaged, hostile or no checkpoint of this package; the message says why."""
+    """Error for a checkpoint that is damaged, malicious or not one of this package; the message says why."""
 
 
 def shown(value: object) -> str:
-    """Something from a file, fit for a message: short and without control characters.
+    """Format a value from a file for an error message: short and without control characters.
 
-    :param value: anything
+    :param value: any value
+    :return: at most 80 ASCII characters
     """
     text = ascii(value)
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 
 def find_archive(path: str | Path) -> Path:
-    """A checkpoint's path, with or without its ``.zip``.
+    """Find a checkpoint whose path may lack the suffix ``.zip``.
 
-    :param path: path as given
-    :raises CheckpointError: if there is neither
+    :param path: path as the user gave it
+    :return: path that exists
+    :raises CheckpointError: if the path exists neither with nor without ``.zip``
     """
     for candidate in (Path(path), Path(f"{path}.zip")):
         if os.path.exists(candidate):
@@ -46,9 +48,10 @@ def find_archive(path: str | Path) -> Path:
 
 
 def is_checkpoint(path: Path) -> bool:
-    """Whether a folder or a zip file claims to be a checkpoint, by the names in it.
+    """Check by the names in it whether a folder or a zip file claims to be a checkpoint.
 
-    :param path: file or folder, which need not exist
+    :param path: path of a file or folder, which need not exist
+    :return: whether it contains ``config.json``
     """
     if path.is_dir():
         return (path / CONFIG).is_file()
@@ -60,10 +63,12 @@ def is_checkpoint(path: Path) -> bool:
 
 
 def read_archive(path: Path) -> dict[str, bytes]:
-    """The files of a checkpoint by name.
+    """Read the files of a checkpoint.
 
-    :param path: folder or zip file
-    :raises CheckpointError: if one is missing, too large, or the zip file is not exactly what this package writes
+    :param path: path of a folder or zip file
+    :return: contents by file name
+    :raises CheckpointError: if a file is missing or too large, or the zip file has a form that this package never
+        writes
     """
     if path.is_dir():
         return {name: _read_file(path / name, limit) for name, limit in LIMITS.items()}
@@ -71,11 +76,11 @@ def read_archive(path: Path) -> dict[str, bytes]:
 
 
 def write_archive(path: Path, members: Mapping[str, bytes]) -> None:
-    """Write the files of a checkpoint; what was there stays whole if that fails.
+    """Write the files of a checkpoint; an older checkpoint stays intact if that fails.
 
-    :param path: a zip file if it ends in ``.zip``, else a folder
-    :param members: by name
-    :raises ValueError: if a folder is to take the place of a file
+    :param path: path of a zip file if it ends in ``.zip``, else of a folder
+    :param members: contents by file name
+    :raises ValueError: if a folder would replace a file
     """
     if path.suffix == ".zip":
         write_atomically(path, lambda file: file.write(_zipped(members)))
@@ -88,13 +93,13 @@ def write_archive(path: Path, members: Mapping[str, bytes]) -> None:
 def _zipped(members: Mapping[str, bytes]) -> bytes:
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w") as archive:
-        for name in LIMITS:  # ZipInfo's date is fixed: equal models make equal files
+        for name in LIMITS:  # ZipInfo has a fixed default date, so equal models give equal files
             archive.writestr(zipfile.ZipInfo(name), members[name])
     return buffer.getvalue()
 
 
 def _read_file(path: Path, limit: int) -> bytes:
-    """A regular file, read without waiting: a named pipe or a device would never end."""
+    """Read a regular file; others are refused without waiting for data, as a named pipe may never send any."""
     try:
         with open(path, "rb", opener=_open_without_waiting) as file:
             about = os.fstat(file.fileno())
@@ -108,7 +113,7 @@ def _read_file(path: Path, limit: int) -> bytes:
 
 
 def _open_without_waiting(path: str, flags: int) -> int:
-    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))  # which Windows has not
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))  # Windows has no O_NONBLOCK
 
 
 def _read_zip(data: bytes, name: str) -> dict[str, bytes]:
@@ -124,7 +129,7 @@ def _read_zip(data: bytes, name: str) -> dict[str, bytes]:
 
 
 def _check_directory(data: bytes) -> None:
-    """Bound the table of contents before zipfile makes an object of each entry."""
+    """Limit the size of the central directory before zipfile creates an object for each of its entries."""
     if len(data) < _END_OF_DIRECTORY.size:
         raise CheckpointError("expected a zip file, got fewer bytes than an empty one has")
     signature, *_, size, _offset, comment = _END_OF_DIRECTORY.unpack(data[-_END_OF_DIRECTORY.size :])

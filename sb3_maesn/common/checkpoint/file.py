@@ -1,4 +1,4 @@
-"""What a checkpoint holds, and its two files: numbers in ``model.safetensors``, everything else in ``config.json``."""
+"""Format of a checkpoint: tensors in ``model.safetensors``, everything else in ``config.json``."""
 
 import hashlib
 import json
@@ -24,25 +24,28 @@ from sb3_maesn.common.checkpoint.tensor_file import StoredTensor, dump_tensors, 
 
 FORMAT, FORMAT_VERSION = "sb3_maesn checkpoint", 1
 PACKAGES = ("sb3_maesn", "stable_baselines3", "sb3_contrib", "torch", "mujoco", "gymnasium", "numpy")
-#: All that is needed to go on training, or what acts and adapts alone.
+#: Kinds of checkpoint: everything that training needs, or only what acting and adapting need.
 CONTENTS = ("training", "agent")
 
 
 @dataclass(frozen=True)
 class CheckpointConfig:
-    """The part of a checkpoint that is no tensor: plain values, of which nothing has been believed yet.
+    """Content of ``config.json`` as plain values.
 
-    :param algorithm: name of the class
-    :param policy: name of the policy's class, among the algorithm's ``policy_aliases``
-    :param policy_kwargs: arguments of the policy
-    :param hyperparameters: the constructor's arguments
-    :param observation_space: what the policy sees
-    :param action_space: what it does
-    :param task_family: ``id`` of the built-in family it was trained on and the family's parameters, or empty
-    :param progress: seed, counters and whatever else is a single number
-    :param optimizers: their settings by name
-    :param contents: one of ``CONTENTS``
-    :param versions: of the packages it was written with
+    When it comes from a file, only the types of these fields have been checked, not the values in them.
+
+    :param algorithm: name of the algorithm's class
+    :param policy: alias of the policy's class in the algorithm's ``policy_aliases``
+    :param policy_kwargs: encoded arguments of the policy
+    :param hyperparameters: encoded arguments of the algorithm's constructor
+    :param observation_space: encoded observation space
+    :param action_space: encoded action space
+    :param task_family: ``id`` of the built-in task family of the training and whether its reward is ``sparse``; empty
+        for another environment
+    :param progress: seed, counters and other single numbers
+    :param optimizers: settings of the parameter groups by optimiser
+    :param contents: kind of checkpoint, one of ``CONTENTS``
+    :param versions: versions of the packages that wrote the checkpoint
     """
 
     algorithm: str
@@ -60,10 +63,10 @@ class CheckpointConfig:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint as it stands in its files.
+    """Content of a checkpoint's files.
 
-    :param config: all but the tensors
-    :param tensors: by name
+    :param config: everything except the tensors
+    :param tensors: stored tensors by name
     """
 
     config: CheckpointConfig
@@ -71,7 +74,10 @@ class Checkpoint:
 
 
 def package_versions() -> dict[str, str]:
-    """The installed versions of what a model depends on."""
+    """Look up the installed versions of the packages on which a model depends.
+
+    :return: versions by package; packages that are not installed are left out
+    """
     found = {}
     for package in PACKAGES:
         try:
@@ -82,12 +88,12 @@ def package_versions() -> dict[str, str]:
 
 
 def write_checkpoint(path: Path, config: CheckpointConfig, tensors: Mapping[str, th.Tensor]) -> None:
-    """Write a checkpoint; an older one of that name stays whole if that fails.
+    """Write a checkpoint; an older one of the same name stays intact if that fails.
 
-    :param path: a zip file if it ends in ``.zip``, else a folder
-    :param config: all but the tensors
-    :param tensors: by name
-    :raises ValueError: if a number is not finite, or a value is not plain
+    :param path: path of a zip file if it ends in ``.zip``, else of a folder
+    :param config: everything except the tensors
+    :param tensors: tensors by name
+    :raises ValueError: if a number is not finite, or a value cannot be written as JSON
     """
     data = dump_tensors(tensors)
     content = {"format": FORMAT, "format_version": FORMAT_VERSION, **asdict(config)}
@@ -95,29 +101,34 @@ def write_checkpoint(path: Path, config: CheckpointConfig, tensors: Mapping[str,
 
 
 def checksums(content: Mapping[str, Any], tensors: bytes) -> dict[str, str]:
-    """The sums that bind the two files to each other, over the values whatever the white space and the keys' order.
+    """Compute the SHA-256 checksums of both files, by which each is known to belong to the other.
 
-    :param content: of the one, without its sums
-    :param tensors: the other
+    That of ``config.json`` does not depend on white space and on the order of keys.
+
+    :param content: content of ``config.json`` without the checksums
+    :param tensors: content of ``model.safetensors``
+    :return: checksums in hexadecimal by file name
     """
     plain = json.dumps(content, sort_keys=True, allow_nan=False).encode()
     return {TENSORS: hashlib.sha256(tensors).hexdigest(), CONFIG: hashlib.sha256(plain).hexdigest()}
 
 
 def read_config(path: str | Path) -> CheckpointConfig:
-    """What a checkpoint says about itself.
+    """Read the configuration of a checkpoint.
 
-    :param path: folder or zip file, with or without ``.zip``
-    :raises CheckpointError: if it is damaged
+    :param path: path of a folder or zip file, with or without ``.zip``
+    :return: configuration
+    :raises CheckpointError: if the path is not a checkpoint, or it is damaged or of a newer format
     """
     return _parse_config(read_archive(find_archive(path)))
 
 
 def read_checkpoint(path: str | Path) -> Checkpoint:
-    """Read a checkpoint.
+    """Read a checkpoint and verify its checksums.
 
-    :param path: folder or zip file, with or without ``.zip``
-    :raises CheckpointError: if it is damaged, of a newer format, or no checkpoint
+    :param path: path of a folder or zip file, with or without ``.zip``
+    :return: configuration and stored tensors
+    :raises CheckpointError: if the path is not a checkpoint, or it is damaged or of a newer format
     """
     members = read_archive(find_archive(path))
     return Checkpoint(_parse_config(members), parse_tensors(members[TENSORS]))

@@ -1,4 +1,4 @@
-"""The Hugging Face Hub: one way down and one way up, with errors that fit on a line."""
+"""Download from and upload to the Hugging Face Hub, with error messages of one line."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -9,7 +9,7 @@ from sb3_maesn.common.checkpoint.archive import LIMITS
 
 
 class HubError(OSError):
-    """The Hub cannot be reached, refuses, or has not what was asked for; the message says which."""
+    """Error of the Hub: it cannot be reached, refuses access, or lacks what was asked for; the message says which."""
 
 
 def download(
@@ -19,15 +19,17 @@ def download(
     cache_dir: str | Path | None = None,
     local_files_only: bool = False,
 ) -> Path:
-    """Fetch a checkpoint into huggingface_hub's cache: its two files, of one commit, and nothing else.
+    """Download the two files of a checkpoint from one commit into huggingface_hub's cache.
 
-    :param repo_id: ``"org/name"``
-    :param revision: branch, tag or commit; ``main`` where None
-    :param token: as in huggingface_hub: the stored one where None
-    :param cache_dir: likewise
-    :param local_files_only: likewise
-    :return: the folder of the files
-    :raises HubError: if that fails, or a file is missing or larger than a checkpoint's can be
+    If the Hub cannot be reached, files from an earlier download are used.
+
+    :param repo_id: name of the repository, ``"org/name"``
+    :param revision: branch, tag or commit, None for ``main``
+    :param token: access token of the Hub, None for the one that huggingface_hub has stored
+    :param cache_dir: folder of the download cache, None for huggingface_hub's own
+    :param local_files_only: whether to use the download cache only, without network access
+    :return: folder of the files
+    :raises HubError: if the download fails, or a file is missing or larger than a checkpoint's files may be
     """
     from httpx2 import TransportError
     from huggingface_hub import snapshot_download
@@ -39,7 +41,7 @@ def download(
             if not local_files_only:
                 _check_files(repo_id, revision, token)
             folder = snapshot_download(repo_id, allow_patterns=list(LIMITS), local_files_only=local_files_only, **fetch)
-        except (OfflineModeIsEnabled, TransportError) as error:  # then the cache may still serve
+        except (OfflineModeIsEnabled, TransportError) as error:  # the files may be in the cache
             try:
                 folder = snapshot_download(repo_id, allow_patterns=list(LIMITS), local_files_only=True, **fetch)
             except LocalEntryNotFoundError:
@@ -56,17 +58,17 @@ def commit(
     revision: str | None = None,
     create_pr: bool = False,
 ) -> str:
-    """Publish files in one commit, so that the repository never holds half of them; it is made if there is none.
+    """Publish files in one commit, so that the repository never holds only some of them.
 
-    :param repo_id: ``"org/name"``
-    :param files: their contents, or where they are, by name in the repository
-    :param message: of the commit
-    :param token: as in huggingface_hub: the stored one where None
-    :param private: whether a new repository is
-    :param revision: branch to commit to, which exists; ``main`` where None
-    :param create_pr: propose the commit in place of making it
-    :return: address of the commit
-    :raises HubError: if that fails; the repository then is as it was
+    :param repo_id: name of the repository, ``"org/name"``; created if it does not exist
+    :param files: contents or local paths by name in the repository
+    :param message: commit message
+    :param token: access token of the Hub, None for the one that huggingface_hub has stored
+    :param private: whether a new repository is private, None for the owner's default
+    :param revision: existing branch to commit to, None for ``main``
+    :param create_pr: whether to open a pull request instead of committing directly
+    :return: URL of the commit or the pull request
+    :raises HubError: if the upload fails; the files in the repository are then unchanged
     """
     from huggingface_hub import CommitOperationAdd, HfApi
 
@@ -82,10 +84,10 @@ def commit(
 
 @contextmanager
 def one_line(what: str) -> Iterator[None]:
-    """Turn huggingface_hub's errors into one line each.
+    """Replace huggingface_hub's errors by errors with a message of one line.
 
-    :param what: the repository
-    :raises HubError: in their place
+    :param what: name of the repository, for the message
+    :raises HubError: if the body of the context raises an error of huggingface_hub or an OSError
     """
     from httpx2 import HTTPError
     from huggingface_hub.errors import HFValidationError
@@ -101,6 +103,7 @@ def one_line(what: str) -> Iterator[None]:
 
 
 def _reason(error: Exception) -> str:
+    """Describe the cause of an error of huggingface_hub in a few words."""
     from huggingface_hub import constants
     from huggingface_hub.errors import (
         GatedRepoError,
@@ -129,7 +132,7 @@ def _reason(error: Exception) -> str:
 
 
 def _check_files(repo_id: str, revision: str | None, token: str | bool | None) -> None:
-    """Ask for the sizes before anything is fetched."""
+    """Check, before anything is downloaded, that the files exist and are not too large."""
     from huggingface_hub import HfApi
 
     about = HfApi(token=token).model_info(repo_id, revision=revision, files_metadata=True)

@@ -1,4 +1,4 @@
-"""``save_checkpoint``, ``load_checkpoint``, ``from_pretrained`` and ``push_to_hub``, for every algorithm."""
+"""Mixin that gives an algorithm ``save_checkpoint``, ``load_checkpoint``, ``from_pretrained`` and ``push_to_hub``."""
 
 import inspect
 from collections import deque
@@ -21,7 +21,7 @@ from sb3_maesn.common.checkpoint.plain_settings import (
     encode_policy_kwargs,
     encode_value,
 )
-from sb3_maesn.common.checkpoint.plain_spaces import count, decode_space, encode_space
+from sb3_maesn.common.checkpoint.plain_spaces import checked_int, decode_space, encode_space
 from sb3_maesn.common.checkpoint.pretrained import find_pretrained
 from sb3_maesn.common.checkpoint.tensor_file import StoredTensor, to_tensor
 from sb3_maesn.common.constructors import constructor_parameters
@@ -33,8 +33,8 @@ else:
 
 SelfCheckpoints = TypeVar("SelfCheckpoints", bound="CheckpointMixin")
 
-#: Constructor arguments that belong to the place where a model runs, or have their own place in the file.
-NOT_KEPT = (
+#: Constructor arguments that ``hyperparameters`` excludes: they depend on the machine or are stored elsewhere.
+EXCLUDED_ARGUMENTS = (
     "policy_kwargs",
     "tensorboard_log",
     "verbose",
@@ -44,25 +44,25 @@ NOT_KEPT = (
     "rollout_buffer_kwargs",
     "_init_setup_model",
 )
-#: Constructor arguments that SB3 keeps under another name.
-OTHER_NAMES = {"stats_window_size": "_stats_window_size"}
-EPISODE_KEYS = ("r", "l", "t")  # of SB3's record of the last episodes
+#: Attributes that SB3 names differently from the constructor's arguments.
+ATTRIBUTE_NAMES = {"stats_window_size": "_stats_window_size"}
+EPISODE_KEYS = ("r", "l", "t")  # return, length and time in SB3's records of episodes
 MAX_TASKS = 2**20
-MAX_BUFFER = 2**28  # numbers in a rollout's observations
-MAX_EXTRA = 2**25  # numbers that a model may hold which its file does not
+MAX_BUFFER = 2**28  # numbers in the observations of a rollout
+MAX_EXTRA = 2**25  # numbers outside the policy that a model may allocate whatever the size of its file
 
 
 class CheckpointMixin(Base):
-    """Checkpoints that hold numbers and settings and nothing that could run.
+    """Mixin for checkpoints that hold numbers and settings only, and no code.
 
-    What is state is what SB3's ``save`` takes it to be: the tensors of ``_get_torch_save_params``, the constructor's
-    arguments, and the attributes of ``checkpoint_progress``; further state of an algorithm goes by ``_read_findings``
-    and, if only training needs it, by ``_read_records``.
+    A checkpoint holds the tensors that SB3's ``_get_torch_save_params`` lists, the constructor's arguments, and the
+    attributes listed in ``checkpoint_progress``. An algorithm adds further state with ``_read_inference_arrays`` and,
+    if only training needs it, with ``_read_training_arrays``.
 
-    Place it before SB3's class among the bases.
+    The mixin must come before SB3's class among the base classes.
     """
 
-    #: Attributes of a run that are single numbers or None, where a model has them.
+    #: Attributes with a single integer or None; those that a model lacks are left out.
     checkpoint_progress: ClassVar[tuple[str, ...]] = (
         "seed",
         "num_timesteps",
@@ -74,19 +74,25 @@ class CheckpointMixin(Base):
         "n_envs",
         "entropy",
     )
-    #: Id of the built-in task family that the model was trained on, None for another environment.
+    #: Environment id of the built-in task family that the model was trained on, None for other environments.
     env_id: str | None = None
 
-    def _needless_tensors(self) -> frozenset[str]:
-        """Tensors, as ``holder/name``, that neither act nor adapt and that training does without as well."""
+    def _non_inference_tensors(self) -> frozenset[str]:
+        """List what neither acting nor adapting uses, apart from optimisers.
+
+        :return: names of tensors (``module/name``) and of whole modules
+        """
         return frozenset()
 
     def _extra_elements(self) -> int:
-        """Numbers that setting up the model allocates beside its policy and its rollouts."""
+        """Count the numbers that building the model allocates apart from policy, rollouts and latents of the tasks."""
         return 0
 
-    def _read_records(self) -> dict[str, th.Tensor]:
-        """State of no fixed length, by name, the length being the first dimension; here SB3's last episodes."""
+    def _read_training_arrays(self) -> dict[str, th.Tensor]:
+        """Read state that only training needs and whose length varies; here SB3's record of the last episodes.
+
+        :return: arrays by name; the first dimension is the variable length
+        """
         if self.ep_info_buffer is None or self.ep_success_buffer is None:
             return {}
         rows = [[float(episode[key]) for key in EPISODE_KEYS] for episode in self.ep_info_buffer]
@@ -95,46 +101,51 @@ class CheckpointMixin(Base):
             "episodes/success": th.tensor([float(success) for success in self.ep_success_buffer], dtype=th.float64),
         }
 
-    def _empty_records(self) -> dict[str, th.Tensor]:
-        """What :meth:`_read_records` may return, with length 0, for the types and the other dimensions."""
+    def _empty_training_arrays(self) -> dict[str, th.Tensor]:
+        """Make arrays of length 0 with the names, types and other dimensions of :meth:`_read_training_arrays`."""
         info = th.empty(0, len(EPISODE_KEYS), dtype=th.float64)
         return {"episodes/info": info, "episodes/success": th.empty(0, dtype=th.float64)}
 
-    def _write_records(self, records: Mapping[str, th.Tensor]) -> None:
-        """Restore what :meth:`_read_records` returned.
+    def _write_training_arrays(self, arrays: Mapping[str, th.Tensor]) -> None:
+        """Restore state that only training needs.
 
-        :param records: all of them or none
+        :param arrays: arrays with all names of :meth:`_empty_training_arrays`
         """
-        rows = records["episodes/info"].tolist()
+        rows = arrays["episodes/info"].tolist()
         episodes = [{"r": episode_return, "l": round(length), "t": time} for episode_return, length, time in rows]
         self.ep_info_buffer = deque(episodes, maxlen=self._stats_window_size)
-        self.ep_success_buffer = deque(records["episodes/success"].tolist(), maxlen=self._stats_window_size)
+        self.ep_success_buffer = deque(arrays["episodes/success"].tolist(), maxlen=self._stats_window_size)
 
-    def _read_findings(self) -> dict[str, th.Tensor]:
-        """What else acts or adapts, of no fixed length as records are; empty where there is nothing of the kind."""
+    def _read_inference_arrays(self) -> dict[str, th.Tensor]:
+        """Read state that acting or adapting needs and whose length varies; empty if there is none.
+
+        :return: arrays by name; the first dimension is the variable length
+        """
         return {}
 
-    def _empty_findings(self) -> dict[str, th.Tensor]:
-        """What :meth:`_read_findings` may return, with length 0, for the types and the other dimensions."""
+    def _empty_inference_arrays(self) -> dict[str, th.Tensor]:
+        """Make arrays of length 0 with the names, types and other dimensions of :meth:`_read_inference_arrays`."""
         return {}
 
-    def _write_findings(self, findings: Mapping[str, th.Tensor]) -> None:
-        """Restore what :meth:`_read_findings` returned.
+    def _write_inference_arrays(self, arrays: Mapping[str, th.Tensor]) -> None:
+        """Restore state that acting or adapting needs.
 
-        :param findings: all of them
+        :param arrays: arrays with all names of :meth:`_empty_inference_arrays`
         """
 
     def save_checkpoint(self, path: str | Path, contents: str = "training") -> None:
-        """Write a checkpoint from which :meth:`load_checkpoint` makes the model again, and goes on bit for bit.
+        """Write a checkpoint that :meth:`load_checkpoint` restores.
 
-        :param path: a zip file if it ends in ``.zip``, else a folder, for ``model.safetensors`` and ``config.json``
-        :param contents: ``"training"`` for everything, ``"agent"`` for what acts and adapts: no optimiser, no critic
-            that nothing uses, no statistics of the last episodes
-        :raises ValueError: if a setting has no plain form (a policy class of your own, a schedule that is a function),
-            or a weight is not finite
+        A ``"training"`` checkpoint continues bit for bit like the model itself.
+
+        :param path: path of a zip file if it ends in ``.zip``, else of a folder, which gets the files
+            ``model.safetensors`` and ``config.json``
+        :param contents: kind of checkpoint: ``"training"`` for everything, ``"agent"`` for what acting and adapting
+            need, without optimisers, an unused critic and the statistics of the last episodes
+        :raises ValueError: if a setting has no plain form (a custom policy class, a schedule that is a function), a
+            weight is not finite, or ``contents`` is unknown
         """
-        without = self._left_out(contents)
-        tensors, groups = read_state(self, without)
+        tensors, groups = read_state(self, self._excluded_tensors(contents))
         config = CheckpointConfig(
             algorithm=type(self).__name__,
             policy=self._policy_alias(),
@@ -143,12 +154,12 @@ class CheckpointMixin(Base):
             observation_space=encode_space(self.observation_space),
             action_space=encode_space(self.action_space),
             task_family={} if self.env_id is None else {"id": self.env_id, "sparse": "Sparse" in self.env_id},
-            progress={name: _plain_number(self, name) for name in self.checkpoint_progress if hasattr(self, name)},
+            progress={name: _plain_int(self, name) for name in self.checkpoint_progress if hasattr(self, name)},
             optimizers=groups,
             contents=contents,
         )
-        records = self._read_records() if contents == "training" else {}
-        write_checkpoint(Path(path), config, tensors | self._read_findings() | records)
+        training_arrays = self._read_training_arrays() if contents == "training" else {}
+        write_checkpoint(Path(path), config, tensors | self._read_inference_arrays() | training_arrays)
 
     @classmethod
     def load_checkpoint(
@@ -158,14 +169,15 @@ class CheckpointMixin(Base):
         device: th.device | str = "cpu",
         **kwargs: Any,
     ) -> SelfCheckpoints:
-        """Load a checkpoint. Nothing in it is run, and no name in it is imported.
+        """Load a checkpoint without running or importing anything that it names.
 
-        :param path: folder or zip file of :meth:`save_checkpoint`, with or without ``.zip``
-        :param env: environment to go on training with; none is needed to predict or to adapt elsewhere
+        :param path: path of a folder or zip file written by :meth:`save_checkpoint`, with or without ``.zip``
+        :param env: environment to continue training in; not needed to predict or to adapt in another one
         :param device: torch device
-        :param kwargs: arguments to change, as in SB3's ``load``
-        :raises CheckpointError: a ValueError that says what is wrong with the file
-        :raises ValueError: if the environment does not fit
+        :param kwargs: constructor arguments that replace those in the checkpoint
+        :return: the model
+        :raises CheckpointError: a ValueError that says what is wrong with the checkpoint
+        :raises ValueError: if an argument cannot be changed, or the environment is unsuitable
         """
         model = cls.from_checkpoint(read_checkpoint(path), device, **kwargs)
         if env is not None:
@@ -176,30 +188,25 @@ class CheckpointMixin(Base):
     def from_checkpoint(
         cls: type[SelfCheckpoints], checkpoint: Checkpoint, device: th.device | str = "cpu", **kwargs: Any
     ) -> SelfCheckpoints:
-        """Make the model that a checkpoint describes.
+        """Build the model that a checkpoint describes.
 
-        :param checkpoint: as read; nothing in it is trusted
+        :param checkpoint: checkpoint as read from its files; its values are checked here
         :param device: torch device
-        :param kwargs: arguments to change
-        :raises CheckpointError: if anything in it is not what :meth:`save_checkpoint` writes
-        :raises ValueError: for an argument that cannot be changed
+        :param kwargs: constructor arguments that replace those in the checkpoint
+        :return: the model, without an environment
+        :raises CheckpointError: if the checkpoint holds anything that :meth:`save_checkpoint` would not write
+        :raises ValueError: if an argument cannot be changed
         """
-        config, fixed_arguments = checkpoint.config, set(kwargs) & {"policy", "env", *NOT_KEPT}
+        config, fixed_arguments = checkpoint.config, set(kwargs) & {"policy", "env", *EXCLUDED_ARGUMENTS}
         if fixed_arguments:
             raise ValueError(f"cannot change {', '.join(sorted(fixed_arguments))} of a checkpoint")
         if config.algorithm != cls.__name__:
             raise CheckpointError(f"expected a model of {cls.__name__}, got one of {shown(config.algorithm)}")
-        with _refused():
-            model = cls._unset_model(config, device, kwargs)
-            model._take_progress(config, count_elements(checkpoint.tensors))
+        with _as_checkpoint_errors():
+            model = cls._construct_unbuilt(config, device, kwargs)
+            model._restore_spaces_and_counters(config, count_elements(checkpoint.tensors))
             model._setup_model()
-            records, findings = model._empty_records(), model._empty_findings()
-            tensors = checkpoint.tensors
-            fixed = {name: stored for name, stored in tensors.items() if name not in records | findings}
-            write_state(model, fixed, config.optimizers, model._left_out(config.contents))
-            for empty, write in ((records, model._write_records), (findings, model._write_findings)):
-                if any(name in tensors for name in empty):
-                    write({name: _record(name, tensors, like) for name, like in empty.items()})
+            model._restore_tensors(checkpoint)
         return model
 
     @classmethod
@@ -212,17 +219,20 @@ class CheckpointMixin(Base):
         cache_dir: str | Path | None = None,
         local_files_only: bool = False,
     ) -> SelfCheckpoints:
-        """Load a model that comes with the package, a checkpoint, or one from the Hugging Face Hub. No code in it runs.
+        """Load a model shipped with the package, a checkpoint, or a model from the Hugging Face Hub.
 
-        :param name: one of ``sb3_maesn.list_pretrained()``, which needs no network; a path; or a repository of the Hub,
-            ``"org/maesn-WheeledGoal-v0"``
-        :param env: environment to go on training with; none is needed to predict or to adapt elsewhere
-        :param revision: branch, tag or commit of the repository
-        :param token: as in ``huggingface_hub``: the stored one where None
-        :param cache_dir: likewise
-        :param local_files_only: likewise
-        :raises ValueError: for an unknown name, a damaged file, another algorithm's file
-        :raises HubError: an OSError, if the Hub cannot be reached or refuses
+        No code in the model's files runs.
+
+        :param name: one of ``sb3_maesn.list_pretrained()``, which needs no network; a path; or a repository on the Hub
+            such as ``"org/maesn-WheeledGoal-v0"``
+        :param env: environment to continue training in; not needed to predict or to adapt in another one
+        :param revision: branch, tag or commit of the repository, None for its main branch
+        :param token: access token of the Hub; None for the one that huggingface_hub has stored
+        :param cache_dir: folder of the download cache, None for huggingface_hub's own
+        :param local_files_only: whether to use the download cache only, without network access
+        :return: the model
+        :raises ValueError: if the name is unknown, or the checkpoint is damaged or of another algorithm
+        :raises HubError: an OSError, if the Hub cannot be reached or refuses access
         """
         where = find_pretrained(name, revision, token, cache_dir, local_files_only)
         try:
@@ -231,17 +241,17 @@ class CheckpointMixin(Base):
             raise CheckpointError(f"{name}: {error}") from None
 
     def push_to_hub(self, repo_id: str, **kwargs: Any) -> str:
-        """Publish this model on the Hugging Face Hub, in one commit.
+        """Publish this model on the Hugging Face Hub in one commit.
 
-        :param repo_id: ``"org/maesn-WheeledGoal-v0"``
-        :param kwargs: see :func:`sb3_maesn.hub.push_to_hub`
-        :return: address of the commit
+        :param repo_id: name of the repository, such as ``"org/maesn-WheeledGoal-v0"``
+        :param kwargs: further arguments of :func:`sb3_maesn.hub.push_to_hub`
+        :return: URL of the commit
         """
-        from sb3_maesn.hub import push_to_hub  # which stands above the algorithms, as it evaluates and draws
+        from sb3_maesn.hub import push_to_hub  # imported here because hub.py itself imports the algorithms
 
         return push_to_hub(self, repo_id, **kwargs)
 
-    # What a file says
+    # Writing: the parts of the configuration
 
     def _policy_alias(self) -> str:
         for name, policy in self.policy_aliases.items():
@@ -252,43 +262,58 @@ class CheckpointMixin(Base):
 
     def _plain_hyperparameters(self) -> dict[str, Any]:
         names = self._hyperparameter_names()
-        return {name: encode_value(name, getattr(self, OTHER_NAMES.get(name, name))) for name in names}
+        return {name: encode_value(name, getattr(self, ATTRIBUTE_NAMES.get(name, name))) for name in names}
 
     @classmethod
     def _hyperparameter_names(cls) -> list[str]:
-        elsewhere = (*NOT_KEPT, *cls.checkpoint_progress)
+        elsewhere = (*EXCLUDED_ARGUMENTS, *cls.checkpoint_progress)
         return [name for name in constructor_parameters(cls) if name not in elsewhere]
 
-    def _left_out(self, contents: str) -> frozenset[str]:
+    def _excluded_tensors(self, contents: str) -> frozenset[str]:
+        """List what a checkpoint leaves out: names of tensors (``module/name``), whole modules and optimisers.
+
+        :param contents: kind of checkpoint, ``"training"`` or ``"agent"``
+        :raises ValueError: if it is another kind
+        """
         if contents == "training":
             return frozenset()
         if contents != "agent":
             raise ValueError(f"contents must be 'training' or 'agent', got {contents!r}")
         state_dicts, _ = self._get_torch_save_params()
-        return self._needless_tensors() | {name for name in state_dicts if name.endswith("optimizer")}
+        return self._non_inference_tensors() | {name for name in state_dicts if name.endswith("optimizer")}
 
-    def lacking_to_train(self, contents: str) -> list[str]:
-        """What a checkpoint lacks of what training uses, so that it has to begin anew: optimisers, further models.
+    def parts_to_reinitialise(self, contents: str) -> list[str]:
+        """List the parts that training uses but a checkpoint lacks, so that training has to start them afresh.
 
-        :param contents: of the checkpoint
+        :param contents: kind of checkpoint, ``"training"`` or ``"agent"``
+        :return: names of optimisers and modules
         """
-        return sorted(name for name in self._left_out(contents) if "/" not in name)  # whole holders
+        return sorted(name for name in self._excluded_tensors(contents) if "/" not in name)  # no single tensors
+
+    # Reading: checked values become a model
 
     @classmethod
-    def _unset_model(
+    def _construct_unbuilt(
         cls: type[SelfCheckpoints], config: CheckpointConfig, device: th.device | str, changes: Mapping[str, Any]
     ) -> SelfCheckpoints:
-        """The model without networks, of settings that have been checked."""
+        """Construct a model without networks from the settings of a checkpoint.
+
+        :param config: configuration from the file; the settings are checked here
+        :param device: torch device
+        :param changes: constructor arguments that replace those in the file
+        :return: the model, whose ``_setup_model`` has not been called
+        :raises CheckpointError: if a setting is unknown or invalid
+        """
         defaults = _constructor_defaults(cls)
         unknown = set(config.hyperparameters) - set(defaults)
-        if unknown:  # one that is missing is newer than the file, and takes its default
+        if unknown:  # a missing one is newer than the file and takes its default
             raise CheckpointError(f"expected the hyperparameters of {cls.__name__}, not known {shown(sorted(unknown))}")
         settings = {name: decode_value(name, v, defaults[name]) for name, v in config.hyperparameters.items()}
         if config.policy not in cls.policy_aliases:
             raise CheckpointError(
                 f"expected one of the policies {', '.join(cls.policy_aliases)}, got {shown(config.policy)}"
             )
-        seed = _number_or_none(config.progress.get("seed"), 2**32 - 1)
+        seed = _checked_int_or_none(config.progress.get("seed"), 2**32 - 1)
         construct: Any = cls
         model: SelfCheckpoints = construct(
             policy=config.policy,
@@ -301,8 +326,13 @@ class CheckpointMixin(Base):
         )
         return model
 
-    def _take_progress(self, config: CheckpointConfig, n_elements: int) -> None:
-        """Spaces and counters, bounded by what the file's tensors can fill."""
+    def _restore_spaces_and_counters(self, config: CheckpointConfig, n_elements: int) -> None:
+        """Restore spaces and counters, within bounds that keep the networks no larger than the file warrants.
+
+        :param config: configuration from the file
+        :param n_elements: count of the numbers in the file's tensors
+        :raises CheckpointError: if a value is invalid or out of bounds
+        """
         self.observation_space = decode_space(config.observation_space)
         self.action_space = decode_space(config.action_space)
         check_sizes(self.observation_space, self.action_space, self.policy_kwargs, n_elements)
@@ -310,22 +340,43 @@ class CheckpointMixin(Base):
         if unknown:
             raise CheckpointError(f"expected progress of {self.checkpoint_progress}, got {shown(sorted(unknown))}")
         for name, value in config.progress.items():
-            setattr(self, name, _number_or_none(value, 2**62))
+            setattr(self, name, _checked_int_or_none(value, 2**62))
         self.env_id = _family_id(config.task_family)
-        self._check_room(config.progress, n_elements)
+        self._check_memory_bounds(config.progress, n_elements)
 
-    def _check_room(self, progress: Mapping[str, Any], n_elements: int) -> None:
-        """Refuse numbers of tasks and steps that would fill the memory."""
-        n_tasks = count(progress.get("n_train_tasks", 0), 0, MAX_TASKS)
-        steps = count(progress.get("n_steps", 1), 0) * count(progress.get("n_envs", 1), 0)
+    def _check_memory_bounds(self, progress: Mapping[str, Any], n_elements: int) -> None:
+        """Check that the numbers of tasks and steps would not fill the memory.
+
+        :param progress: counters from the file
+        :param n_elements: count of the numbers in the file's tensors
+        :raises CheckpointError: if the model would be too large
+        """
+        n_tasks = checked_int(progress.get("n_train_tasks", 0), 0, MAX_TASKS)
+        steps = checked_int(progress.get("n_steps", 1), 0) * checked_int(progress.get("n_envs", 1), 0)
         size = int(np.prod(self.observation_space.shape or ()))
         extra = n_tasks * self.policy_kwargs.get("latent_dim", 2) + self._extra_elements()
         if steps * size > MAX_BUFFER or extra > max(n_elements, MAX_EXTRA):
             raise CheckpointError(f"expected a smaller model, got {n_tasks} tasks, {steps} steps and {extra} numbers")
 
+    def _restore_tensors(self, checkpoint: Checkpoint) -> None:
+        """Copy the tensors of a checkpoint into the model, whose networks have been built.
+
+        Arrays of variable length may be missing, but only all of a kind at once.
+
+        :param checkpoint: checkpoint as read from its files
+        :raises CheckpointError: if the tensors are not those of the model
+        """
+        tensors, config = checkpoint.tensors, checkpoint.config
+        training, inference = self._empty_training_arrays(), self._empty_inference_arrays()
+        fixed = {name: stored for name, stored in tensors.items() if name not in training | inference}
+        write_state(self, fixed, config.optimizers, self._excluded_tensors(config.contents))
+        for empty, write in ((training, self._write_training_arrays), (inference, self._write_inference_arrays)):
+            if any(name in tensors for name in empty):
+                write({name: _stored_array(name, tensors, like) for name, like in empty.items()})
+
 
 def _constructor_defaults(cls: type[CheckpointMixin]) -> dict[str, Any]:
-    """What the hyperparameters of a class are where nothing is said, for the types that they may have."""
+    """Collect the default values of a class's hyperparameters; their types are those that a file may use."""
     defaults: dict[str, Any] = {}
     for owner in reversed(cls.__mro__):
         if "__init__" in vars(owner):
@@ -335,8 +386,8 @@ def _constructor_defaults(cls: type[CheckpointMixin]) -> dict[str, Any]:
 
 
 @contextmanager
-def _refused() -> Iterator[None]:
-    """Whatever a file provokes in a constructor, in torch or in Gymnasium is the file's fault."""
+def _as_checkpoint_errors() -> Iterator[None]:
+    """Turn any error inside the context, such as torch raises for bad values of a file, into a CheckpointError."""
     try:
         yield
     except CheckpointError:
@@ -345,16 +396,17 @@ def _refused() -> Iterator[None]:
         raise CheckpointError(f"the checkpoint cannot be made into a model: {shown(str(error))}") from error
 
 
-def _plain_number(model: BaseAlgorithm, name: str) -> int | None:
+def _plain_int(model: BaseAlgorithm, name: str) -> int | None:
     value = getattr(model, name)
-    return None if value is None else int(value)  # which may be a NumPy integer
+    return None if value is None else int(value)  # NumPy integers too
 
 
-def _number_or_none(value: Any, most: int) -> int | None:
-    return None if value is None else count(value, -1, most)
+def _checked_int_or_none(value: Any, most: int) -> int | None:
+    return None if value is None else checked_int(value, -1, most)
 
 
 def _family_id(content: Mapping[str, Any]) -> str | None:
+    """Check the task family of a file and return its environment id, None for an empty mapping."""
     if not content:
         return None
     env_id, sparse = content.get("id"), content.get("sparse")
@@ -363,7 +415,8 @@ def _family_id(content: Mapping[str, Any]) -> str | None:
     return env_id
 
 
-def _record(name: str, tensors: Mapping[str, StoredTensor], like: th.Tensor) -> th.Tensor:
+def _stored_array(name: str, tensors: Mapping[str, StoredTensor], like: th.Tensor) -> th.Tensor:
+    """Read an array of any length whose type and other dimensions are those of ``like``."""
     if name not in tensors:
         raise CheckpointError(f"expected {name}, which is missing")
     stored = tensors[name]

@@ -1,4 +1,4 @@
-"""What training changes, as tensors by name: modules, optimisers and variables that SB3's ``save`` keeps too."""
+"""Conversion of a model's modules, optimisers and variables to and from tensors by name."""
 
 import math
 from collections.abc import Iterator, Mapping
@@ -16,9 +16,9 @@ from sb3_maesn.common.checkpoint.archive import CheckpointError, shown
 from sb3_maesn.common.checkpoint.plain_settings import decode_value, encode_value
 from sb3_maesn.common.checkpoint.tensor_file import StoredTensor, to_tensor
 
-#: Networks of so many weights (16 MB) may be built whatever the file holds; larger ones only if it holds their weights.
-HARMLESS = 2**22
-#: What torch's optimisers always keep of a parameter that they have changed, and what some settings add.
+#: Weights of a layer (16 MB) that are allowed whatever the file holds; larger ones only if it holds as many numbers.
+ALWAYS_ALLOWED_WEIGHTS = 2**22
+#: State that torch's optimisers always keep of a parameter that they have changed, and state that some settings add.
 SLOTS: dict[type[th.optim.Optimizer], tuple[set[str], set[str]]] = {
     th.optim.Adam: ({"step", "exp_avg", "exp_avg_sq"}, {"max_exp_avg_sq"}),
     th.optim.AdamW: ({"step", "exp_avg", "exp_avg_sq"}, {"max_exp_avg_sq"}),
@@ -32,10 +32,13 @@ OptimizerGroups = dict[str, list[dict[str, Any]]]
 def read_state(
     model: BaseAlgorithm, without: frozenset[str] = frozenset()
 ) -> tuple[dict[str, th.Tensor], OptimizerGroups]:
-    """A model's tensors by ``holder/name``, and the settings of its optimisers.
+    """Read the tensors of a model and the settings of its optimisers.
 
-    :param model: the model
-    :param without: tensors, and holders, to leave out
+    The holders of tensors are the modules, optimisers and variables that SB3's ``save`` keeps.
+
+    :param model: model to read
+    :param without: names of tensors (``holder/name``) and of whole holders to leave out
+    :return: tensors by ``holder/name``, and settings of the parameter groups by optimiser
     """
     tensors: dict[str, th.Tensor] = {}
     groups: OptimizerGroups = {}
@@ -47,7 +50,7 @@ def read_state(
             tensors |= {f"{name}/{key}": value for key, value in slots.items()}
         else:
             own = holder.state_dict() if isinstance(holder, nn.Module) else {"value": holder}
-            # a module's extra state is no tensor; an algorithm that has any keeps it as records
+            # a module's extra state is not a tensor: algorithms store it through _read_training_arrays
             tensors |= {f"{name}/{key}": value for key, value in own.items() if isinstance(value, th.Tensor)}
     return {name: value for name, value in tensors.items() if name not in without}, groups
 
@@ -55,13 +58,13 @@ def read_state(
 def write_state(
     model: BaseAlgorithm, tensors: Mapping[str, StoredTensor], groups: Any, without: frozenset[str] = frozenset()
 ) -> None:
-    """Put what :func:`read_state` returned into a model.
+    """Write tensors and optimiser settings, as returned by :func:`read_state`, into a model.
 
-    :param model: a new model of the same settings
-    :param tensors: from a file, all of them of this model
-    :param groups: settings of the optimisers
-    :param without: tensors, and holders, that were left out
-    :raises CheckpointError: if a tensor is missing, not known, or of another shape or type
+    :param model: newly built model with the same settings
+    :param tensors: tensors from a file by ``holder/name``
+    :param groups: settings of the parameter groups by optimiser, from a file and unchecked
+    :param without: names of tensors and of whole holders that were left out of the file
+    :raises CheckpointError: if a tensor or a setting is missing, unknown, or of the wrong shape or type
     """
     expected, own_groups = read_state(model, without)
     optimizers = tuple(f"{name}/" for name in own_groups)
@@ -79,29 +82,29 @@ def write_state(
         own = {key: value for key, value in expected.items() if key.startswith(f"{name}/")}
         read = {key: to_tensor(key, tensors[key], value.dtype, tuple(value.shape)) for key, value in own.items()}
         with th.no_grad():
-            for key, value in own.items():  # a state dict's tensors share their memory with the module
+            for key, value in own.items():  # tensors of a state dict share their memory with the module
                 value.copy_(read[key])
 
 
 def check_sizes(
     observation_space: spaces.Space, action_space: spaces.Space, policy_kwargs: Mapping[str, Any], n_elements: int
 ) -> None:
-    """Refuse to build networks that are much larger than the file that is to fill them.
+    """Check, before networks are built, that they would not be much larger than the file that has their weights.
 
-    :param observation_space: from the file
-    :param action_space: from the file
-    :param policy_kwargs: from the file, decoded
-    :param n_elements: numbers that the file's tensors hold
-    :raises CheckpointError: naming the sizes
+    :param observation_space: observation space from the file
+    :param action_space: action space from the file
+    :param policy_kwargs: decoded arguments of the policy from the file
+    :param n_elements: count of the numbers in the file's tensors
+    :raises CheckpointError: if a network would be too large
     """
-    allowed = max(n_elements, HARMLESS)
+    allowed = max(n_elements, ALWAYS_ALLOWED_WEIGHTS)
     n_in = get_flattened_obs_dim(observation_space) + policy_kwargs.get("latent_dim", 0)
     n_out = get_flattened_obs_dim(action_space)
     arch = policy_kwargs.get("net_arch")
     hidden = arch.values() if isinstance(arch, Mapping) else [arch or []]
     layers = [[n_in, *widths, n_out] for widths in hidden]
     sizes = [value for name, value in policy_kwargs.items() if name.endswith(("_size", "_dim"))]
-    recurrent = [[n_in, 4 * size, size] for size in sizes]  # the gates of a recurrent layer
+    recurrent = [[n_in, 4 * size, size] for size in sizes]  # an LSTM layer has four gates
     for widths in (*layers, *recurrent):
         needed = sum(a * b for a, b in pairwise(widths))
         if needed > allowed:
@@ -109,14 +112,16 @@ def check_sizes(
 
 
 def count_elements(tensors: Mapping[str, StoredTensor]) -> int:
-    """Numbers that tensors hold.
+    """Count the numbers in all tensors of a file.
 
-    :param tensors: from a file
+    :param tensors: tensors by name
+    :return: total number of elements
     """
     return sum(math.prod(stored.shape) for stored in tensors.values())
 
 
 def _holders(model: BaseAlgorithm, without: frozenset[str]) -> Iterator[tuple[str, Any]]:
+    """Iterate over the modules, optimisers and variables that SB3's ``save`` keeps, with their names."""
     state_dicts, variables = model._get_torch_save_params()
     for name in (*state_dicts, *variables):
         if name not in without:
@@ -138,18 +143,20 @@ def _write_optimizer(
         if not isinstance(read, Mapping) or set(read) != set(group) - {"params"}:
             raise CheckpointError(f"expected a group of the optimiser {name}, got {shown(read)}")
         group |= {key: _decode_option(key, value, group[key]) for key, value in read.items()}
-    state["state"] = _read_slots(name, optimizer, tensors)
+    state["state"] = _decode_slots(name, optimizer, tensors)
     optimizer.load_state_dict(state)
 
 
 def _decode_option(name: str, content: Any, default: Any) -> Any:
+    """Decode an optimiser's setting; where the default is an integer, a float is accepted too."""
     value = decode_value(name, content, float(default) if type(default) is int else default)
     return tuple(value) if isinstance(value, list) else value
 
 
-def _read_slots(
+def _decode_slots(
     name: str, optimizer: th.optim.Optimizer, tensors: Mapping[str, StoredTensor]
 ) -> dict[int, dict[str, th.Tensor]]:
+    """Decode the state that an optimiser keeps for each of its parameters, by the parameter's index."""
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     indices = {str(i): i for i in range(len(parameters))}
     always, sometimes = SLOTS[type(optimizer)]

@@ -1,4 +1,4 @@
-"""JSON from a stranger: plain values only, and no number or nesting that costs more than its bytes."""
+"""JSON from untrusted files: plain values, with limits on the length of numbers and on the depth of nesting."""
 
 import json
 import math
@@ -7,15 +7,16 @@ from typing import Any
 
 from sb3_maesn.common.checkpoint.archive import CheckpointError, shown
 
-MAX_DIGITS = 40  # of a number; a float64 needs 24
+MAX_DIGITS = 40  # characters of a number; a float64 needs 24
 MAX_DEPTH = 8
 
 
 def dump_json(content: Mapping[str, Any]) -> bytes:
-    """Write a mapping.
+    """Encode a mapping as JSON; floats keep every bit.
 
-    :param content: plain values; floats are finite and keep every bit
-    :raises ValueError: for anything else
+    :param content: plain values by name
+    :return: UTF-8 bytes
+    :raises ValueError: if a value is not plain, or a float is not finite
     """
     try:
         return (json.dumps(content, indent=1, allow_nan=False) + "\n").encode()
@@ -24,19 +25,21 @@ def dump_json(content: Mapping[str, Any]) -> bytes:
 
 
 def parse_json(data: bytes, name: str) -> dict[str, Any]:
-    """Read a mapping.
+    """Decode a mapping from JSON.
 
-    :param data: UTF-8
-    :param name: of the file, for the message
-    :raises CheckpointError: if it is no JSON mapping, a key comes twice, or a number is not finite
+    :param data: UTF-8 bytes
+    :param name: name of the file, for the message
+    :return: plain values by name
+    :raises CheckpointError: if the data are no JSON mapping, a key occurs twice, a number is not finite or too long, or
+        the nesting is too deep
     """
     try:
         content = json.loads(
             data.decode("utf-8"),
-            object_pairs_hook=_mapping,
-            parse_int=_integer,
-            parse_float=_number,
-            parse_constant=_constant,
+            object_pairs_hook=_mapping_of_unique_keys,
+            parse_int=_parse_int,
+            parse_float=_parse_float,
+            parse_constant=_refuse_constant,
         )
     except CheckpointError as error:
         raise CheckpointError(f"{name}: {error}") from None
@@ -55,25 +58,26 @@ def _check_depth(value: Any, name: str, levels: int) -> None:
         _check_depth(part, name, levels - 1)
 
 
-def _mapping(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _mapping_of_unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) < len(pairs):
         raise CheckpointError(f"expected every key once, got {shown([key for key, _ in pairs])}")
     return found
 
 
-def _integer(text: str) -> int:
+def _parse_int(text: str) -> int:
     if len(text) > MAX_DIGITS:
         raise CheckpointError(f"expected numbers of at most {MAX_DIGITS} digits, got {shown(text)}")
     return int(text)
 
 
-def _number(text: str) -> float:
+def _parse_float(text: str) -> float:
     value = float(text) if len(text) <= MAX_DIGITS else math.inf
     if not math.isfinite(value):
         raise CheckpointError(f"expected a finite number of at most {MAX_DIGITS} digits, got {shown(text)}")
     return value
 
 
-def _constant(text: str) -> float:
+def _refuse_constant(text: str) -> float:
+    """Refuse NaN and Infinity, which Python's parser would accept."""
     raise CheckpointError(f"expected a finite number, got {text}")

@@ -1,4 +1,4 @@
-"""Hyperparameters and policy arguments as plain values; classes go by names of this package's own tables."""
+"""Conversion of hyperparameters and policy arguments to and from plain values; only listed classes are allowed."""
 
 import math
 from collections.abc import Mapping
@@ -11,7 +11,7 @@ from stable_baselines3.common.utils import ConstantSchedule, FloatSchedule, Line
 from torch import nn
 
 from sb3_maesn.common.checkpoint.archive import CheckpointError, shown
-from sb3_maesn.common.checkpoint.plain_spaces import count
+from sb3_maesn.common.checkpoint.plain_spaces import checked_int
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {
     "relu": nn.ReLU,
@@ -27,13 +27,13 @@ OPTIMIZERS: dict[str, type[th.optim.Optimizer]] = {
     "sgd": th.optim.SGD,
 }
 EXTRACTORS: dict[str, type[nn.Module]] = {"flatten": FlattenExtractor}
-#: Policy arguments that are classes -> the names by which a file may speak of them.
+#: Policy arguments that are classes, with the classes that a file may name.
 CLASSES: dict[str, Mapping[str, type]] = {
     "activation_fn": ACTIVATIONS,
     "optimizer_class": OPTIMIZERS,
     "features_extractor_class": EXTRACTORS,
 }
-#: Policy arguments that are plain values. model_state.check_sizes bounds sizes by the weights that a file holds.
+#: Policy arguments that are bools.
 SWITCHES = (
     "glorot_init",
     "ortho_init",
@@ -45,6 +45,7 @@ SWITCHES = (
     "shared_lstm",
     "enable_critic_lstm",
 )
+#: Policy arguments that are sizes; ``model_state.check_sizes`` limits them by the number of weights in the file.
 SIZES = ("latent_dim", "hidden_size", "lstm_hidden_size", "n_lstm_layers", "n_layers", "features_dim")
 OPTIMIZER_KWARGS = ("betas", "eps", "weight_decay", "amsgrad", "momentum", "alpha", "centered", "nesterov")
 MAX_WIDTH, MAX_LAYERS = 2**16, 16
@@ -53,11 +54,12 @@ MAX_TEXT = 200
 
 
 def encode_value(name: str, value: Any) -> Any:
-    """A hyperparameter as a plain value.
+    """Encode a hyperparameter as a plain value.
 
-    :param name: for the message
-    :param value: number, switch, text, None, a list of these, or one of SB3's schedules
-    :raises ValueError: for anything else, such as a schedule that is a function
+    :param name: name of the hyperparameter, for the message
+    :param value: number, bool, string, None, list of these, or constant or linear schedule of SB3
+    :return: plain value
+    :raises ValueError: if the value is anything else, such as a schedule that is a function
     """
     if isinstance(value, FloatSchedule):
         return encode_value(name, value.value_schedule)
@@ -69,18 +71,19 @@ def encode_value(name: str, value: Any) -> Any:
         return [encode_value(name, part) for part in value]
     if value is None or isinstance(value, bool | str):
         return value
-    if isinstance(value, Real):  # NumPy's numbers too
+    if isinstance(value, Real):  # NumPy's numbers included
         return int(value) if isinstance(value, Integral) else float(value)
     raise ValueError(f"expected a plain value or a linear schedule for {name}, got {value!r}: `save` keeps that")
 
 
 def decode_value(name: str, content: Any, default: Any) -> Any:
-    """The hyperparameter of :func:`encode_value`.
+    """Decode a hyperparameter that :func:`encode_value` encoded.
 
-    :param name: for the message
-    :param content: from a file
-    :param default: the constructor's, whose type it has to have; None fits any type
-    :raises CheckpointError: if it is of another type, or out of all bounds
+    :param name: name of the hyperparameter, for the message
+    :param content: plain value from a file
+    :param default: default value in the constructor, whose type is required; None if any type fits
+    :return: hyperparameter
+    :raises CheckpointError: if the value has another type, or is too large or too long
     """
     if isinstance(content, dict):
         return _linear_schedule(name, content)
@@ -112,10 +115,11 @@ def _is_number(value: Any) -> bool:
 
 
 def encode_policy_kwargs(policy_kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    """Arguments of a policy as plain values.
+    """Encode the arguments of a policy as plain values.
 
-    :param policy_kwargs: as passed to an algorithm
-    :raises ValueError: for an argument that is not on the list
+    :param policy_kwargs: keyword arguments of the policy
+    :return: plain values by argument name
+    :raises ValueError: if an argument or its value is not allowed in a checkpoint
     """
     encoded: dict[str, Any] = {}
     for name, value in policy_kwargs.items():
@@ -128,15 +132,16 @@ def encode_policy_kwargs(policy_kwargs: Mapping[str, Any]) -> dict[str, Any]:
             encoded[name] = by_class[value]
         else:
             encoded[name] = value
-    decode_policy_kwargs(encoded)  # what could not be read is not written
+    decode_policy_kwargs(encoded)  # refuse to write what could not be read back
     return encoded
 
 
 def decode_policy_kwargs(content: Any) -> dict[str, Any]:
-    """The arguments of :func:`encode_policy_kwargs`.
+    """Decode the arguments of a policy that :func:`encode_policy_kwargs` encoded.
 
-    :param content: from a file
-    :raises CheckpointError: for an argument that is not on the list, or a value that it cannot have
+    :param content: plain value from a file
+    :return: keyword arguments of the policy
+    :raises CheckpointError: if an argument or its value is not allowed
     """
     if not isinstance(content, Mapping):
         raise CheckpointError(f"expected a mapping of policy arguments, got {shown(content)}")
@@ -148,7 +153,7 @@ def _policy_argument(name: str, value: Any) -> Any:
         if name in CLASSES:
             return CLASSES[name][value]
         if name in SIZES:
-            return count(value, 0, MAX_WIDTH)
+            return checked_int(value, 0, MAX_WIDTH)
         if name == "net_arch":
             return None if value is None else _net_arch(value)
         if name == "optimizer_kwargs" and set(value) <= set(OPTIMIZER_KWARGS):
@@ -172,4 +177,4 @@ def _net_arch(value: Any) -> list[int] | dict[str, list[int]]:
 def _widths(value: Any) -> list[int]:
     if not isinstance(value, list | tuple) or len(value) > MAX_LAYERS:
         raise ValueError(f"expected a list of at most {MAX_LAYERS} widths")
-    return [count(width, 1, MAX_WIDTH) for width in value]
+    return [checked_int(width, 1, MAX_WIDTH) for width in value]

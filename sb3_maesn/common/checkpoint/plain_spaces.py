@@ -1,4 +1,4 @@
-"""Spaces as plain values: what JSON can hold, exactly, and no class but Gymnasium's own few."""
+"""Exact conversion of Gymnasium's basic spaces to and from plain values that JSON can hold."""
 
 import math
 from collections.abc import Mapping
@@ -10,15 +10,16 @@ from gymnasium import spaces
 from sb3_maesn.common.checkpoint.archive import CheckpointError, shown
 
 DTYPES = ("float32", "float64", "uint8", "int8", "int16", "int32", "int64")
-MAX_ELEMENTS = 2**20  # of an observation or an action
+MAX_ELEMENTS = 2**20  # numbers in an observation or an action
 INFINITIES = {"inf": math.inf, "-inf": -math.inf}
 
 
 def encode_space(space: spaces.Space) -> dict[str, Any]:
-    """A space as plain values.
+    """Encode a space as plain values.
 
-    :param space: Box, Discrete, MultiDiscrete or MultiBinary
-    :raises ValueError: for another
+    :param space: Box, Discrete, MultiDiscrete or MultiBinary space
+    :return: plain values by field name
+    :raises ValueError: if it is another space
     """
     if isinstance(space, spaces.Box) and str(space.dtype) in DTYPES:
         bounds = {"low": _encode_bound(space.low), "high": _encode_bound(space.high)}
@@ -33,12 +34,18 @@ def encode_space(space: spaces.Space) -> dict[str, Any]:
 
 
 def decode_space(content: Any) -> spaces.Space:
-    """The space of :func:`encode_space`.
+    """Decode a space that :func:`encode_space` encoded.
 
-    :param content: plain values
-    :raises CheckpointError: if they are not those of a space
+    :param content: plain value from a file
+    :return: space
+    :raises CheckpointError: if the value does not describe a space
     """
-    readers = {"Box": (_box, 4), "Discrete": (_discrete, 2), "MultiDiscrete": (_nvec, 1), "MultiBinary": (_binary, 1)}
+    readers = {
+        "Box": (_decode_box, 4),
+        "Discrete": (_decode_discrete, 2),
+        "MultiDiscrete": (_decode_multi_discrete, 1),
+        "MultiBinary": (_decode_multi_binary, 1),
+    }
     kind = content.get("type") if isinstance(content, Mapping) else None
     if not isinstance(kind, str) or kind not in readers:
         raise CheckpointError(f"expected a space, one of {', '.join(readers)}, got {shown(content)}")
@@ -51,13 +58,14 @@ def decode_space(content: Any) -> spaces.Space:
         raise CheckpointError(f"expected a {kind} space, got {shown(content)}: {shown(str(error))}") from None
 
 
-def count(value: Any, least: int = 1, most: int = MAX_ELEMENTS) -> int:
-    """Check a whole number from a file.
+def checked_int(value: Any, least: int = 1, most: int = MAX_ELEMENTS) -> int:
+    """Check that a value from a file is an integer within bounds, and return it.
 
-    :param value: anything
-    :param least: that it may be
-    :param most: that it may be
-    :raises ValueError: naming the bounds
+    :param value: any value
+    :param least: smallest allowed integer
+    :param most: largest allowed integer
+    :return: the value
+    :raises ValueError: if the value is no integer, or out of bounds
     """
     if type(value) is not int or not least <= value <= most:
         raise ValueError(f"expected a whole number from {least} to {most}, got {shown(value)}")
@@ -65,6 +73,7 @@ def count(value: Any, least: int = 1, most: int = MAX_ELEMENTS) -> int:
 
 
 def _encode_bound(bound: np.ndarray) -> Any:
+    """Encode the bounds of a Box, equal ones as a single number and infinities as strings."""
     flat = bound.ravel().tolist()
     plain = [repr(value) if isinstance(value, float) and math.isinf(value) else value for value in flat]
     return plain[0] if plain and plain.count(plain[0]) == len(plain) else plain
@@ -80,15 +89,15 @@ def _decode_bound(content: Any, shape: tuple[int, ...], dtype: np.dtype) -> np.n
         exact = np.array([float(number) for number in numbers])
         limit = float(np.finfo(dtype).max)
     else:
-        exact = np.array([count(number, -(2**63), 2**63 - 1) for number in numbers])
+        exact = np.array([checked_int(number, -(2**63), 2**63 - 1) for number in numbers])
         limit = float(np.iinfo(dtype).max)
     if ((np.abs(exact) > limit) & np.isfinite(exact)).any() or (dtype.kind == "u" and (exact < 0).any()):
         raise ValueError(f"expected bounds that fit {dtype}")
     return exact.astype(dtype).reshape(shape)
 
 
-def _box(content: Mapping[str, Any]) -> spaces.Space:
-    shape = tuple(count(size, 0) for size in content["shape"])
+def _decode_box(content: Mapping[str, Any]) -> spaces.Space:
+    shape = tuple(checked_int(size, 0) for size in content["shape"])
     if len(shape) > 8 or math.prod(shape) > MAX_ELEMENTS or content["dtype"] not in DTYPES:
         raise ValueError(f"expected at most {MAX_ELEMENTS} numbers of a known type")
     dtype = np.dtype(content["dtype"])
@@ -98,16 +107,16 @@ def _box(content: Mapping[str, Any]) -> spaces.Space:
     return spaces.Box(low, high, shape, dtype.type)
 
 
-def _discrete(content: Mapping[str, Any]) -> spaces.Space:
-    return spaces.Discrete(count(content["n"]), start=count(content["start"], -(2**31), 2**31))
+def _decode_discrete(content: Mapping[str, Any]) -> spaces.Space:
+    return spaces.Discrete(checked_int(content["n"]), start=checked_int(content["start"], -(2**31), 2**31))
 
 
-def _nvec(content: Mapping[str, Any]) -> spaces.Space:
-    nvec = [count(n) for n in content["nvec"]]
+def _decode_multi_discrete(content: Mapping[str, Any]) -> spaces.Space:
+    nvec = [checked_int(n) for n in content["nvec"]]
     if not nvec or sum(nvec) > MAX_ELEMENTS:
         raise ValueError(f"expected choices that sum to 1 to {MAX_ELEMENTS}")
     return spaces.MultiDiscrete(nvec)
 
 
-def _binary(content: Mapping[str, Any]) -> spaces.Space:
-    return spaces.MultiBinary(count(content["n"]))
+def _decode_multi_binary(content: Mapping[str, Any]) -> spaces.Space:
+    return spaces.MultiBinary(checked_int(content["n"]))

@@ -1,4 +1,4 @@
-"""The models that come with the package, and where a model of a given name is to be found."""
+"""List of the models shipped with the package, and lookup of models by name, path or repository."""
 
 import difflib
 import json
@@ -16,18 +16,18 @@ RESULTS = "results.json"
 
 @dataclass(frozen=True)
 class PretrainedModel:
-    """A model that comes with the package, and how well it adapts.
+    """Description of a model shipped with the package, with its scores on the test tasks.
 
-    :param name: what ``from_pretrained`` takes
-    :param algorithm: name of its class
-    :param env_id: the task family it was trained on
-    :param test_env_id: where it was tested
-    :param n_tasks: tasks of the test
-    :param rule: of adaptation
-    :param n_episodes: of a round
-    :param mean_return: by round; round 0 is the unadapted policy
-    :param success: share of successful episodes by round
-    :param solved: share of tasks of which at least half of the round's episodes succeed
+    :param name: name that ``from_pretrained`` accepts
+    :param algorithm: name of the algorithm's class
+    :param env_id: environment id of the task family that the model was trained on
+    :param test_env_id: id of the environment in which the model was tested
+    :param n_tasks: number of test tasks
+    :param rule: name of the adaptation rule
+    :param n_episodes: number of episodes of each task in an adaptation round
+    :param mean_return: mean return by round; round 0 is the unadapted policy
+    :param success: fraction of successful episodes by round
+    :param solved: fraction of solved tasks by round; a task is solved if at least half of its episodes succeed
     """
 
     name: str
@@ -43,19 +43,26 @@ class PretrainedModel:
 
 
 def list_pretrained() -> dict[str, PretrainedModel]:
-    """The models that come with the package, by name, with their scores on the test tasks."""
+    """List the models shipped with the package, with their scores on the test tasks.
+
+    :return: descriptions by name
+    """
     return {name: _describe(folder) for name, folder in pretrained_folders().items()}
 
 
 def pretrained_folders() -> dict[str, Path]:
-    """The checkpoints that come with the package, by name."""
+    """List the checkpoints shipped with the package.
+
+    :return: folders by name of the model
+    """
     return {path.parent.name: path.parent for path in sorted(FOLDER.glob(f"*/{CONFIG}"))}
 
 
 def read_results(folder: Path) -> dict[str, Any]:
-    """How a model that comes with the package was trained and tested: plain values, ``rounds`` the rows of its table.
+    """Read how a model shipped with the package was trained and tested.
 
-    :param folder: of the model
+    :param folder: folder of the model
+    :return: plain values by name; ``rounds`` is the table of scores, a row for each round
     """
     results: dict[str, Any] = json.loads((folder / RESULTS).read_text(encoding="utf-8"))
     return results
@@ -89,16 +96,16 @@ def find_pretrained(
     cache_dir: str | Path | None = None,
     local_files_only: bool = False,
 ) -> Path:
-    """Find a model: one that comes with the package, a file, or a repository of the Hub, in this order.
+    """Find a model among those shipped with the package, then among local paths, then on the Hugging Face Hub.
 
-    :param name: its name, path or repository
-    :param revision: of the repository
-    :param token: as in huggingface_hub
-    :param cache_dir: likewise
-    :param local_files_only: likewise
-    :return: its checkpoint
-    :raises ValueError: naming the nearest
-    :raises HubError: if the Hub cannot be reached or refuses
+    :param name: name, path or repository of the model
+    :param revision: branch, tag or commit of the repository, None for ``main``
+    :param token: access token of the Hub, None for the one that huggingface_hub has stored
+    :param cache_dir: folder of the download cache, None for huggingface_hub's own
+    :param local_files_only: whether to use the download cache only, without network access
+    :return: path of the checkpoint
+    :raises ValueError: if there is no such model; the message suggests the most similar name
+    :raises HubError: if the Hub cannot be reached or refuses access
     """
     known = pretrained_folders()
     if str(name) in known:

@@ -1,4 +1,4 @@
-"""Tensors by name as safetensors bytes, made into tensors only once their shapes are those expected."""
+"""Conversion of named tensors to and from safetensors bytes; shapes are checked before tensors are created."""
 
 from collections.abc import Mapping
 from typing import NamedTuple
@@ -14,11 +14,11 @@ MAX_TENSORS = 10_000
 
 
 class StoredTensor(NamedTuple):
-    """A tensor as it stands in a file.
+    """Content of a tensor in a file.
 
-    :param dtype: safetensors' name of it
-    :param shape: as many elements as ``data`` holds
-    :param data: its bytes
+    :param dtype: name of the type in safetensors, such as ``"F32"``
+    :param shape: shape of the tensor, which fits the length of ``data``
+    :param data: bytes of the elements
     """
 
     dtype: str
@@ -27,25 +27,27 @@ class StoredTensor(NamedTuple):
 
 
 def dump_tensors(tensors: Mapping[str, th.Tensor]) -> bytes:
-    """Tensors as bytes.
+    """Encode tensors as safetensors bytes.
 
-    :param tensors: by name
-    :raises ValueError: if a number is not finite, or the type is none of ``DTYPES``
+    :param tensors: tensors by name
+    :return: content of the file
+    :raises ValueError: if a number is not finite, or a type is not in ``DTYPES``
     """
     for name, tensor in tensors.items():
         if tensor.dtype not in DTYPES.values():
             raise ValueError(f"expected one of {', '.join(DTYPES)}, got {tensor.dtype} in {name}")
         if not bool(th.isfinite(tensor).all()):
             raise ValueError(f"expected finite numbers, got others in {name}: the training has diverged")
-    # cloned, since modules may share parameters
+    # clone, since safetensors refuses tensors that share memory, as parameters of modules may
     return save({name: tensor.detach().clone().contiguous() for name, tensor in tensors.items()})
 
 
 def parse_tensors(data: bytes) -> dict[str, StoredTensor]:
-    """What a file holds; no tensor is made yet.
+    """Parse safetensors bytes without creating tensors.
 
-    :param data: safetensors bytes
-    :raises CheckpointError: if they are damaged
+    :param data: content of the file
+    :return: stored tensors by name
+    :raises CheckpointError: if the bytes are damaged, or there are too many tensors
     """
     try:
         entries = deserialize(data)  # type: ignore[no-untyped-call]  # a compiled function
@@ -57,13 +59,14 @@ def parse_tensors(data: bytes) -> dict[str, StoredTensor]:
 
 
 def to_tensor(name: str, stored: StoredTensor, dtype: th.dtype, shape: tuple[int, ...]) -> th.Tensor:
-    """Make a tensor of what is stored.
+    """Create a tensor from its stored content.
 
-    :param name: for the message
-    :param stored: from the file
-    :param dtype: expected
-    :param shape: expected
-    :raises CheckpointError: if type or shape differ, or a number is not finite
+    :param name: name of the tensor, for the message
+    :param stored: content in the file
+    :param dtype: expected type
+    :param shape: expected shape
+    :return: new tensor
+    :raises CheckpointError: if type or shape differ from the expected ones, or a number is not finite
     """
     if DTYPES.get(stored.dtype) != dtype or stored.shape != shape:
         came = f"{shown(stored.dtype)} {shown(stored.shape)}"

@@ -1,0 +1,78 @@
+"""Environments and tasks as the user names them: environment ids, and the words of the flag ``--task``."""
+
+from collections.abc import Sequence
+from contextlib import closing
+from typing import Any
+
+import gymnasium as gym
+
+from sb3_maesn.common.env_util import as_multi_task
+from sb3_maesn.common.suggestions import did_you_mean
+from sb3_maesn.config import ConfigError
+from sb3_maesn.envs import FAMILIES
+from sb3_maesn.envs.multi_task import MultiTaskVecEnv
+
+
+def check_env_id(env_id: str) -> None:
+    """Check that this package or Gymnasium knows an environment id.
+
+    :param env_id: environment id; ``module:id`` is accepted unseen, since ``gymnasium.make`` imports the module first
+    :raises ConfigError: if the id is unknown; the message suggests similar ids
+    """
+    known = [*FAMILIES, *gym.registry]
+    if ":" not in env_id and env_id not in known:
+        raise ConfigError(f"unknown environment {env_id!r}{did_you_mean(env_id, known)}")
+
+
+def sparse_variant(env_id: str) -> str:
+    """Find the environment with sparse reward that adaptation is tested on.
+
+    :param env_id: environment id
+    :return: id of the sparse variant of a built-in family; the id itself if there is none
+    """
+    sparse = env_id.replace("-v", "Sparse-v")
+    return sparse if sparse in FAMILIES and "Sparse" not in env_id else env_id
+
+
+def parse_task(words: Sequence[str], env: MultiTaskVecEnv, split: str = "train") -> Any:
+    """Turn the words of ``--task`` into a task.
+
+    :param words: one integer (an index into a set of tasks), ``validation:3`` (an index into the set of that name), or
+        the task's own values
+    :param env: environment with tasks
+    :param split: set of tasks that an index without the name of a set refers to
+    :return: task, as ``set_task`` takes it
+    :raises ValueError: if the words are of none of these forms, or there is no such task
+    """
+    name, _, index = words[0].rpartition(":")
+    if len(words) == 1 and index.lstrip("-").isdecimal():
+        return env.task(name or split, int(index))
+    try:
+        return [float(word) for word in words]
+    except ValueError as error:
+        raise ConfigError(f"--task takes an index or a task's values, got {' '.join(words)!r}") from error
+
+
+def find_task(words: Sequence[str], env_id: str, split: str) -> Any:
+    """Turn the words of ``--task`` into a task of an environment that is given by its id.
+
+    :param words: words of ``--task``, see :func:`parse_task`
+    :param env_id: environment id
+    :param split: set of tasks that an index without the name of a set refers to
+    :return: task, as ``set_task`` takes it
+    :raises ValueError: if the words do not name a task of the environment
+    """
+    with closing(as_multi_task(env_id, 1)) as env:
+        return parse_task(words, env, split)
+
+
+def tasks_of(env_id: str, split: str, n_tasks: int) -> list[Any]:
+    """List the first tasks of a set of tasks.
+
+    :param env_id: environment id
+    :param split: ``"train"``, ``"validation"`` or ``"test"``
+    :param n_tasks: number of tasks
+    :return: tasks, fewer than ``n_tasks`` if the set is smaller
+    """
+    with closing(as_multi_task(env_id, 1)) as env:
+        return list(env.task_set(split)[:n_tasks])
