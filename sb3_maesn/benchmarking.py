@@ -26,7 +26,7 @@ class EvaluationPlan:
     :param rule: adaptation rule, None for the default
     :param split: set of tasks: ``"train"``, ``"validation"`` or ``"test"``
     :param seed: seed
-    :param env_id: environment id, empty for the sparse variant of the environment that the agent was trained on
+    :param env_id: environment id, empty for the agent's own ``test_env_id``
     """
 
     n_tasks: int = 20
@@ -56,6 +56,7 @@ class EvaluationPlan:
         return (
             f"Agents that adapt: mean over {self.n_tasks} {self.split} tasks after {self.n_rounds} rounds of"
             f" {self.n_episodes} episodes, rule {self.rule or 'by default'}; sparse reward where the family has one."
+            f" RL2: episode {self.n_rounds + 1} of {self.n_episodes} trials of each task; reward of training."
             f" Others: {self.n_episodes} episodes of the task they were trained on, most likely actions. A task is"
             " solved if at least half of its episodes succeed."
         )

@@ -1,16 +1,18 @@
 """Callback that evaluates adaptation to validation tasks during training."""
 
 from collections.abc import Sequence
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.type_aliases import GymEnv
+from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_maesn.common.adaptation.rounds import AdaptationResult
 from sb3_maesn.common.adaptation.rule import AdaptationRule
-from sb3_maesn.common.env_util import MAX_MEMBERS, as_multi_task
+from sb3_maesn.common.env_util import MAX_MEMBERS, as_multi_task, normalizers
 from sb3_maesn.common.files import write_atomically
 from sb3_maesn.evaluation import AdaptableModel, evaluate_adaptation
 
@@ -22,7 +24,9 @@ class MetaEvalCallback(BaseCallback):
     environment does not report success. ``evaluations.npz`` has the arrays of rl_zoo3 for E evaluations, ``timesteps``
     (E,) and ``results``, ``ep_lengths`` and ``successes`` (E, n_tasks * n_episodes) of the last round, and also
     ``returns_by_round`` and ``success_by_round`` (E, n_rounds + 1). A run that is resumed continues the record in the
-    same folder.
+    same folder. If a VecNormalize wrapper normalises the observations of the training environment, the evaluation
+    environment needs one too. It gets the statistics of the training environment before every evaluation, in which they
+    stay fixed and rewards are not normalised.
 
     :param eval_env: environment id such as ``"WheeledGoalSparse-v0"``, or environment other than the training
         environment
@@ -36,7 +40,8 @@ class MetaEvalCallback(BaseCallback):
     :param best_model_save_path: folder for ``best_model.zip``, None for no file
     :param seed: seed of every evaluation, the same for all so that they differ only by the model
     :param verbose: verbosity level; 1 prints the result of each evaluation
-    :raises ValueError: if ``eval_freq`` is below 1, or the environment has no tasks
+    :raises ValueError: if ``eval_freq`` is below 1, or the environment has no tasks; at the start of training, if only
+        one of training and evaluation environment normalises observations
     """
 
     def __init__(
@@ -67,6 +72,7 @@ class MetaEvalCallback(BaseCallback):
 
     def _init_callback(self) -> None:
         """Start a new record, or continue that of an earlier run in the same folder."""
+        _sync_normalization(self.training_env, self.eval_env)  # an early error if that is impossible
         path = self._npz_path()
         if self.model.num_timesteps == 0:
             self.history, self.best_score, self.last_iteration = {}, -np.inf, -1
@@ -113,6 +119,7 @@ class MetaEvalCallback(BaseCallback):
         if iteration == self.last_iteration:
             return
         self.last_iteration = iteration
+        _sync_normalization(self.training_env, self.eval_env)
         assert isinstance(self.model, AdaptableModel)
         result = evaluate_adaptation(
             self.model, self.eval_env, self.tasks, self.n_rounds, self.n_episodes, self.rule, self.eval_seed
@@ -158,3 +165,24 @@ class MetaEvalCallback(BaseCallback):
         if path is not None:
             arrays: dict[str, Any] = {name: np.asarray(values) for name, values in self.history.items()}
             write_atomically(path, lambda file: np.savez(file, **arrays))
+
+
+def _sync_normalization(env: VecEnv, eval_env: VecEnv) -> None:
+    """Copy the statistics by which an environment normalises observations to the evaluation environment.
+
+    SB3's ``sync_envs_normalization`` needs equal wrappers throughout, but the algorithms add some of their own to the
+    training environment, so this function compares the VecNormalize wrappers only.
+
+    :param env: training environment
+    :param eval_env: evaluation environment
+    :raises ValueError: if the environments do not normalise observations equally often
+    """
+    sources, targets = ([one for one in normalizers(venv) if one.norm_obs] for venv in (env, eval_env))
+    if len(sources) != len(targets):
+        raise ValueError(
+            "training and evaluation environment must normalise observations alike, got"
+            f" {len(sources)} VecNormalize wrappers around the training environment and {len(targets)} around the"
+            " evaluation environment: pass one such as VecNormalize(MultiTaskVecEnv(make_vec(env_id, n_envs)))"
+        )
+    for source, target in zip(sources, targets, strict=True):
+        target.obs_rms, target.ret_rms = deepcopy(source.obs_rms), deepcopy(source.ret_rms)

@@ -7,6 +7,7 @@ from typing import Any
 import yaml
 from stable_baselines3.common.utils import LinearSchedule
 
+from sb3_maesn.common.adaptation.rules import RULES
 from sb3_maesn.common.checkpoint.archive import CheckpointError
 from sb3_maesn.common.checkpoint.plain_settings import CLASSES, decode_value
 from sb3_maesn.common.constructors import constructor_annotations, constructor_parameters, described, fits
@@ -16,6 +17,8 @@ from sb3_maesn.common.suggestions import did_you_mean
 SCRIPT_KEYS: dict[str, Any] = {"policy": str, "n_timesteps": int | None, "n_envs": int, "eval_rule": str | None}
 #: Arguments of every constructor that a file must not set because they are flags of the scripts.
 FLAGS = ("seed", "device", "verbose")
+#: Smallest values of numbers that no constructor checks.
+AT_LEAST = {"n_timesteps": 1, "n_envs": 1, "stats_window_size": 1, "lstm_hidden_size": 1, "n_lstm_layers": 1}
 
 
 class ConfigError(ValueError):
@@ -86,15 +89,17 @@ def constructor_arguments(entry: Mapping[str, Any], algorithm: type) -> dict[str
     :param entry: plain values by key
     :param algorithm: class of the algorithm
     :return: keyword arguments of the constructor
-    :raises ConfigError: if the constructor has no such argument, or a value is not of its type
+    :raises ConfigError: if the constructor has no such argument, or a value is not of its type or is out of range
     """
     entry = {key: value for key, value in entry.items() if key not in SCRIPT_KEYS}
     for key in entry:
         if key in FLAGS:
             raise ConfigError(f"{key} is no hyperparameter: it has a flag of its own, --{key}")
-    check_keys(entry, constructor_parameters(algorithm), f"{algorithm.__name__}'s constructor")
+    known = [name for name in constructor_parameters(algorithm) if not name.startswith("_")]
+    check_keys(entry, known, f"{algorithm.__name__}'s constructor")
     types = constructor_annotations(algorithm)
     arguments = {key: typed_value(key, value, types[key]) for key, value in entry.items()}
+    check_at_least(arguments)
     if arguments.get("policy_kwargs") is not None:
         arguments["policy_kwargs"] = policy_arguments(arguments["policy_kwargs"], algorithm)
     return arguments
@@ -106,7 +111,8 @@ def policy_arguments(policy_kwargs: Mapping[str, Any], algorithm: Any) -> dict[s
     :param policy_kwargs: plain values by key
     :param algorithm: class of the algorithm, whose ``policy_aliases`` are the policies in question
     :return: keyword arguments of the policy
-    :raises ConfigError: if no policy of the algorithm has such an argument, or a value is not of its type
+    :raises ConfigError: if no policy of the algorithm has such an argument, or a value is not of its type or is out of
+        range
     """
     types: dict[str, Any] = {}
     for policy in algorithm.policy_aliases.values():
@@ -114,7 +120,23 @@ def policy_arguments(policy_kwargs: Mapping[str, Any], algorithm: Any) -> dict[s
     known = [name for name in types if name not in ("observation_space", "action_space", "lr_schedule")]
     check_keys(policy_kwargs, known, f"{algorithm.__name__}'s policy")
     named = {key: class_of(key, value) for key, value in policy_kwargs.items()}
-    return {key: typed_value(f"{key} of policy_kwargs", value, types[key]) for key, value in named.items()}
+    arguments = {key: typed_value(f"{key} of policy_kwargs", value, types[key]) for key, value in named.items()}
+    check_at_least(arguments)
+    check_net_arch(arguments.get("net_arch"))
+    return arguments
+
+
+def check_net_arch(net_arch: Sequence[int] | Mapping[str, Sequence[int]] | None) -> None:
+    """Check the hidden layers of a policy.
+
+    :param net_arch: sizes of the hidden layers, which may be given separately for the actor (``pi``) and the critic
+        (``vf``); None for the default
+    :raises ConfigError: if a layer has no units, or a network has another name
+    """
+    networks = net_arch if isinstance(net_arch, Mapping) else {"pi": net_arch or ()}
+    check_keys(networks, ("pi", "vf"), "net_arch of policy_kwargs")
+    if any(size < 1 for sizes in networks.values() for size in sizes):
+        raise ConfigError(f"the layers in net_arch of policy_kwargs must have at least 1 unit each, got {net_arch}")
 
 
 def class_of(key: str, value: Any) -> Any:
@@ -137,10 +159,33 @@ def script_values(config: Mapping[str, Any]) -> dict[str, Any]:
 
     :param config: plain values by key, including arguments of the constructor
     :return: copy of ``config`` with converted values
-    :raises ConfigError: if a value is not of its type
+    :raises ConfigError: if a value is not of its type or is out of range, or there is no such adaptation rule
     """
     own = {key: typed_value(key, config[key], kind) for key, kind in SCRIPT_KEYS.items() if key in config}
+    check_at_least(own)
+    check_rule(own.get("eval_rule"))
     return {**config, **own}
+
+
+def check_at_least(values: Mapping[str, Any]) -> None:
+    """Check values against their smallest permitted values in ``AT_LEAST``.
+
+    :param values: values by key, of the right types
+    :raises ConfigError: if a value is too small
+    """
+    for key, least in AT_LEAST.items():
+        if values.get(key) is not None and values[key] < least:
+            raise ConfigError(f"{key} must be at least {least}, got {values[key]}")
+
+
+def check_rule(rule: str | None) -> None:
+    """Check that there is an adaptation rule.
+
+    :param rule: name of the rule, None for the default
+    :raises ConfigError: if there is no rule of that name
+    """
+    if rule is not None and rule not in RULES:
+        raise ConfigError(f"the adaptation rule must be one of {', '.join(RULES)}, got {rule!r}")
 
 
 def typed_value(key: str, value: Any, kind: Any) -> Any:

@@ -51,7 +51,9 @@ def evaluate_adaptation(
     :raises ValueError: if the rule is unknown, a number is out of range, the spaces differ from the model's, or the
         environment refuses a task
     """
-    if len(tasks) == 0:
+    if not isinstance(model, MetaOnPolicyAlgorithm | RL2):
+        raise ValueError(f"expected a model that adapts (MAESN, MAML, LatentSpace or RL2), got {type(model).__name__}")
+    if tasks is None or len(tasks) == 0:
         raise ValueError("expected at least one task, got none")
     if isinstance(model, RL2):
         if rule is not None or n_eval_episodes > 0:

@@ -15,7 +15,7 @@ import yaml
 from sb3_maesn.checkpoints import ALGORITHMS
 from sb3_maesn.common.checkpoint.archive import LIMITS
 from sb3_maesn.common.checkpoint.file import CheckpointConfig, read_config
-from sb3_maesn.common.checkpoint.hub_client import HubError, commit, download
+from sb3_maesn.common.checkpoint.hub_client import HubError, commit, download, one_line
 from sb3_maesn.common.checkpoint.mixin import CheckpointMixin
 from sb3_maesn.common.checkpoint.plain_json import dump_json
 from sb3_maesn.common.checkpoint.pretrained import find_pretrained, list_pretrained, read_results
@@ -24,7 +24,15 @@ from sb3_maesn.results import Row
 from sb3_maesn.run_folder import file_name, training_command
 from sb3_maesn.training import ALGOS
 
-__all__ = ["HubError", "Publication", "download", "pretrained_publication", "publication_files", "push_to_hub"]
+__all__ = [
+    "HubError",
+    "Publication",
+    "create_repository",
+    "download",
+    "pretrained_publication",
+    "publication_files",
+    "push_to_hub",
+]
 
 #: Files of a run's folder, and of the folder of its settings, that are published unchanged.
 RUN_FILES = ("progress.csv", "evaluations.npz")
@@ -137,6 +145,20 @@ def push_publication(
     return commit(publication.repo_id, contents, message, token, private, revision, create_pr)
 
 
+def create_repository(repo_id: str, private: bool | None = None, token: str | bool | None = None) -> None:
+    """Create a repository if it is missing, to find out early that the Hub cannot be reached or refuses access.
+
+    :param repo_id: repository, such as ``"org/maesn-WheeledGoal-v0"``
+    :param private: whether a new repository is private, None for the default of the Hub
+    :param token: token of the Hub, None for the one that ``huggingface_hub`` has stored
+    :raises HubError: if the Hub cannot be reached or refuses access (an OSError)
+    """
+    from huggingface_hub import HfApi
+
+    with one_line(repo_id):
+        HfApi(token=token).create_repo(repo_id, private=private, exist_ok=True)
+
+
 def publication_files(publication: Publication) -> dict[str, bytes | Path]:
     """Make all files of a repository.
 
@@ -148,7 +170,8 @@ def publication_files(publication: Publication) -> dict[str, bytes | Path]:
     facts = CardFacts(
         repo_id=publication.repo_id,
         algorithm=config.algorithm,
-        about_algorithm=_first_line(type(publication.model)),
+        about_algorithm=_first_sentence(type(publication.model)),
+        adapts=hasattr(publication.model, "adapt"),
         env_id=publication.trained_on,
         hyperparameters=config.hyperparameters,
         num_timesteps=publication.model.num_timesteps,
@@ -256,8 +279,11 @@ def _draw_curve(publication: Publication) -> bytes:
         return path.read_bytes()
 
 
-def _first_line(algorithm: type) -> str:
-    return (inspect.getdoc(inspect.getmodule(algorithm)) or "").partition("\n\n")[0].replace("\n", " ")
+def _first_sentence(algorithm: type) -> str:
+    """Take the first line of the docstring of an algorithm's module, or of the class for one of the user's own."""
+    own = algorithm.__module__.startswith("sb3_maesn.")
+    text = inspect.getdoc(inspect.getmodule(algorithm) if own else algorithm) or ""
+    return " ".join(text.partition("\n\n")[0].split())
 
 
 def _message(publication: Publication) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from sb3_maesn.envs import FAMILIES
-from sb3_maesn.results import Row
+from sb3_maesn.results import MEMORY, Row
 
 IMAGES, VIDEOS = (".png", ".gif"), (".mp4",)
 CURVE = "adaptation.png"
@@ -30,6 +30,7 @@ class CardFacts:
     :param tested: origin of the rows: ``env``, ``tasks`` and ``rule``; ``split`` and ``command`` if known
     :param files: names of all other files of the repository
     :param licence: licence in the abbreviation of the Hub
+    :param adapts: whether the model adapts to new tasks
     """
 
     repo_id: str
@@ -45,6 +46,7 @@ class CardFacts:
     tested: Mapping[str, Any] = field(default_factory=dict)
     files: Sequence[str] = ()
     licence: str = "mit"
+    adapts: bool = True
 
     @property
     def name(self) -> str:
@@ -76,8 +78,9 @@ def make_card(facts: CardFacts) -> ModelCard:
 
 
 def _tags(facts: CardFacts) -> list[str]:
-    general = ["reinforcement-learning", "deep-reinforcement-learning", "meta-reinforcement-learning"]
-    return [*general, "stable-baselines3", "sb3_maesn", facts.algorithm, facts.env_id]
+    general = ["reinforcement-learning", "deep-reinforcement-learning"]
+    meta = ["meta-reinforcement-learning"] if facts.adapts else []
+    return [*general, *meta, "stable-baselines3", "sb3_maesn", facts.algorithm, facts.env_id]
 
 
 def _eval_results(facts: CardFacts) -> list[EvalResult]:
@@ -105,6 +108,11 @@ def _eval_results(facts: CardFacts) -> list[EvalResult]:
 
 
 def _introduction(facts: CardFacts) -> str:
+    if not facts.adapts:
+        return (
+            f"# {facts.algorithm} on {facts.env_id}\n\n"
+            f"A policy for one task, trained with `sb3_maesn` on Stable-Baselines3.\n{facts.about_algorithm}"
+        )
     return (
         f"# {facts.algorithm} on {facts.env_id}\n\n"
         f"A meta-policy, trained with `sb3_maesn` on Stable-Baselines3.\n"
@@ -115,6 +123,9 @@ def _introduction(facts: CardFacts) -> str:
 
 
 def _usage(facts: CardFacts) -> str:
+    if not facts.adapts:
+        snippet = "action, _ = model.predict(observation)\n```\n"
+        return f"## Use\n\n```python\n{_loading(facts)}{snippet}\n{_safety(facts)}"
     imports, choice = "", "# env, task: an environment with tasks, and one of them\n"
     if facts.test_env_id in FAMILIES:
         imports = "from sb3_maesn.envs import make_vec\n"
@@ -124,12 +135,23 @@ def _usage(facts: CardFacts) -> str:
         )
     return (
         "## Use\n\n```python\n"
-        f"from sb3_maesn import {facts.algorithm}\n{imports}\n"
-        f'model = {facts.algorithm}.from_pretrained("{facts.repo_id}")\n'
-        f"{choice}"
+        f"{_loading(facts, imports)}{choice}"
         "adapted = model.adapt(env, task=task)\n"
         "print(adapted.adaptation.success_rate)  # by round; the first is the policy before adaptation\n```\n\n"
         "`adapted.predict(observation, state, episode_start)` acts, as that of every recurrent policy of SB3 does.\n"
+        f"{_safety(facts)}"
+    )
+
+
+def _loading(facts: CardFacts, imports: str = "") -> str:
+    return (
+        f"from sb3_maesn import {facts.algorithm}\n{imports}\n"
+        f'model = {facts.algorithm}.from_pretrained("{facts.repo_id}")\n'
+    )
+
+
+def _safety(facts: CardFacts) -> str:
+    return (
         "This reads `model.safetensors` and `config.json`, which hold numbers and settings and nothing that could run."
         f" The file\n`*.zip` is for `{facts.algorithm}.load`, which runs whatever code a file holds: use it only if you"
         " trust this repository's owner."
@@ -149,18 +171,22 @@ def _training(facts: CardFacts) -> str:
 
 def _results(facts: CardFacts) -> str:
     if not facts.rounds:
-        return "## Results\n\nNot evaluated: `sb3_maesn.evaluation.evaluate_adaptation` does."
+        how = ": `sb3_maesn.evaluation.evaluate_adaptation` measures how it adapts" if facts.adapts else ""
+        return f"## Results\n\nNot evaluated{how}."
     rows = "\n".join(
         f"| {row['round']} | {row['episodes']} | {row['mean_return']:.1f} ± {row['return_interval']:.1f}"
         f" | {100 * row['success']:.1f} % ± {100 * row['success_interval']:.1f} | {100 * row['solved']:.0f} % |"
         for row in facts.rounds
     )
-    tested = facts.tested
+    tested, split = facts.tested, facts.tested.get("split", "test")
+    tasks = "training tasks" if split == "train" else f"{split} tasks"
+    unseen = "" if split == "train" else ", which training never saw"
+    rule = "its memory" if tested["rule"] == MEMORY else f"the rule `{tested['rule']}`"
     command = f"\n\n```bash\n{tested['command']}\n```" if tested.get("command") else ""
     picture = f"\n\n![Return and success by adaptation round]({CURVE})" if CURVE in facts.files else ""
     return (
-        f"## Results\n\nAdaptation to {tested['tasks']} {tested.get('split', 'test')} tasks of `{facts.test_env_id}`,"
-        f" which training never saw, by the rule `{tested['rule']}`.\nRound 0 is the policy before adaptation;"
+        f"## Results\n\nAdaptation to {tested['tasks']} {tasks} of `{facts.test_env_id}`{unseen}, by {rule}.\n"
+        "Round 0 is the policy before adaptation;"
         " ± is the half width of a 95 % interval over tasks; a task is solved if at least\nhalf of a round's episodes"
         " succeed.\n\n| round | episodes so far | mean return | successful episodes | solved tasks |\n"
         f"|---|---|---|---|---|\n{rows}{picture}{command}"

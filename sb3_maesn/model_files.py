@@ -15,7 +15,8 @@ def find_model_file(name: str | Path) -> Path:
 
     :param name: path, with or without ``.zip``, or name of a pretrained model
     :return: path of the file, or of the folder of a checkpoint
-    :raises ConfigError: if there is no such model; the message suggests similar names of pretrained models
+    :raises ConfigError: if there is no such model; the message lists the models in a folder, or suggests similar names
+        of pretrained models
     """
     for candidate in (Path(name), Path(f"{name}.zip")):
         if candidate.is_file() or is_checkpoint(candidate):
@@ -23,6 +24,10 @@ def find_model_file(name: str | Path) -> Path:
     shipped = pretrained_folders()
     if str(name) in shipped:
         return shipped[str(name)]
+    if Path(name).is_dir():
+        models = [str(path) for path in sorted(Path(name).iterdir()) if path.suffix == ".zip" or is_checkpoint(path)]
+        advice = f"name one of its models: {', '.join(models)}" if models else "it holds no model"
+        raise ConfigError(f"{name} is a folder, not a model; {advice}")
     raise ConfigError(f"there is no model file {name}, nor a pretrained model{did_you_mean(str(name), shipped)}")
 
 

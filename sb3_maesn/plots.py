@@ -6,6 +6,7 @@ from typing import TypeAlias
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.backend_bases import FigureCanvasBase
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
@@ -90,7 +91,8 @@ def plot_curves(curves: Mapping[str, tuple[Array, Array, Array | None]], path: s
     figure, (ax,) = panels(1, "", width=6.2)
     for i, (name, (positions, line, half_width)) in enumerate(curves.items()):
         color = PALETTE[i % len(PALETTE)]
-        ax.plot(positions, line, color=color, label=name, linewidth=1.5)
+        marker = "o" if len(positions) == 1 else None  # a line through a single point is invisible
+        ax.plot(positions, line, color=color, label=name, linewidth=1.5, marker=marker, markersize=4)
         if half_width is not None:
             ax.fill_between(positions, line - half_width, line + half_width, color=color, alpha=0.15, linewidth=0)
     ax.set(xlabel=x, ylabel=y)
@@ -246,15 +248,25 @@ def _line_with_band(ax: Axes, x: Array, mean: Array, half_width: Array, color: s
 
 
 def _legend_below(figure: Figure, ax: Axes, always: bool = False) -> None:
-    """Put the legend of a panel below the figure.
+    """Put the legend of a panel below the figure, in as many columns as fit, and enlarge the figure where needed.
 
     :param figure: figure
     :param ax: panel of the figure
     :param always: whether to show the legend for a single line too
     """
     handles, labels = ax.get_legend_handles_labels()
-    if len(labels) > 1 or (always and labels):
-        figure.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False)
+    if len(labels) < 2 and not (always and labels):
+        return
+    for n_columns in (3, 2, 1):
+        legend = figure.legend(handles, labels, loc="outside lower center", ncols=n_columns, frameon=False)
+        box = legend.get_window_extent()
+        if box.width <= figure.bbox.width or n_columns == 1:
+            break
+        legend.remove()
+    n_rows = -(-len(labels) // n_columns)
+    further_rows = box.height * (1 - 1 / n_rows)
+    width, height = figure.get_size_inches()
+    figure.set_size_inches(max(width, box.width / figure.dpi), height + further_rows / figure.dpi)
 
 
 def _share_limits(axes: Sequence[Axes]) -> tuple[float, float]:
@@ -278,11 +290,28 @@ def _round_name(r: int) -> str:
     return "before adaptation" if r == 0 else f"after round {r}"
 
 
+def image_path(path: str | Path) -> Path:
+    """Complete the name of an image file, so that it can be checked before the figure is made.
+
+    :param path: name that the user chose
+    :return: path of the image, which ends in ``.png`` if the name has no ending
+    :raises ValueError: if matplotlib cannot write such files
+    """
+    ending = Path(path).suffix.removeprefix(".")
+    if not ending:
+        return Path(f"{str(path).rstrip('.')}.png")
+    known = FigureCanvasBase.get_supported_filetypes()
+    if ending.lower() not in known:
+        raise ValueError(f"the name of an image must end in one of {', '.join(sorted(known))}, got {path}")
+    return Path(path)
+
+
 def save(figure: Figure, path: str | Path) -> None:
     """Write a figure to a file.
 
     :param figure: figure
-    :param path: image file; its folder is created if missing
+    :param path: image file, ``.png`` if the name has no ending; its folder is created if missing
     """
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    path = image_path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=150)

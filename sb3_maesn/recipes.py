@@ -17,7 +17,7 @@ from sb3_maesn.callbacks import MetaEvalCallback
 from sb3_maesn.common.adaptable_algorithm import AdaptableAlgorithm
 from sb3_maesn.common.env_util import MAX_SINGLE_MEMBERS
 from sb3_maesn.common.task_algorithm import TaskAlgorithm
-from sb3_maesn.config import ConfigError
+from sb3_maesn.config import ConfigError, check_rule
 from sb3_maesn.envs import FAMILIES, make_vec
 from sb3_maesn.envs.multi_task import MultiTaskVecEnv, has_tasks
 from sb3_maesn.tasks import check_env_id, parse_task, sparse_variant
@@ -115,6 +115,7 @@ class Recipe(ABC):
         :param run: settings of the run
         :param model: model to evaluate
         :return: callback
+        :raises ValueError: if the evaluation is impossible
         """
 
     def test_env_id(self, env_id: str) -> str:
@@ -161,7 +162,9 @@ class MetaLearning(Recipe):
 
     def n_members(self, config: Mapping[str, Any]) -> int:
         """Choose one member per task and episode of a rollout, unless the configuration sets ``n_envs``."""
-        return int(config.get("n_envs", config.get("meta_batch_size", 20) * config.get("n_episodes", 20)))
+        # The constructor of the algorithm refuses numbers below 1, with a better message than the environment's.
+        n_tasks, n_episodes = (max(config.get(key, 20), 1) for key in ("meta_batch_size", "n_episodes"))
+        return int(config.get("n_envs", n_tasks * n_episodes))
 
     def n_members_resumed(self, model: Any, run: TrainingRun) -> int:
         """Choose the number of members of a new model with the settings of the resumed one and the overrides."""
@@ -179,7 +182,9 @@ class MetaLearning(Recipe):
 
     def make_evaluation(self, run: TrainingRun, model: Any) -> BaseCallback:
         """Make a callback that adapts to the first validation tasks, with sparse reward if the family has it."""
-        return self._adaptation(run, model, rule=run.config.get("eval_rule"))
+        rule = run.config.get("eval_rule")
+        check_rule(rule)  # the callback looks the rule up at the first evaluation only
+        return self._adaptation(run, model, rule=rule)
 
     def test_env_id(self, env_id: str) -> str:
         """Choose the sparse variant of the family."""
@@ -220,7 +225,7 @@ class TrialLearning(MetaLearning):
 
     def n_members(self, config: Mapping[str, Any]) -> int:
         """Choose one member per trial of an iteration, unless the configuration sets ``n_envs``."""
-        return int(config.get("n_envs", config.get("meta_batch_size", 40)))
+        return int(config.get("n_envs", max(config.get("meta_batch_size", 40), 1)))  # see ``MetaLearning.n_members``
 
     def n_members_resumed(self, model: Any, run: TrainingRun) -> int:
         """Keep the number of members, since it determines the size of the batch."""

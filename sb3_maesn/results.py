@@ -12,13 +12,19 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
+from sb3_maesn.common.adaptation.learners import DEFAULT_RULE, OWN_RULE
 from sb3_maesn.common.adaptation.rounds import SOLVED_SHARE
 from sb3_maesn.common.checkpoint.file import package_versions
-from sb3_maesn.evaluation import AdaptationResult
+from sb3_maesn.evaluation import AdaptableModel, AdaptationResult
+from sb3_maesn.rl2 import RL2
 
 Row: TypeAlias = Mapping[str, Any]
-#: Distance from the origin beyond which the end of an episode counts for the coverage of the prior.
-COVERAGE_RADIUS = 1.2
+#: Name that stands for the adaptation rule of a model that adapts through its hidden state.
+MEMORY = "memory"
+#: Share of the goals' distance from the origin beyond which the end of an episode counts for the coverage of the prior.
+COVERAGE_SHARE = 0.6
+#: Columns of a table of adaptation rounds that figures need.
+ADAPTATION_COLUMNS = ("model", "rule", "round", "mean_return", "return_interval", "success", "success_interval")
 
 
 def provenance(seed: int | None, **settings: Any) -> dict[str, Any]:
@@ -37,14 +43,27 @@ def provenance(seed: int | None, **settings: Any) -> dict[str, Any]:
     }
 
 
+def table_path(path: str | Path) -> Path:
+    """Check the name of a table, so that neither its description nor a figure of the same name overwrites it.
+
+    :param path: name that the user chose
+    :return: path of the table
+    :raises ValueError: if the name does not end in ``.csv``
+    """
+    if Path(path).suffix != ".csv":
+        raise ValueError(f"the name of a table must end in .csv, got {path}")
+    return Path(path)
+
+
 def write_table(path: str | Path, rows: Sequence[Row], about: Mapping[str, Any]) -> None:
     """Write rows to a CSV file and their origin to a JSON file of the same name beside it.
 
-    :param path: CSV file
+    :param path: CSV file, whose name must end in ``.csv``
     :param rows: rows of the table, at least one, all with the same columns
     :param about: description of the origin, as :func:`provenance` returns it
+    :raises ValueError: if the name does not end in ``.csv``
     """
-    path = Path(path)
+    path = table_path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, fieldnames=list(rows[0]), lineterminator="\n")
@@ -74,6 +93,18 @@ def load_evaluations(path: str | Path) -> tuple[np.ndarray, np.ndarray, np.ndarr
     """
     with np.load(path, allow_pickle=False) as arrays:
         return arrays["timesteps"], arrays["returns_by_round"], arrays["success_by_round"]
+
+
+def rule_name(model: AdaptableModel, rule: str | None) -> str:
+    """Name the rule by which a model adapts.
+
+    :param model: trained model
+    :param rule: name of the rule that the user asks for, None for the default
+    :return: name of that rule or of the model's default, ``MEMORY`` for a model that adapts through its hidden state
+    """
+    if isinstance(model, RL2):
+        return MEMORY
+    return rule or (OWN_RULE if model.policy.latent_dim == 0 else DEFAULT_RULE)
 
 
 def adaptation_rows(returns: np.ndarray, success: np.ndarray) -> list[dict[str, Any]]:
@@ -107,16 +138,29 @@ def read_adaptation_tables(paths: Sequence[str | Path]) -> dict[str, list[dict[s
 
     :param paths: CSV files with the columns of :func:`adaptation_rows` and the columns ``model`` and ``rule``
     :return: rows by ``"{model}, {rule}"``
-    :raises ValueError: if a file has other columns
+    :raises ValueError: if a file is no such table, or has no rows
     """
     tables: dict[str, list[dict[str, str]]] = {}
     for path in paths:
-        with Path(path).open(newline="", encoding="utf-8") as file:
-            for row in csv.DictReader(file):
-                if not {"model", "rule", "round", "success_interval"} <= row.keys():
-                    raise ValueError(f"{path} is no table of adaptation rounds: it has the columns {', '.join(row)}")
-                tables.setdefault(f"{row['model']}, {row['rule']}", []).append(row)
+        for row in _read_rows(path):
+            tables.setdefault(f"{row['model']}, {row['rule']}", []).append(row)
     return tables
+
+
+def _read_rows(path: str | Path) -> list[dict[str, str]]:
+    """Read the rows of a table of adaptation rounds and check that they are complete."""
+    try:
+        with Path(path).open(newline="", encoding="utf-8") as file:
+            reader = csv.DictReader(file)
+            columns, rows = reader.fieldnames or (), list(reader)
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise ValueError(f"{path} is no table of adaptation rounds: {error}") from error
+    missing = [name for name in ADAPTATION_COLUMNS if name not in columns]
+    if missing:
+        raise ValueError(f"{path} is no table of adaptation rounds: it has no column {missing[0]}")
+    if not rows or any(None in row or None in row.values() for row in rows):  # lines longer or shorter than the header
+        raise ValueError(f"{path} is no table of adaptation rounds: it has {'incomplete' if rows else 'no'} rows")
+    return rows
 
 
 def latent_rows(result: AdaptationResult, task: int = 0) -> list[dict[str, Any]]:
@@ -148,7 +192,23 @@ def mean_and_interval(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return values.mean(axis=1), 1.96 * values.std(axis=1, ddof=1) / np.sqrt(n_tasks)
 
 
-def sector_shares(end_points: np.ndarray, radius: float = COVERAGE_RADIUS, n_sectors: int = 6) -> np.ndarray:
+def coverage_radius(goals: np.ndarray) -> float:
+    """Compute the distance from the origin beyond which the end of an episode counts for the coverage of the prior.
+
+    :param goals: goals, all at the same distance from the origin (n, 2)
+    :return: ``COVERAGE_SHARE`` of that distance
+    :raises ValueError: if the distances differ
+    """
+    distances = np.linalg.norm(goals, axis=1)
+    if np.ptp(distances) > 1e-6:
+        raise ValueError(
+            "coverage counts directions from the origin: expected goals at the same distance from it, got distances"
+            f" from {distances.min():.3g} to {distances.max():.3g}"
+        )
+    return round(COVERAGE_SHARE * float(distances[0]), 4)
+
+
+def sector_shares(end_points: np.ndarray, radius: float, n_sectors: int = 6) -> np.ndarray:
     """Compute the share of far end points in every sector of the upper half plane.
 
     :param end_points: last positions of episodes (n, 2)

@@ -41,7 +41,8 @@ class RL2(TaskAlgorithm, RecurrentPPO):
     episodes of a trial, which all have the same task, and reset between trials. Recurrent PPO treats a trial as one
     episode (see :class:`~sb3_maesn.envs.trials.TrialVecEnv`) and maximises its discounted sum of rewards, so the policy
     learns to explore in the first episodes of a trial as far as that pays off in the later ones. To adapt to a new
-    task is to run a trial on it.
+    task is to run a trial on it. Episodes whose simulation diverges are penalised as TrialVecEnv describes, and counted
+    in the log as ``rollout/n_diverged``.
 
     An iteration runs ``meta_batch_size`` trials, each on a newly drawn training task. A run that is saved, loaded and
     continued equals one that was never stopped.

@@ -217,17 +217,29 @@ def find_model(
     :param checkpoint: environment steps of the checkpoint to take, None for no checkpoint
     :param last_checkpoint: whether to take the last checkpoint
     :return: path of the file
-    :raises FileNotFoundError: if there is no such file; the message lists the models that the run has
+    :raises FileNotFoundError: if there is no such file; the message lists the models that the run has, and names the
+        latest run that has such a file
     """
-    path: Path | None = folder / f"{file_name(env_id)}.zip"
+    pattern = f"{file_name(env_id)}.zip"
     if best:
-        path = folder / "best_model.zip"
+        pattern = "best_model.zip"
     elif checkpoint is not None:
-        path = folder / f"rl_model_{checkpoint}_steps.zip"
+        pattern = f"rl_model_{checkpoint}_steps.zip"
     elif last_checkpoint:
-        path = latest_checkpoint(folder)
+        pattern = "rl_model_*_steps.zip"
+    path = latest_checkpoint(folder) if "*" in pattern else folder / pattern
     if path is None or not path.is_file():
         wanted = "checkpoint" if path is None else path.name
         there = ", ".join(sorted(file.name for file in folder.glob("*.zip"))) or "no model"
-        raise FileNotFoundError(f"there is no {wanted} in {folder}, which holds {there}")
+        n = _latest_run_with(folder.parent, env_id, pattern)
+        advice = f"; the latest run that has one is number {n}: choose it with --exp-id {n}" if n else ""
+        raise FileNotFoundError(f"there is no {wanted} in {folder}, which holds {there}{advice}")
     return path
+
+
+def _latest_run_with(parent: Path, env_id: str, pattern: str) -> int:
+    """Find the highest number of a run of an environment with a file of a pattern; 0 if there is none."""
+    for n in range(latest_run_number(parent, env_id), 0, -1):
+        if any((parent / f"{file_name(env_id)}_{n}").glob(pattern)):
+            return n
+    return 0

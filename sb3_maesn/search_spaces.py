@@ -3,17 +3,67 @@
 Entries contain plain values only, so that the best one can be written to a file.
 """
 
-from collections.abc import Callable, Mapping
-from typing import Any
-
-from optuna.trial import BaseTrial
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
 
 Entry = dict[str, Any]
 
 NET_ARCHS = {"small": [32, 32], "medium": [64, 64], "large": [100, 100]}
 
 
-def maesn(trial: BaseTrial) -> Entry:
+class Suggests(Protocol):
+    """Methods of an Optuna trial that search spaces use."""
+
+    def suggest_categorical(self, name: str, choices: Sequence[Any]) -> Any:
+        """Suggest one of several values."""
+
+    def suggest_int(self, name: str, low: int, high: int) -> int:
+        """Suggest a whole number within bounds."""
+
+    def suggest_float(self, name: str, low: float, high: float, *, log: bool = False) -> float:
+        """Suggest a number within bounds."""
+
+
+class PartlyFixed:
+    """Trial that samples only the parameters that fixed settings leave open.
+
+    :param trial: trial that suggests the other values
+    :param fixed: values of parameters by name, as :func:`fixed_parameters` returns them
+    """
+
+    def __init__(self, trial: Suggests, fixed: Mapping[str, Any]) -> None:
+        self.trial = trial
+        self.fixed = fixed
+
+    def suggest_categorical(self, name: str, choices: Sequence[Any]) -> Any:
+        """Return the fixed value, on which other parameters may depend, or suggest one."""
+        return self.fixed[name] if name in self.fixed else self.trial.suggest_categorical(name, choices)
+
+    def suggest_int(self, name: str, low: int, high: int) -> int:
+        """Return any value in place of a fixed one, which overrides it later, or suggest one."""
+        return low if name in self.fixed else self.trial.suggest_int(name, low, high)
+
+    def suggest_float(self, name: str, low: float, high: float, *, log: bool = False) -> float:
+        """Return any value in place of a fixed one, which overrides it later, or suggest one."""
+        return low if name in self.fixed else self.trial.suggest_float(name, low, high, log=log)
+
+
+def fixed_parameters(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Find the parameters of search spaces that fixed settings determine.
+
+    :param settings: entry of a hyperparameter file that trials must not change
+    :return: values by name of the parameter; for a parameter ``one_minus_x``, the value of x
+    """
+    fixed = {**settings, **(settings.get("policy_kwargs") or {})}
+    fixed |= {f"one_minus_{name}": fixed[name] for name in ("gamma", "gae_lambda") if name in fixed}
+    if "n_prior_episodes" in fixed:
+        fixed["shared_prior"] = fixed["n_prior_episodes"] is not None
+    elif fixed.get("balance_episodes"):
+        fixed["shared_prior"] = True
+    return fixed
+
+
+def maesn(trial: Suggests) -> Entry:
     """Sample MAESN's inner update with its settings, the episodes of the prior, the latent and the network.
 
     :param trial: trial that suggests the values
@@ -32,7 +82,7 @@ def maesn(trial: BaseTrial) -> Entry:
     return _with_network(trial, entry)
 
 
-def latent_space(trial: BaseTrial) -> Entry:
+def latent_space(trial: Suggests) -> Entry:
     """Sample LatentSpace's latent, the step size of its adaptation and the network.
 
     :param trial: trial that suggests the values
@@ -42,7 +92,7 @@ def latent_space(trial: BaseTrial) -> Entry:
     return _with_network(trial, entry)
 
 
-def maml(trial: BaseTrial) -> Entry:
+def maml(trial: Suggests) -> Entry:
     """Sample MAML's initial inner step size, whether step sizes are learned, and the network.
 
     :param trial: trial that suggests the values
@@ -54,7 +104,7 @@ def maml(trial: BaseTrial) -> Entry:
     return _with_network(trial, entry)
 
 
-def rl2(trial: BaseTrial) -> Entry:
+def rl2(trial: Suggests) -> Entry:
     """Sample RL2's settings of PPO, the number of trials and their length, and the size of the LSTM.
 
     The space leaves out long trials, many epochs, small batches and large LSTMs, which take several times as long.
@@ -77,7 +127,7 @@ def rl2(trial: BaseTrial) -> Entry:
     }
 
 
-def reinforce(trial: BaseTrial) -> Entry:
+def reinforce(trial: Suggests) -> Entry:
     """Sample REINFORCE's learning rate, its number of episodes and gradient steps, and the network.
 
     :param trial: trial that suggests the values
@@ -92,7 +142,7 @@ def reinforce(trial: BaseTrial) -> Entry:
     return _with_network(trial, entry)
 
 
-def trpo(trial: BaseTrial) -> Entry:
+def trpo(trial: Suggests) -> Entry:
     """Sample TRPO's trust region, the training of its critic and the network.
 
     :param trial: trial that suggests the values
@@ -107,7 +157,7 @@ def trpo(trial: BaseTrial) -> Entry:
     return _with_network(trial, entry)
 
 
-def vime(trial: BaseTrial) -> Entry:
+def vime(trial: Suggests) -> Entry:
     """Sample VIME's weight of the information gain and the training of its dynamics model, and TRPO's settings.
 
     :param trial: trial that suggests the values
@@ -123,7 +173,7 @@ def vime(trial: BaseTrial) -> Entry:
 
 
 #: Search spaces by key of ``training.ALGOS``.
-SEARCH_SPACES: dict[str, Callable[[BaseTrial], Entry]] = {
+SEARCH_SPACES: dict[str, Callable[[Suggests], Entry]] = {
     "latent_space": latent_space,
     "maesn": maesn,
     "maml": maml,
@@ -134,18 +184,21 @@ SEARCH_SPACES: dict[str, Callable[[BaseTrial], Entry]] = {
 }
 
 
-def merge(base: Mapping[str, Any], sampled: Mapping[str, Any]) -> Entry:
-    """Override an entry with sampled values; ``policy_kwargs`` are merged key by key.
+def merge(base: Mapping[str, Any], overrides: Mapping[str, Any]) -> Entry:
+    """Override an entry with sampled or fixed values; ``policy_kwargs`` are merged key by key.
 
     :param base: entry of a hyperparameter file
-    :param sampled: entry that a search space returned
+    :param overrides: entry that a search space returned, or fixed settings
     :return: new entry
     """
-    policy_kwargs = {**(base.get("policy_kwargs") or {}), **sampled.get("policy_kwargs", {})}
-    return {**base, **sampled, **({"policy_kwargs": policy_kwargs} if policy_kwargs else {})}
+    merged = {**base, **overrides}
+    parts = base.get("policy_kwargs"), overrides.get("policy_kwargs")
+    if all(isinstance(part, Mapping) for part in parts):
+        merged["policy_kwargs"] = {key: value for part in parts for key, value in part.items()}
+    return merged
 
 
-def _meta_learning(trial: BaseTrial) -> Entry:
+def _meta_learning(trial: Suggests) -> Entry:
     return {
         "meta_batch_size": trial.suggest_categorical("meta_batch_size", [10, 20, 40]),
         "n_episodes": trial.suggest_categorical("n_episodes", [10, 20]),
@@ -154,7 +207,7 @@ def _meta_learning(trial: BaseTrial) -> Entry:
     }
 
 
-def _latent(trial: BaseTrial) -> Entry:
+def _latent(trial: Suggests) -> Entry:
     return {
         "kl_coef": _log(trial, "kl_coef", 0.003, 1.0),
         "latent_mean_init_std": trial.suggest_categorical("latent_mean_init_std", [0.0, 0.3, 1.0]),
@@ -162,21 +215,22 @@ def _latent(trial: BaseTrial) -> Entry:
     }
 
 
-def _discounts(trial: BaseTrial) -> Entry:
+def _discounts(trial: Suggests) -> Entry:
     # sampled as distances from 1, on a logarithmic scale
     gamma = 1 - trial.suggest_float("one_minus_gamma", 0.001, 0.05, log=True)
     gae_lambda = 1 - trial.suggest_float("one_minus_gae_lambda", 0.001, 0.1, log=True)
     return {"gamma": round(gamma, 4), "gae_lambda": round(gae_lambda, 4)}
 
 
-def _with_network(trial: BaseTrial, entry: Entry) -> Entry:
+def _with_network(trial: Suggests, entry: Entry) -> Entry:
+    size = trial.suggest_categorical("net_arch", list(NET_ARCHS))
     network = {
-        "net_arch": NET_ARCHS[trial.suggest_categorical("net_arch", list(NET_ARCHS))],
+        "net_arch": NET_ARCHS[size] if isinstance(size, str) else size,  # fixed layers have no name
         "activation_fn": trial.suggest_categorical("activation_fn", ["relu", "tanh"]),
     }
     return merge(entry, {"policy_kwargs": network})
 
 
-def _log(trial: BaseTrial, name: str, low: float, high: float) -> float:
+def _log(trial: Suggests, name: str, low: float, high: float) -> float:
     """Suggest a number on a logarithmic scale, rounded to four significant digits."""
     return float(f"{trial.suggest_float(name, low, high, log=True):.4g}")

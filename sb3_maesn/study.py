@@ -106,7 +106,7 @@ def open_study(request: StudyRequest, worker: int = 0) -> optuna.Study:
     :param request: study and how to run it
     :param worker: number of the worker, which is added to the seed of the sampler
     :return: study
-    :raises ConfigError: if the sampler or the pruner is unknown, or the study has another plan
+    :raises ConfigError: if the sampler or the pruner is unknown, or the study has trials of another plan
     """
     for kind, name, known in (("sampler", request.sampler, SAMPLERS), ("pruner", request.pruner, PRUNERS)):
         if name not in known:
@@ -121,12 +121,29 @@ def open_study(request: StudyRequest, worker: int = 0) -> optuna.Study:
     )
     if PLAN not in study.user_attrs:
         study.set_user_attr(PLAN, request.plan.as_json())
+    elif not _keeps_its_plan(study, request):
+        _discard_waiting(study)
+        study.set_user_attr(PLAN, request.plan.as_json())
     check_same_plan(study, request.plan)
     return study
 
 
+def _keeps_its_plan(study: optuna.Study, request: StudyRequest) -> bool:
+    """Tell whether a study has the plan of the request, or scores of its own plan now or soon."""
+    if _flatten(study.user_attrs[PLAN]) == _flatten(request.plan.as_json()):
+        return True
+    counted = study.get_trials(deepcopy=False, states=COUNTED)
+    return any(trial.state.is_finished() or not is_stale(trial, request.stale_after) for trial in counted)
+
+
+def _discard_waiting(study: optuna.Study) -> None:
+    """Fail the trials that an earlier call has enqueued for another plan."""
+    for trial in study.get_trials(deepcopy=False, states=(TrialState.WAITING,)):
+        study._storage.set_trial_state_values(trial._trial_id, TrialState.FAIL)
+
+
 def check_same_plan(study: optuna.Study, plan: TuningPlan) -> None:
-    """Check that a study was created with a given plan, since scores of different plans cannot be compared.
+    """Check that a study has a given plan, since scores of different plans cannot be compared.
 
     :param study: study
     :param plan: plan of the trials to come
@@ -159,13 +176,19 @@ def run_study(request: StudyRequest) -> optuna.Study:
     """
     _set_verbosity(request)
     study = open_study(request)  # before the workers do: two processes must not create a database at once
-    if request.start:
-        study.enqueue_trial(dict(request.start), user_attrs={"start": True}, skip_if_exists=True)
+    if request.start and not _has_start(study, request.start):
+        study.enqueue_trial(dict(request.start), user_attrs={"start": True})
     if request.n_jobs == 1:
         run_worker(request, 0)
     else:
         _run_workers(request, study)
     return study
+
+
+def _has_start(study: optuna.Study, start: Mapping[str, Any]) -> bool:
+    """Tell whether a trial with the parameters of the first one is enqueued, runs, or has been run without failure."""
+    trials = study.get_trials(deepcopy=False, states=(*COUNTED, TrialState.WAITING))
+    return any(trial.system_attrs.get("fixed_params") == start for trial in trials)
 
 
 def _set_verbosity(request: StudyRequest) -> None:

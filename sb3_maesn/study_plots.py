@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from matplotlib.ticker import NullFormatter
 
 from sb3_maesn.plots import INK, PALETTE, panels, save
 
@@ -57,8 +58,13 @@ def plot_slices(slices: Mapping[str, Sequence[tuple[Any, float]]], path: str | P
         ax.scatter(
             values if is_number else [str(value) for value in values], outcomes, s=12, color=PALETTE[0], alpha=0.7
         )
+        if not is_number:
+            ax.tick_params(axis="x", labelrotation=30, labelsize=8)
+            for label in ax.get_xticklabels():
+                label.set(ha="right", rotation_mode="anchor")
         if is_number and min(values) > 0 and max(values) > 20 * min(values):
             ax.set_xscale("log")
+            ax.xaxis.set_minor_formatter(NullFormatter())  # labels between the powers of ten would overlap
         ax.set_title(name, fontsize=9, color=INK)
     for ax in axes[len(slices) :]:
         ax.set_axis_off()

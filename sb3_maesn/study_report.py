@@ -132,7 +132,8 @@ def draw(study: optuna.Study, folder: Path, weights: Mapping[str, float]) -> Non
     ended = [trial for trial in done if trial.state == TrialState.COMPLETE]
     history = [(trial.number, _value(trial), trial.state == TrialState.COMPLETE) for trial in done]
     study_plots.plot_study_history(history, folder / "history.png")
-    study_plots.plot_slices(slices(ended), folder / "slices.png")
+    if parameters := slices(ended):  # fixed settings may leave nothing to sample
+        study_plots.plot_slices(parameters, folder / "slices.png")
     if weights:
         study_plots.plot_importances(weights, folder / "importance.png")
 

@@ -2,15 +2,17 @@
 
 from collections.abc import Sequence
 from contextlib import closing
+from functools import partial
 from typing import Any
 
 import gymnasium as gym
+from stable_baselines3.common.vec_env import DummyVecEnv
 
 from sb3_maesn.common.env_util import as_multi_task
 from sb3_maesn.common.suggestions import did_you_mean
 from sb3_maesn.config import ConfigError
 from sb3_maesn.envs import FAMILIES
-from sb3_maesn.envs.multi_task import MultiTaskVecEnv
+from sb3_maesn.envs.multi_task import MultiTaskVecEnv, has_tasks
 
 
 def check_env_id(env_id: str) -> None:
@@ -32,6 +34,16 @@ def sparse_variant(env_id: str) -> str:
     """
     sparse = env_id.replace("-v", "Sparse-v")
     return sparse if sparse in FAMILIES and "Sparse" not in env_id else env_id
+
+
+def brings_tasks(env_id: str) -> bool:
+    """Tell whether an environment has tasks to choose from.
+
+    :param env_id: environment id
+    :return: whether it has tasks of its own
+    """
+    with closing(DummyVecEnv([partial(gym.make, env_id)])) as env:
+        return has_tasks(env)
 
 
 def parse_task(words: Sequence[str], env: MultiTaskVecEnv, split: str = "train") -> Any:
@@ -67,12 +79,20 @@ def find_task(words: Sequence[str], env_id: str, split: str) -> Any:
 
 
 def tasks_of(env_id: str, split: str, n_tasks: int) -> list[Any]:
-    """List the first tasks of a set of tasks.
+    """List the first tasks of a set of tasks, drawing a larger set than usual if that many are needed.
 
     :param env_id: environment id
-    :param split: ``"train"``, ``"validation"`` or ``"test"``
+    :param split: name of the set: ``"train"``, ``"validation"`` or ``"test"``
     :param n_tasks: number of tasks
-    :return: tasks, fewer than ``n_tasks`` if the set is smaller
+    :return: tasks (n_tasks)
+    :raises ConfigError: if ``n_tasks`` is less than 1, or the environment has fewer tasks
     """
+    if n_tasks < 1:
+        raise ConfigError(f"the number of tasks must be at least 1, got {n_tasks}")
     with closing(as_multi_task(env_id, 1)) as env:
-        return list(env.task_set(split)[:n_tasks])
+        tasks = env.task_set(split)
+        if len(tasks) < n_tasks:
+            tasks = MultiTaskVecEnv(env.venv, n_tasks=n_tasks).task_set(split)
+    if len(tasks) < n_tasks:
+        raise ConfigError(f"{env_id} has only {len(tasks)} {split} tasks, expected {n_tasks}")
+    return tasks[:n_tasks]

@@ -11,7 +11,7 @@ from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from sb3_maesn.common.checkpoint.pretrained import list_pretrained
 from sb3_maesn.envs import FAMILIES
 from sb3_maesn.run_folder import Run, find_model, find_run, list_runs
-from sb3_maesn.tasks import check_env_id, sparse_variant
+from sb3_maesn.tasks import check_env_id
 from sb3_maesn.training import ALGOS, check_device, find_recipe
 
 
@@ -81,8 +81,8 @@ class TrainedAgent:
 
     @property
     def test_env_id(self) -> str:
-        """Id of the test environment: for an agent that adapts, the sparse variant of the training environment."""
-        return sparse_variant(self.env_id) if self.adapts else self.env_id
+        """Id of the environment in which the agent is tested and played, chosen by the recipe of its algorithm."""
+        return find_recipe(self.algo).test_env_id(self.env_id)
 
 
 def load_agent(choice: AgentChoice) -> TrainedAgent:

@@ -14,17 +14,16 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 
 from sb3_maesn.benchmarking import EvaluationPlan, Outcome, measure
-from sb3_maesn.common.adaptation.rules import RULES
-from sb3_maesn.config import ConfigError, check_keys, constructor_arguments, script_values
+from sb3_maesn.config import ConfigError, check_keys, check_rule, constructor_arguments, script_values
 from sb3_maesn.recipes import TrainingRun
-from sb3_maesn.search_spaces import SEARCH_SPACES, Entry, merge
+from sb3_maesn.search_spaces import SEARCH_SPACES, Entry, PartlyFixed, Suggests, fixed_parameters, merge
 from sb3_maesn.tasks import check_env_id
 from sb3_maesn.trained import TrainedAgent
 from sb3_maesn.training import build_model, check_policy, close, find_recipe
 
 METRICS = ("success", "return")
 Numbers = IntDistribution | FloatDistribution
-#: Number of random trials that sees every parameter of a search space, even those of rare branches.
+#: Number of random trials that see every parameter of a search space, even those of rare branches.
 TRIALS_TO_SEE_ALL = 100
 
 
@@ -42,6 +41,7 @@ class TuningPlan:
     :param metric: ``"success"`` (the mean return if the environment does not report success) or ``"return"``
     :param test: settings of an evaluation
     :param task: words of ``--task`` for an algorithm that learns one task
+    :param fixed: settings that override those of a trial, which does not sample them
     """
 
     algo: str
@@ -53,6 +53,7 @@ class TuningPlan:
     metric: str = "success"
     test: EvaluationPlan = field(default_factory=lambda: EvaluationPlan(n_episodes=10, split="validation"))
     task: Sequence[str] = ()
+    fixed: Mapping[str, Any] = field(default_factory=dict)
 
     def stages(self, seed: int) -> list[int]:
         """List the environment steps after which an agent is evaluated.
@@ -63,13 +64,14 @@ class TuningPlan:
         n = self.n_evaluations if seed == 0 else 1
         return [self.n_timesteps * i // n for i in range(1, n + 1)]
 
-    def entry(self, trial: optuna.trial.BaseTrial) -> Entry:
-        """Sample the hyperparameters of a trial.
+    def entry(self, trial: Suggests) -> Entry:
+        """Sample the hyperparameters of a trial that are not fixed.
 
         :param trial: running trial, or the parameters of a finished one as a ``FixedTrial``
         :return: entry of a hyperparameter file
         """
-        return merge(self.config, SEARCH_SPACES[self.algo](trial))
+        sampled = SEARCH_SPACES[self.algo](PartlyFixed(trial, fixed_parameters(self.fixed)))
+        return merge(merge(self.config, sampled), self.fixed)
 
     def as_json(self) -> dict[str, Any]:
         """Convert the plan to plain values, equal to those that a storage returns."""
@@ -81,7 +83,8 @@ def check_plan(plan: TuningPlan) -> None:
 
     :param plan: plan of every trial
     :raises ConfigError: if an algorithm, environment, metric, rule, policy or hyperparameter is unknown, a value is of
-        a wrong type, the algorithm cannot be trained on the environment, or a number is below 1
+        a wrong type or out of range, the algorithm cannot be trained on the environment, or settings contradict each
+        other in some of the trials
     :raises ValueError: if the algorithm does not support the evaluation
     """
     recipe = find_recipe(plan.algo)
@@ -89,16 +92,33 @@ def check_plan(plan: TuningPlan) -> None:
         check_env_id(env_id)
     if plan.metric not in METRICS:
         raise ConfigError(f"the metric must be one of {', '.join(METRICS)}, got {plan.metric!r}")
-    config = script_values(plan.config)
-    for rule in (plan.test.rule, config.get("eval_rule")):
-        if rule is not None and rule not in RULES:
-            raise ConfigError(f"the adaptation rule must be one of {', '.join(RULES)}, got {rule!r}")
+    config = script_values({**plan.config, **plan.fixed})
+    check_rule(plan.test.rule)
     for name in ("n_timesteps", "n_evaluations", "n_seeds"):
         if getattr(plan, name) < 1:
             raise ConfigError(f"{name} must be at least 1, got {getattr(plan, name)}")
     constructor_arguments(config, recipe.algorithm)
     check_policy(config.get("policy", recipe.policy), recipe.algorithm)
+    _check_entries(plan)
     _try_out(plan)
+
+
+def _check_entries(plan: TuningPlan) -> None:
+    """Check the hyperparameters of random trials by the constructor of the algorithm."""
+    recipe = find_recipe(plan.algo)
+    algorithm: Any = recipe.algorithm
+    errors = []
+    for trial in _random_trials(TRIALS_TO_SEE_ALL):
+        entry = plan.entry(trial)
+        try:
+            arguments = constructor_arguments(entry, algorithm)
+            algorithm(entry.get("policy", recipe.policy), None, _init_setup_model=False, **arguments)
+        except ValueError as error:
+            errors.append(error)
+    if errors:
+        some = len(errors) < TRIALS_TO_SEE_ALL
+        advice = "; the search space varies some of these settings: fix them all with --hyperparams" if some else ""
+        raise ConfigError(f"{errors[0]}{advice}") from errors[0]
 
 
 def _try_out(plan: TuningPlan) -> None:
@@ -108,17 +128,22 @@ def _try_out(plan: TuningPlan) -> None:
         measure(agent, replace(plan.test, n_tasks=1, n_rounds=0, n_episodes=1))
 
 
-def check_start(algo: str, params: Mapping[str, Any]) -> None:
+def check_start(algo: str, params: Mapping[str, Any], fixed: Mapping[str, Any] | None = None) -> None:
     """Check that parameters and their values belong to the search space of an algorithm.
 
     :param algo: key of ``SEARCH_SPACES``
     :param params: values by name
-    :raises ConfigError: if a name or a value is not in the search space; the message tells the permitted ones
+    :param fixed: settings that trials do not sample, None for none
+    :raises ConfigError: if a name or a value is not in the search space, or the parameter is not sampled; the message
+        tells the permitted ones
     """
     if not params:
         return
     space = search_space(algo)
     check_keys(params, sorted(space), f"the search space of {algo}")
+    for name in fixed_parameters(fixed or {}):
+        if name in params:
+            raise ConfigError(f"--hyperparams fixes {name}: leave it out of --start")
     for name, value in params.items():
         allowed = space[name]
         if isinstance(allowed, CategoricalDistribution):

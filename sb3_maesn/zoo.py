@@ -6,7 +6,7 @@ makes environments with tasks, and evaluates and tunes by adaptation. Other algo
 
 import importlib
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,8 @@ import optuna
 from stable_baselines3.common.callbacks import ProgressBarCallback
 
 from sb3_maesn.benchmarking import EvaluationPlan
-from sb3_maesn.config import constructor_arguments
+from sb3_maesn.cli import one_line_errors
+from sb3_maesn.config import ConfigError, constructor_arguments
 from sb3_maesn.recipes import Recipe, SingleTask, TrainingRun
 from sb3_maesn.search_spaces import SEARCH_SPACES
 from sb3_maesn.training import ALGOS, make_callbacks
@@ -36,9 +37,7 @@ def register() -> None:
 
     :raises ImportError: if rl_zoo3 is not installed: ``pip install 'sb3_maesn[zoo]'``
     """
-    utils, spaces, manager = (
-        importlib.import_module(f"rl_zoo3.{name}") for name in ("utils", "hyperparams_opt", "exp_manager")
-    )
+    utils, spaces, manager = (_zoo_module(name) for name in ("utils", "hyperparams_opt", "exp_manager"))
     for name, recipe in meta_learners().items():
         utils.ALGOS[name] = recipe.algorithm
         spaces.HYPERPARAMS_SAMPLER[name] = _Sampler(name)
@@ -49,6 +48,16 @@ def register() -> None:
         for name in USERS_OF_MANAGER:
             if name in sys.modules:
                 vars(sys.modules[name])["ExperimentManager"] = ours
+
+
+def _zoo_module(name: str) -> Any:
+    """Import a module of rl-zoo, and say how to install it if it is missing."""
+    try:
+        return importlib.import_module(f"rl_zoo3.{name}")
+    except ModuleNotFoundError as error:
+        if error.name != "rl_zoo3":
+            raise
+        raise ImportError("rl_zoo3 is not installed: pip install 'sb3_maesn[zoo]'") from error
 
 
 class _Sampler:
@@ -81,9 +90,8 @@ class TaskManagerMixin:
     """Mixin that makes rl-zoo's experiment manager handle meta-learners; it comes first among the base classes."""
 
     def __init__(self, args: Any, algo: str, env_id: str, *others: Any, **kwargs: Any) -> None:
-        file = CONFIGS / f"{algo}.yml"
-        if algo in meta_learners() and kwargs.get("config") is None and file.is_file():
-            kwargs["config"] = str(file)
+        if algo in meta_learners() and kwargs.get("config") is None:
+            kwargs["config"] = str(_default_config(algo))
         self.zoo: Any = self  # gives access to attributes of rl-zoo's manager, which type checkers do not see
         self.entry: dict[str, Any] = {}
         super().__init__(args, algo, env_id, *others, **kwargs)  # type: ignore[call-arg]  # of rl-zoo's manager, a base class at run time
@@ -140,16 +148,44 @@ class TaskManagerMixin:
         return objective(plan, trial)
 
 
+def _default_config(algo: str) -> Path:
+    """Find the hyperparameter file of a meta-learner, of which rl-zoo has none."""
+    file = CONFIGS / f"{algo}.yml"
+    if not file.is_file():
+        raise ConfigError(
+            f"there is no {file}, since an installed package comes without zoo_configs: give a hyperparameter file with"
+            f" --conf-file, such as zoo_configs/{algo}.yml of the repository"
+        )
+    return file
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """Run a script of rl-zoo with this package's algorithms.
 
     :param argv: name of the script, such as ``train``, and its arguments; None for those of the command line
     """
-    name, *rest = sys.argv[1:] if argv is None else argv
-    register()  # before the script imports the experiment manager
-    script = importlib.import_module(f"rl_zoo3.{name}")
-    sys.argv = [f"rl_zoo3 {name}", *rest]
-    getattr(script, name)()
+    words = sys.argv[1:] if argv is None else list(argv)
+    with one_line_errors(verbose=0):
+        if not words or words[0].startswith("-"):
+            raise ConfigError("expected the name of a script of rl_zoo3: python -m sb3_maesn.zoo train [flags]")
+        register()  # before the script imports the experiment manager
+        script = _find_script(words[0])
+    sys.argv = [f"rl_zoo3 {words[0]}", *words[1:]]
+    try:
+        script()
+    except ConfigError as error:  # other exceptions may be of rl-zoo's own algorithms and keep their traceback
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+
+
+def _find_script(name: str) -> Callable[[], None]:
+    """Find the main function of a script of rl-zoo, which has the name of its module."""
+    try:
+        return getattr(_zoo_module(name), name)
+    except (ModuleNotFoundError, AttributeError) as error:
+        if isinstance(error, ModuleNotFoundError) and error.name != f"rl_zoo3.{name}":
+            raise
+        raise ConfigError(f"rl_zoo3 has no script {name!r} that can be run from here: take train or enjoy") from error
 
 
 if __name__ == "__main__":

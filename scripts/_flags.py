@@ -82,9 +82,20 @@ def add_adaptation_flags(parser: argparse.ArgumentParser) -> None:
     :param parser: parser of a script
     """
     add = parser.add_argument
-    add("--task", nargs="+", default=["0"], help="index into the test tasks, validation:INDEX, or the task's values")
-    add("--rounds", type=int, default=3, help="adaptation rounds, 0: play unadapted")
-    add("--episodes", type=int, default=20, help="episodes of an adaptation round")
+    add(
+        "--task",
+        nargs="+",
+        default=[],
+        help="index into the test tasks, validation:INDEX, or the task's values; the first test task if not given. An"
+        " agent that learned one task plays that one, whose index counts in the training tasks",
+    )
+    add(
+        "--rounds",
+        type=int,
+        help="adaptation rounds, 0: play unadapted; 3 if not given, or for rl2 one less than the episodes of a training"
+        " trial",
+    )
+    add("--episodes", type=int, help="episodes of an adaptation round; 20 if not given, or 1 for rl2")
     add("--rule", default=None, help="adaptation rule")
     actions = parser.add_mutually_exclusive_group()
     actions.add_argument("--stochastic", action="store_true", help="draw actions")

@@ -29,7 +29,7 @@ def make_parser() -> argparse.ArgumentParser:
     add("--episodes", type=int, default=50, help="episodes of a round")
     add("--rule", default=None, help="adaptation rule")
     add("--seed", type=int, default=0, help="seed")
-    add("--csv", default="", help="table to write, with a figure beside it")
+    add("--csv", default="", help="table to write, NAME.csv, with figures beside it")
     add("--save", default="", help="file for the adapted model")
     return parser
 
@@ -47,9 +47,11 @@ def adapt(args: argparse.Namespace) -> None:
     from sb3_maesn.checkpoints import load_model
     from sb3_maesn.evaluation import evaluate_adaptation
     from sb3_maesn.model_files import find_model_file, guess_test_env
-    from sb3_maesn.results import format_table, latent_rows
+    from sb3_maesn.results import format_table, latent_rows, table_path
     from sb3_maesn.tasks import check_env_id, find_task
 
+    if args.csv:
+        table_path(args.csv)  # before anything is played
     find_model_file(args.model)
     env_id = args.env or guess_test_env(args.model)
     check_env_id(env_id)

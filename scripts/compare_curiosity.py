@@ -44,9 +44,10 @@ def compare(args: argparse.Namespace) -> None:
     from sb3_maesn.checkpoints import load_model
     from sb3_maesn.config import ConfigError
     from sb3_maesn.model_files import find_model_file, guess_test_env
-    from sb3_maesn.results import format_table, provenance, write_table
+    from sb3_maesn.results import format_table, provenance, table_path, write_table
     from sb3_maesn.tasks import check_env_id, tasks_of
 
+    table = table_path(args.csv)
     torch.set_num_threads(1)
     find_model_file(args.model)
     env_id = args.env or guess_test_env(args.model)
@@ -66,11 +67,11 @@ def compare(args: argparse.Namespace) -> None:
             rows.append({"task": index, "eta": eta, **outcome(improved, env_id, task, args)})
             print(", ".join(f"{key} {value}" for key, value in rows[-1].items()), flush=True)
     if not rows:
-        raise ConfigError(f"the latent finds the reward of all {args.n_tasks} tasks: there is nothing to compare")
+        raise ConfigError(f"the latent finds the reward of all {len(tasks)} tasks: there is nothing to compare")
     summary = summarise(rows, len(tasks))
     print("\n" + format_table(summary))
     about = {"env": env_id, "split": args.split, "n_tasks": len(tasks), "summary": summary}
-    write_table(args.csv, rows, provenance(args.seed, **about))
+    write_table(table, rows, provenance(args.seed, **about))
 
 
 def outcome(improved: Any, env_id: str, task: Any, args: argparse.Namespace) -> dict[str, Any]:

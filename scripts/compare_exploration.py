@@ -13,7 +13,7 @@ def make_parser() -> argparse.ArgumentParser:
     """Make the parser of the command line."""
     parser = _flags.make_parser(__doc__)
     add = parser.add_argument
-    add("--env", default="SparseMountainCarWeak-v0", help="environment id")
+    add("--env", default="SparseMountainCarWeak-v0", help="environment id; its episodes must report success")
     add(
         "--task", nargs="+", default=[], help="the task: index into the training tasks, validation:INDEX, or its values"
     )
@@ -37,8 +37,9 @@ def compare(args: argparse.Namespace) -> None:
     """
     import torch
 
-    from sb3_maesn.results import format_table, provenance, write_table
+    from sb3_maesn.results import format_table, provenance, table_path, write_table
 
+    table_path(args.csv)  # before anything is trained
     torch.set_num_threads(1)
     rows = kept_rows(args) if args.keep else []
     for algo in args.algos:
@@ -75,28 +76,33 @@ def explore(args: argparse.Namespace, algo: str, seed: int) -> dict[str, Any]:
     :param algo: name of the algorithm
     :param seed: seed
     :return: row of the table
+    :raises ConfigError: if the environment does not report success
     """
+    from contextlib import closing
+
     from stable_baselines3.common.callbacks import ConvertCallback
 
-    from sb3_maesn.config import constructor_arguments, load_entry
+    from sb3_maesn.config import ConfigError, constructor_arguments, load_entry
     from sb3_maesn.recipes import TrainingRun
     from sb3_maesn.training import find_recipe
 
     recipe = find_recipe(algo)
     config = load_entry(_flags.default_file(algo), args.env)
     arguments = constructor_arguments(config, recipe.algorithm)
-    env = recipe.make_env(TrainingRun(algo, args.env, config, Path(), task=args.task), recipe.n_members(config))
+    run = TrainingRun(algo, args.env, config, Path(), task=args.task)
     algorithm: Any = recipe.algorithm
-    model = algorithm(config.get("policy", recipe.policy), env, seed=seed, device="cpu", **arguments)
     outcomes: list[tuple[int, bool]] = []  # step at the end and success of every episode
 
     def note(variables: dict[str, Any], _: dict[str, Any]) -> bool:
-        infos = (variables["infos"][i] for i in variables["dones"].nonzero()[0])
-        outcomes.extend((model.num_timesteps, bool(info["is_success"])) for info in infos)
+        for info in (variables["infos"][i] for i in variables["dones"].nonzero()[0]):
+            if "is_success" not in info:
+                raise ConfigError(f"expected episodes that report is_success at their end, got those of {args.env}")
+            outcomes.append((model.num_timesteps, bool(info["is_success"])))
         return True
 
-    model.learn(args.n_timesteps, callback=ConvertCallback(note))
-    env.close()
+    with closing(recipe.make_env(run, recipe.n_members(config))) as env:
+        model = algorithm(config.get("policy", recipe.policy), env, seed=seed, device="cpu", **arguments)
+        model.learn(args.n_timesteps, callback=ConvertCallback(note))
     return {"env": args.env, "algo": algo, "seed": seed, **first_success(outcomes, model.num_timesteps)}
 
 

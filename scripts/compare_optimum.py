@@ -95,13 +95,19 @@ def compare(args: argparse.Namespace) -> None:
     """
     import torch
 
-    from sb3_maesn.results import format_table, provenance, write_table
+    from sb3_maesn.cli import check_flag
+    from sb3_maesn.results import format_table, provenance, table_path, write_table
 
+    check_flag(args, "n_timesteps", 1, default=-1)
+    check_flag(args, "evaluations", 1)
+    check_flag(args, "tasks", 1, default=-1)
+    check_flag(args, "first_task", 0)
+    table = table_path(args.csv or f"results/rl2-{args.env}.csv")
     torch.set_num_threads(1)
     rows = train_and_evaluate(args)
     print(format_table(rows))
     settings = {"env": args.env, "config": "zoo_configs/rl2.yml", "split": args.split, "first_task": args.first_task}
-    write_table(args.csv or f"results/rl2-{args.env}.csv", rows, provenance(args.seed, **settings))
+    write_table(table, rows, provenance(args.seed, **settings))
 
 
 def train_and_evaluate(args: argparse.Namespace) -> list[dict[str, Any]]:
@@ -130,7 +136,7 @@ def train_and_evaluate(args: argparse.Namespace) -> list[dict[str, Any]]:
         rows.extend(make_rows(model.num_timesteps, result.returns, reference.floor, best))
         print(", ".join(f"{key} {value}" for key, value in rows[-1].items()), flush=True)
 
-    model.learn(budget, callback=every(model, budget // args.evaluations, evaluate))
+    model.learn(budget, callback=every(model, max(budget // args.evaluations, 1), evaluate))
     evaluate()
     return rows
 

@@ -28,15 +28,23 @@ def enjoy(args: argparse.Namespace) -> None:
     :param args: parsed arguments
     """
     from sb3_maesn import playing
+    from sb3_maesn.cli import check_flag
     from sb3_maesn.trained import AgentChoice, load_agent
 
+    check_flag(args, "n_timesteps", 1)
+    wishes = playing.Adaptation.from_args(args)
     say = print if args.verbose > 0 else lambda *_: None
     agent = load_agent(AgentChoice.from_args(args))
     say(f"Loaded {agent.name}")
-    model, task = playing.prepare(agent, playing.Adaptation.from_args(args))
-    say(f"{agent.test_env_id}, task {task}\n{playing.describe_adaptation(model)}")
+    adaptation = wishes.complete(agent)
+    task = playing.task_to_play(agent, adaptation)
+    say(agent.test_env_id if task is None else f"{agent.test_env_id}, task {task}")
+    # the window opens before the adaptation, so that a missing display is reported without a wait
     env = playing.make_stage(agent.test_env_id, task, None if args.no_render else "human")
     try:
+        model = playing.adapt(agent, task, adaptation)
+        if history := playing.describe_adaptation(model):
+            say(history)
         episodes = playing.play(model, env, args.n_timesteps, deterministic=not args.stochastic, seed=args.seed)
     finally:
         env.close()

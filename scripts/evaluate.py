@@ -1,7 +1,8 @@
 """Evaluate meta-trained models on test tasks, and write tables with their origin and figures.
 
 learning: adaptation in rounds of many episodes. few-episodes: success of the adapted policy after 0, 5, 10, 20 and 45
-episodes, for each rule. coverage: where episodes with latents of the prior end.
+episodes, for each rule. coverage: where episodes with latents of the prior end, by sectors of 30 degrees; only those
+count that end beyond 60 % of the goals' distance from the origin, which must be the same for all goals.
 """
 
 import argparse
@@ -85,7 +86,7 @@ def learning(args: argparse.Namespace) -> None:
 
     from sb3_maesn import plots
     from sb3_maesn.evaluation import evaluate_adaptation
-    from sb3_maesn.results import adaptation_rows
+    from sb3_maesn.results import adaptation_rows, rule_name
     from sb3_maesn.tasks import tasks_of
 
     rows: list[dict[str, Any]] = []
@@ -96,13 +97,13 @@ def learning(args: argparse.Namespace) -> None:
             result = evaluate_adaptation(
                 model, args.env, tasks, n_rounds=args.rounds, n_episodes=args.episodes, rule=rule, seed=args.seed
             )
-            label = {"model": name, "rule": rule or "default"}
+            label = {"model": name, "rule": rule_name(model, rule)}
             rows += [label | row for row in adaptation_rows(result.returns, result.success)]
             curves[f"{name}, {label['rule']}"] = result.returns, result.success
-    path = write(args, rows)
+    path = write(args, rows, len(tasks))
     reference = AUTHORS.get(args.env.split("-v")[0].removesuffix("Sparse"))
     lines = {"authors' policy": np.array(reference)} if reference else None
-    plots.plot_adaptation_curve(curves, path.with_suffix(".png"), figure_title(args), lines)
+    plots.plot_adaptation_curve(curves, path.with_suffix(".png"), figure_title(args, len(tasks)), lines)
 
 
 def few_episodes(args: argparse.Namespace) -> None:
@@ -141,8 +142,8 @@ def few_episodes(args: argparse.Namespace) -> None:
             by_model.append(by_task)
             rows += few_episode_rows({"model": name, "rule": rule}, by_task, returns)
         curves[rule] = np.array(BUDGETS), np.concatenate(by_model, axis=1)
-    path = write(args, rows)
-    plots.plot_few_episodes(curves, path.with_suffix(".png"), figure_title(args))
+    path = write(args, rows, len(tasks))
+    plots.plot_few_episodes(curves, path.with_suffix(".png"), figure_title(args, len(tasks)))
 
 
 def few_episode_rows(label: dict[str, Any], success: Any, returns: Any) -> list[dict[str, Any]]:
@@ -173,23 +174,25 @@ def coverage(args: argparse.Namespace) -> None:
     """Count where episodes with latents of the prior end, by sectors of 30 degrees.
 
     :param args: parsed arguments
+    :raises ValueError: if the environment has no goals in the plane, or they lie at different distances from the origin
     """
     import numpy as np
 
-    from sb3_maesn.results import COVERAGE_RADIUS, sector_shares
+    from sb3_maesn.results import coverage_radius, sector_shares
     from sb3_maesn.tasks import tasks_of
-    from sb3_maesn.trajectories import record_paths
+    from sb3_maesn.trajectories import plane_of, record_paths
 
     rows = []
     distinct = np.asarray(tasks_of(args.env, args.split, args.tasks))
+    radius = coverage_radius(plane_of(args.env).goal(distinct))
     tasks = np.repeat(distinct, args.episodes, axis=0)  # (n_tasks * n_episodes, G)
     for name, model in load_models(args):
         ends = record_paths(model, args.env, tasks, args.seed).end_points
-        far = float((np.linalg.norm(ends, axis=1) > COVERAGE_RADIUS).mean())
-        shares = sector_shares(ends)
-        row = {"model": name, "episodes": len(ends), f"beyond_{COVERAGE_RADIUS}": round(far, 4)}
+        far = float((np.linalg.norm(ends, axis=1) > radius).mean())
+        shares = sector_shares(ends, radius)
+        row = {"model": name, "episodes": len(ends), f"beyond_{radius}": round(far, 4)}
         rows.append(row | {f"{30 * i}-{30 * (i + 1)}": round(float(share), 4) for i, share in enumerate(shares)})
-    write(args, rows)
+    write(args, rows, len(distinct))
 
 
 def load_models(args: argparse.Namespace) -> list[tuple[str, Any]]:
@@ -212,29 +215,31 @@ def short_name(model: str) -> str:
     return "/".join(Path(model).parts[-2:]).removesuffix(".zip")
 
 
-def write(args: argparse.Namespace, rows: Sequence[dict[str, Any]]) -> Path:
+def write(args: argparse.Namespace, rows: Sequence[dict[str, Any]], n_tasks: int) -> Path:
     """Print the table and write it with its origin.
 
     :param args: parsed arguments
     :param rows: rows of the table
+    :param n_tasks: number of tasks
     :return: path of the CSV file
     """
     from sb3_maesn.results import format_table, provenance, write_table
 
     path = Path(args.out) / f"{args.name or Path(args.models[0]).stem}-{args.what}.csv"
-    about = provenance(args.seed, env=args.env, models=args.models, split=args.split, tasks=args.tasks)
+    about = provenance(args.seed, env=args.env, models=args.models, split=args.split, tasks=n_tasks)
     write_table(path, rows, about)
-    print(f"{figure_title(args)}\n{format_table(rows)}\nWrote {path}")
+    print(f"{figure_title(args, n_tasks)}\n{format_table(rows)}\nWrote {path}")
     return path
 
 
-def figure_title(args: argparse.Namespace) -> str:
+def figure_title(args: argparse.Namespace, n_tasks: int) -> str:
     """Make the title of a figure.
 
     :param args: parsed arguments
+    :param n_tasks: number of tasks
     :return: title
     """
-    return f"{args.env}, {args.tasks} {args.split} tasks"
+    return f"{args.env}, {n_tasks} {args.split} tasks"
 
 
 if __name__ == "__main__":

@@ -36,31 +36,39 @@ def plot(args: argparse.Namespace) -> None:
     from sb3_maesn import plots
     from sb3_maesn.results import read_adaptation_tables
 
-    tables = read_adaptation_tables(args.tables) if args.tables else measure(args)
-    title = "" if args.tables else f"{args.env}, {args.n_tasks} {args.split} tasks, {args.episodes} episodes a round"
-    plots.plot_adaptation_tables(tables, args.output, title)
-    print(f"Wrote {args.output}")
+    output = plots.image_path(args.output)
+    tables: Mapping[str, Sequence[Mapping[str, Any]]]
+    if args.tables:
+        tables, title = read_adaptation_tables(args.tables), ""
+    else:
+        tables, n_tasks = measure(args, output.with_suffix(".csv"))
+        title = f"{args.env}, {n_tasks} {args.split} tasks, {args.episodes} episodes a round"
+    plots.plot_adaptation_tables(tables, output, title)
+    print(f"Wrote {output}")
 
 
-def measure(args: argparse.Namespace) -> Mapping[str, Sequence[Mapping[str, Any]]]:
+def measure(args: argparse.Namespace, table: Path) -> tuple[Mapping[str, Sequence[Mapping[str, Any]]], int]:
     """Adapt the agents to the tasks, and print and write the table.
 
     :param args: parsed arguments
-    :return: rows by name of the agent
+    :param table: CSV file to write
+    :return: rows by name of the agent, and the number of tasks
     """
     from sb3_maesn.benchmarking import EvaluationPlan, measure_adaptation
-    from sb3_maesn.results import adaptation_rows, format_table, provenance, write_table
+    from sb3_maesn.results import adaptation_rows, format_table, provenance, rule_name, write_table
     from sb3_maesn.trained import AgentChoice, load_agent
 
-    tables = {}
+    tables, rows, n_tasks = {}, [], 0
     for algo in args.algos:
-        agent = load_agent(AgentChoice(algo, args.env, args.folder, best=args.load_best))
+        agent: Any = load_agent(AgentChoice(algo, args.env, args.folder, best=args.load_best))
         result = measure_adaptation(agent, EvaluationPlan.from_args(args))
         tables[agent.name] = adaptation_rows(result.returns, result.success)
-    rows = [{"model": name, "rule": args.rule or "default"} | row for name, part in tables.items() for row in part]
+        label = {"model": agent.name, "rule": rule_name(agent.model, args.rule)}
+        rows += [label | row for row in tables[agent.name]]
+        n_tasks = result.returns.shape[1]
     print(format_table(rows))
-    write_table(Path(args.output).with_suffix(".csv"), rows, provenance(args.seed, env=args.env, split=args.split))
-    return tables
+    write_table(table, rows, provenance(args.seed, env=args.env, split=args.split, tasks=n_tasks))
+    return tables, n_tasks
 
 
 if __name__ == "__main__":

@@ -38,6 +38,7 @@ def plot(args: argparse.Namespace) -> None:
     from sb3_maesn.run_folder import find_runs
 
     check_flag(args, "episode_window", 1)
+    output = plots.image_path(args.output)
     lines = {}
     for folder in find_runs(args.exp_folder, args.algo, args.env):
         curve = curves.training_curve(folder, args.x_axis, args.y_axis, args.episode_window, args.max_timesteps)
@@ -47,8 +48,8 @@ def plot(args: argparse.Namespace) -> None:
             lines[folder.name] = *curve, None
     if not lines:
         raise ConfigError(f"there is nothing to draw of {args.algo} on {', '.join(args.env)} in {args.exp_folder}")
-    plots.plot_curves(lines, args.output, curves.X_AXES[args.x_axis], curves.Y_AXES[args.y_axis][0])
-    print(f"Wrote {args.output}")
+    plots.plot_curves(lines, output, curves.X_AXES[args.x_axis], curves.Y_AXES[args.y_axis][0])
+    print(f"Wrote {output}")
 
 
 if __name__ == "__main__":

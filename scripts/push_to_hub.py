@@ -56,8 +56,11 @@ def publications(args: argparse.Namespace) -> Iterator[Any]:
 
     :param args: parsed arguments
     :return: one ``sb3_maesn.hub.Publication`` per repository
+    :raises ConfigError: if the algorithm has no checkpoints
     """
+    from sb3_maesn.common.checkpoint.mixin import CheckpointMixin
     from sb3_maesn.common.checkpoint.pretrained import list_pretrained
+    from sb3_maesn.config import ConfigError
     from sb3_maesn.hub import Publication, pretrained_publication, run_files
     from sb3_maesn.trained import AgentChoice, load_agent
 
@@ -66,38 +69,61 @@ def publications(args: argparse.Namespace) -> Iterator[Any]:
             yield pretrained_publication(name, args.organization)
         return
     agent = load_agent(AgentChoice.from_args(args))
+    model = agent.model
+    if not isinstance(model, CheckpointMixin):
+        raise ConfigError(f"{args.algo} has no checkpoints without code, which a published model needs")
     name = args.repo_name or f"{args.algo}-{args.env.replace('/', '-')}"
+    repo_id = f"{args.organization}/{name}"
+    clip = {f"replay{Path(args.video).suffix}": video(args.video)} if args.video else {}
     files: dict[str, bytes | Path] = {}
     if agent.folder is None:
         publication = pretrained_publication(agent.name, args.organization)
         rounds, tested, command = publication.rounds, publication.tested, publication.command
     else:
         files, command = run_files(agent.folder, agent.env_id)
-        rounds, tested = results(agent, args)
-    if args.video:
-        files[f"replay{Path(args.video).suffix}"] = video(args.video)
-    repo_id, model = f"{args.organization}/{name}", agent.model
-    yield Publication(repo_id, model, agent.env_id, rounds, tested, command, files, args.license)  # type: ignore[arg-type]  # an agent's model here is a meta-learner
+        rounds, tested = results(agent, repo_id, args)
+    yield Publication(repo_id, model, agent.env_id, rounds, tested, command, {**files, **clip}, args.license)
 
 
-def results(agent: Any, args: argparse.Namespace) -> tuple[Sequence[Any], dict[str, Any]]:
+def results(agent: Any, repo_id: str, args: argparse.Namespace) -> tuple[Sequence[Any], dict[str, Any]]:
     """Read or measure the results of an agent's adaptation.
 
     :param agent: agent
+    :param repo_id: repository that the agent is going to, created before a measurement unless nothing is published
     :param args: parsed arguments
     :return: rows by round, and their origin; both empty without results or for an agent that does not adapt
+    :raises ConfigError: if the table of ``--results`` is of another task family
+    :raises HubError: if the Hub refuses access to the repository
     """
     from sb3_maesn.benchmarking import EvaluationPlan, measure_adaptation
     from sb3_maesn.checkpoints import read_rounds
-    from sb3_maesn.results import adaptation_rows, provenance
+    from sb3_maesn.config import ConfigError
+    from sb3_maesn.hub import create_repository
+    from sb3_maesn.results import adaptation_rows, provenance, rule_name
 
     if args.no_results or not agent.adapts:
         return (), {}
+    rule = rule_name(agent.model, args.rule)
     if args.results:
-        return read_rounds(Path(args.results), args.rule or "posterior", args.row)
-    result = measure_adaptation(agent, EvaluationPlan.from_args(args))
-    about = {"env": agent.test_env_id, "tasks": args.n_tasks, "rule": args.rule or "by default", "split": args.split}
+        rounds, tested = read_rounds(Path(args.results), rule, args.row)
+        if family(tested["env"]) != family(agent.env_id):
+            raise ConfigError(f"{args.results} holds results on {tested['env']}, not of a model of {agent.env_id}")
+        return rounds, tested
+    plan = EvaluationPlan.from_args(args)
+    if not args.dry_run:
+        create_repository(repo_id, args.private or None)  # the measurement takes minutes
+    result = measure_adaptation(agent, plan)
+    about = {"env": agent.test_env_id, "tasks": result.returns.shape[1], "rule": rule, "split": args.split}
     return adaptation_rows(result.returns, result.success), provenance(args.seed, **about)
+
+
+def family(env_id: str) -> str:
+    """Shorten an environment id to the name of its task family.
+
+    :param env_id: environment id, such as ``"WheeledGoalSparse-v0"``
+    :return: name without its version, the same for dense and sparse reward, such as ``"WheeledGoal"``
+    """
+    return env_id.split("-v")[0].removesuffix("Sparse")
 
 
 def video(path: str) -> Path:

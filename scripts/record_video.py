@@ -36,15 +36,21 @@ def record(args: argparse.Namespace) -> None:
     from sb3_maesn.trained import AgentChoice, load_agent
 
     check_flag(args, "n_timesteps", 1)
+    wishes = playing.Adaptation.from_args(args)
     agent = load_agent(AgentChoice.from_args(args))
-    model, task = playing.prepare(agent, playing.Adaptation.from_args(args))
-    titles = {"before adaptation": agent.model, f"after {args.rounds} rounds of {args.episodes} episodes": model}
-    scenes = titles if model is not agent.model else {agent.name: model}
+    adaptation = wishes.complete(agent)
+    task = playing.task_to_play(agent, adaptation)
+    playing.make_stage(agent.test_env_id, task, "rgb_array").close()  # fails before the adaptation, not after it
+    model = playing.adapt(agent, task, adaptation)
+    scenes = {agent.name: model}
+    if model is not agent.model:
+        scenes = {"before adaptation": agent.model, f"after {adaptation.describe()}": model}
     how = {"n_timesteps": args.n_timesteps, "deterministic": not args.stochastic, "seed": args.seed}
     panels = [video.film(player, agent.test_env_id, task, **how) for player in scenes.values()]
     frames = video.side_by_side(panels, list(scenes))
     folder = Path(args.output_folder or (agent.folder or Path()) / "videos")
-    name = f"{agent.name.replace('/', '-')}-{agent.test_env_id.replace('/', '-')}-task-{'_'.join(args.task)}"
+    words = ["task", "_".join(adaptation.task)] if adaptation.task else []
+    name = "-".join([agent.name, agent.test_env_id, *words]).replace("/", "-")
     for ending in (".mp4", ".gif"):
         video.write_video(folder / f"{name}{ending}", frames)
         if args.verbose > 0:

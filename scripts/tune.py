@@ -83,7 +83,8 @@ def make_request(args: argparse.Namespace) -> Any:
 
     recipe = find_recipe(args.algo)  # names an unknown algorithm, before its file is missed
     entry = files.load_entry(args.conf_file or _flags.default_file(args.algo), args.env)
-    config = files.script_values({**entry, **files.parse_overrides(args.hyperparams)})
+    fixed = files.script_values(files.parse_overrides(args.hyperparams))
+    config = files.script_values({**entry, **fixed})
     plan = TuningPlan(
         algo=args.algo,
         env_id=args.env,
@@ -101,10 +102,11 @@ def make_request(args: argparse.Namespace) -> Any:
             env_id=args.eval_env or recipe.test_env_id(args.env),
         ),
         task=args.task,
+        fixed=fixed,
     )
     check_plan(plan)
     start = files.parse_overrides(args.start, "--start")
-    check_start(args.algo, start)
+    check_start(args.algo, start, fixed)
     return StudyRequest(
         plan=plan,
         storage=args.storage or str(output_folder(args) / "journal.log"),

@@ -198,6 +198,31 @@ def test_diverged_episodes_are_compared_with_those_that_the_rule_sees() -> None:
     assert np.isfinite(result.eval_returns).all()
 
 
+@pytest.mark.parametrize(
+    ("numbers", "message"),
+    [
+        ((2.0, 3, 0, None), r"n_rounds must be an integer, got 2\.0"),
+        ((2, 3, 1, [3]), r"eval_rounds must be among the rounds \[0, 1, 2\], got \[3\]"),
+    ],
+)
+def test_numbers_that_make_no_sense_are_refused(numbers: tuple[Any, ...], message: str) -> None:
+    model, (n_rounds, n_episodes, n_eval_episodes, eval_rounds) = make_model(), numbers
+    assert model.env is not None
+    task, rng = model.env.task_set("test")[:1], np.random.default_rng(0)
+    with pytest.raises(ValueError, match=message):
+        adapt_to_tasks(
+            model.agent(),
+            model.env,
+            task,
+            LatentLearner(Spy()),
+            n_rounds,
+            n_episodes,
+            rng,
+            n_eval_episodes,
+            eval_rounds,
+        )
+
+
 # Numbers
 
 

@@ -1,12 +1,18 @@
 """The scripts that use trained agents: what they print and write, and how they refuse bad input."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
+import gymnasium as gym
 import numpy as np
 import pytest
+from sb3_contrib import TRPO
 
+from sb3_maesn import MAESN, video
+from sb3_maesn.envs import rendering
 from sb3_maesn.run_folder import create_run_folder, write_settings
+from tests.test_playing import tiny_rl2
 from tests.test_scripts import load, read_csv
 from tests.tiny import POINT, tiny
 
@@ -38,6 +44,127 @@ def test_enjoy_adapts_and_plays(logs: Path, capsys: pytest.CaptureFixture[str]) 
     assert "Success rate: " in printed
     assert load("enjoy").main([*flags, "--verbose", "0"]) == 0
     assert capsys.readouterr().out == ""
+
+
+def trpo(env_id: str) -> TRPO:
+    return TRPO("MlpPolicy", gym.make(env_id), n_steps=64, batch_size=64, seed=0)
+
+
+@pytest.fixture
+def other_logs(logs: Path) -> Path:
+    """Runs of RL2, of an algorithm that learned training task 3, and of one whose environment has no tasks."""
+    for algo, model in {"rl2": tiny_rl2(3), "trpo": trpo(POINT)}.items():
+        folder = create_run_folder("logs", algo, POINT)
+        write_settings(folder, POINT, {}, {"env": POINT, "task": ["3"] if algo == "trpo" else []}, ["train"])
+        model.save(folder / f"{POINT}.zip")
+    folder = create_run_folder("logs", "trpo", "CartPole-v1")
+    write_settings(folder, "CartPole-v1", {}, {"env": "CartPole-v1", "task": []}, ["train"])
+    trpo("CartPole-v1").save(folder / "CartPole-v1.zip")
+    return logs
+
+
+@pytest.mark.parametrize(("rounds", "n_rows"), [([], 2), (["--rounds", "1"], 1), (["--rounds", "0"], 0)])
+def test_enjoy_plays_rl2(other_logs: Path, capsys: pytest.CaptureFixture[str], rounds: list[str], n_rows: int) -> None:
+    assert load("enjoy").main(["--algo", "rl2", "--env", POINT, "--no-render", "-n", "45", *rounds]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[1].startswith("PointGoal-v0, task [")
+    assert sum(line.startswith("    ") for line in lines) == n_rows
+    assert "2 Episodes" in lines
+
+
+def test_enjoy_plays_the_trained_task(other_logs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for task in ([], ["--task", "3"]):
+        assert load("enjoy").main(["--algo", "trpo", "--env", POINT, "--no-render", "-n", "25", *task]) == 0
+    first, second = capsys.readouterr().out.split("Loaded")[1:]
+    assert first == second
+    assert load("enjoy").main(["--algo", "trpo", "--env", "CartPole-v1", "--no-render", "-n", "25"]) == 0
+    assert capsys.readouterr().out.splitlines()[1] == "CartPole-v1"
+
+
+@pytest.mark.parametrize(
+    ("flags", "titles", "name"),
+    [
+        (["rl2"], ["before adaptation", "after 2 episodes"], "PointGoal-v0-task-0"),
+        (["rl2", "--rounds", "0"], ["rl2/PointGoal-v0_1/PointGoal-v0"], "PointGoal-v0-task-0"),
+        (["maesn", *QUICK], ["before adaptation", "after 1 round of 4 episodes"], "PointGoalSparse-v0-task-0"),
+        (["trpo"], ["trpo/PointGoal-v0_1/PointGoal-v0"], "PointGoal-v0-task-3"),
+    ],
+)
+def test_record_video_films_all_kinds_of_agents(
+    other_logs: Path, monkeypatch: pytest.MonkeyPatch, flags: list[str], titles: list[str], name: str
+) -> None:
+    written: list[Path] = []
+    seen: list[str] = []
+
+    def side_by_side(panels: list[np.ndarray], titles: list[str]) -> np.ndarray:
+        assert len(panels) == len(titles)
+        seen.extend(titles)
+        return panels[0]
+
+    monkeypatch.setattr(video, "side_by_side", side_by_side)
+    monkeypatch.setattr(video, "write_video", lambda path, _: written.append(path))
+    assert load("record_video").main(["--env", POINT, "-n", "6", "-o", "v", "--algo", *flags]) == 0
+    assert seen == titles
+    run = f"{flags[0]}-{POINT}_{2 if flags[0] == 'maesn' else 1}-{POINT}"
+    assert [path.name for path in written] == [f"{run}-{name}.mp4", f"{run}-{name}.gif"]
+
+
+@pytest.mark.parametrize(
+    ("script", "flags", "message"),
+    [
+        ("enjoy", ["--no-render", "-n", "-5"], "--n-timesteps must be at least 1, got -5"),
+        ("enjoy", ["--no-render", "--rounds", "-1"], "--rounds must be at least 0, got -1"),
+        ("enjoy", ["--no-render", "--episodes", "0"], "--episodes must be at least 1, got 0"),
+        ("enjoy", ["--no-render", "--seed", "-1"], "--seed must be at least 0, got -1"),
+        ("enjoy", [], "cannot show PointGoalSparse-v0: no display; --no-render opens no window"),
+        ("record_video", ["--rounds", "-1"], "--rounds must be at least 0, got -1"),
+        ("record_video", [], "cannot show PointGoalSparse-v0: no OpenGL"),
+    ],
+)
+def test_what_cannot_be_played_is_refused_before_the_adaptation(
+    logs: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    script: str,
+    flags: list[str],
+    message: str,
+) -> None:
+    def broken(reason: str) -> Callable[..., None]:
+        def raise_error(*_: object) -> None:
+            raise RuntimeError(reason)
+
+        return raise_error
+
+    monkeypatch.setattr(rendering.Window, "__init__", broken("no display"))
+    if script == "record_video":
+        monkeypatch.setattr(rendering.PlaneRenderer, "render", broken("no OpenGL"))
+    monkeypatch.setattr(MAESN, "adapt", lambda *_, **__: pytest.fail("it adapted"))
+    with pytest.raises(SystemExit):
+        load(script).main(["--env", POINT, *flags])
+    errors = capsys.readouterr().err
+    assert message in errors
+    assert errors.count("\n") == 1
+
+
+@pytest.mark.parametrize("script", ["enjoy", "record_video"])
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--algo", "rl2", "--env", POINT, "--rule", "kernel"], "leave out --rule kernel"),
+        (["--algo", "rl2", "--env", POINT, "--episodes", "20"], "leave out --episodes 20"),
+        (["--algo", "trpo", "--env", POINT, "--task", "7"], "was trained with --task 3 ("),
+        (["--algo", "trpo", "--env", "CartPole-v1", "--task", "3"], "CartPole-v1 has no tasks to choose from"),
+    ],
+)
+def test_flags_that_make_no_sense_are_refused(
+    other_logs: Path, capsys: pytest.CaptureFixture[str], script: str, flags: list[str], message: str
+) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        load(script).main(flags)
+    assert stopped.value.code == 2
+    errors = capsys.readouterr().err
+    assert message in errors
+    assert errors.count("\n") == 1
 
 
 def test_record_video_writes_both_formats(logs: Path) -> None:

@@ -1,20 +1,22 @@
 """MetaEvalCallback: what it logs, writes and keeps, and that it leaves the training alone."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from stable_baselines3.common.logger import Logger
+from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 
-from sb3_maesn import MAESN, MultiTaskVecEnv, callbacks
+from sb3_maesn import MAESN, RL2, MultiTaskVecEnv, callbacks
 from sb3_maesn.callbacks import MetaEvalCallback
 from sb3_maesn.envs import make_vec
 from sb3_maesn.evaluation import AdaptationResult
 from tests.tiny import ITERATION, Memory, assert_same, tiny
 
 SPARSE = "PointGoalSparse-v0"
+UNIT_GOALS = [np.array([1.0, 0.0]), np.array([0.0, 1.0])]
 KEYS = {
     *("timesteps", "results", "ep_lengths", "successes"),  # the zoo's
     *("returns_by_round", "success_by_round"),
@@ -160,6 +162,50 @@ def test_validation_tasks_of_the_environment_are_the_default() -> None:
 def test_verbose(capsys: pytest.CaptureFixture[str]) -> None:
     tiny().learn(2 * ITERATION, evaluator(verbose=1))
     assert "Eval num_timesteps=960, return by round [" in capsys.readouterr().out
+
+
+def normalised(n: int = 12, around: bool = True, **kwargs: Any) -> VecNormalize:
+    members = make_vec("PointGoal-v0", n)
+    return VecNormalize(MultiTaskVecEnv(members) if around else members, **kwargs)
+
+
+@pytest.mark.parametrize("around", [False, True])
+@pytest.mark.parametrize("algorithm", ["maesn", "rl2"])
+def test_observations_are_normalised_as_in_training(algorithm: str, around: bool) -> None:
+    training, evaluation = normalised(), normalised(8, around)
+    callback = MetaEvalCallback(evaluation, UNIT_GOALS, eval_freq=1, n_rounds=1, n_episodes=2)
+    model = tiny(training) if algorithm == "maesn" else RL2("MlpLstmPolicy", training, meta_batch_size=12, n_episodes=2)
+    model.learn(2 * model.timesteps_per_iteration, callback)
+    mine, theirs = training.obs_rms, evaluation.obs_rms
+    assert theirs.count == mine.count > 100  # type: ignore[attr-defined]  # no Dict
+    assert (theirs.mean == mine.mean).all()  # type: ignore[attr-defined]  # no Dict
+    assert theirs is not mine
+    assert evaluation.ret_rms.var == training.ret_rms.var
+    assert evaluation.training
+
+
+def test_evaluations_report_returns_that_are_not_normalised() -> None:
+    callback = MetaEvalCallback(normalised(8), UNIT_GOALS, n_rounds=1, n_episodes=2)
+    tiny(normalised()).learn(1, callback)
+    assert callback.history["results"][0].mean() < -10.0
+
+
+def raw() -> MultiTaskVecEnv:
+    return MultiTaskVecEnv(make_vec("PointGoal-v0", 12))
+
+
+@pytest.mark.parametrize(("training", "evaluation"), [(normalised, raw), (raw, normalised)])
+def test_environments_that_do_not_normalise_alike_are_refused(
+    training: Callable[[], VecEnv], evaluation: Callable[[], VecEnv]
+) -> None:
+    with pytest.raises(ValueError, match=r"normalise observations alike, got [01] VecNormalize wrappers around the t"):
+        tiny(training()).learn(1, MetaEvalCallback(evaluation()))
+
+
+def test_normalised_rewards_need_no_wrapper_in_evaluations() -> None:
+    callback = MetaEvalCallback(raw(), UNIT_GOALS, n_rounds=1, n_episodes=2)
+    tiny(normalised(norm_obs=False)).learn(1, callback)
+    assert callback.history["timesteps"] == [ITERATION]
 
 
 def test_bad_frequency() -> None:

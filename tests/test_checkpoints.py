@@ -113,6 +113,8 @@ def test_arguments_change_as_in_load(tmp_path: Path) -> None:
     falling.save_checkpoint(tmp_path / "falling")
     again: Any = MAESN.load_checkpoint(tmp_path / "falling")
     assert [again.target_kl(left) for left in (1.0, 0.5, 0.0)] == pytest.approx([0.04, 0.035, 0.03])
+    with pytest.raises(ValueError, match="MAESN has no argument 'n_episods'; did you mean n_episodes"):
+        MAESN.load_checkpoint(tmp_path / "model", n_episods=3)
     with pytest.raises(ValueError, match="cannot change policy_kwargs"):
         MAESN.load_checkpoint(tmp_path / "model", policy_kwargs={"net_arch": [9]})
 

@@ -8,7 +8,7 @@ import pytest
 from stable_baselines3.common.utils import LinearSchedule
 from torch import nn
 
-from sb3_maesn import MAESN, MAML
+from sb3_maesn import MAESN, MAML, RL2
 from sb3_maesn.common.checkpoint.plain_settings import encode_value
 from sb3_maesn.common.constructors import constructor_annotations, constructor_parameters, fits
 from sb3_maesn.common.suggestions import did_you_mean
@@ -40,6 +40,7 @@ def test_entry_of_the_environment_comes_before_the_default(tmp_path: Path) -> No
     [
         ("PointGoal-v0: {gamma: 0.8}", "no entry for PointGaol-v0.*did you mean PointGoal-v0"),
         ("default: 3", "must be a mapping"),
+        ("3: {gamma: 0.8}", "no entry for PointGaol-v0 and no default"),
         ("- 1", "must hold a mapping"),
         ("a: [", "not plain YAML"),
         ("default: !!python/object/apply:os.system ['true']", "not plain YAML"),
@@ -108,6 +109,7 @@ def test_parameters_are_found_through_base_classes() -> None:
 
 def test_nothing_near_is_not_suggested() -> None:
     assert did_you_mean("zzz", ["gamma"]) == ""
+    assert did_you_mean(3, ["gamma"]) == ""
 
 
 @pytest.mark.parametrize(
@@ -154,11 +156,33 @@ def test_tuned_entries_build_a_model(root: Path) -> None:
         ({"policy_kwargs": {"optimizer_class": "lbfgs"}}, "optimizer_class must be one of adam"),
         ({"policy_kwargs": {"activation_fn": 3}}, "activation_fn of policy_kwargs must be a class, got 3"),
         ({"seed": 3}, "seed is no hyperparameter: it has a flag of its own, --seed"),
+        ({3: 4}, "MAESN's constructor knows no 3"),
+        ({"policy_kwargs": {3: 4}}, "MAESN's policy knows no 3"),
+        ({"_init_setup_model": False}, "MAESN's constructor knows no '_init_setup_model'"),
+        ({"stats_window_size": -3}, "stats_window_size must be at least 1, got -3"),
+        ({"policy_kwargs": {"net_arch": [8, -3]}}, r"net_arch .* must have at least 1 unit each, got \[8, -3\]"),
+        (
+            {"policy_kwargs": {"net_arch": {"pi": [0]}}},
+            r"net_arch .* must have at least 1 unit each, got {'pi': \[0\]}",
+        ),
+        ({"policy_kwargs": {"net_arch": {"fv": [8]}}}, "net_arch of policy_kwargs knows no 'fv'; did you mean vf"),
     ],
 )
 def test_values_of_a_wrong_type_are_refused(entry: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         constructor_arguments(entry, MAESN)
+
+
+@pytest.mark.parametrize("name", ["lstm_hidden_size", "n_lstm_layers"])
+def test_an_lstm_needs_units(name: str) -> None:
+    with pytest.raises(ConfigError, match=f"{name} must be at least 1, got 0"):
+        constructor_arguments({"policy_kwargs": {name: 0}}, RL2)
+
+
+@pytest.mark.parametrize("net_arch", [None, [], [8], {}, {"pi": [8]}, {"pi": [], "vf": [8]}])
+def test_networks_may_have_any_number_of_layers(net_arch: Any) -> None:
+    policy_kwargs = {"net_arch": net_arch}
+    assert constructor_arguments({"policy_kwargs": policy_kwargs}, MAESN) == {"policy_kwargs": policy_kwargs}
 
 
 def test_numbers_stand_for_what_they_mean() -> None:
@@ -186,6 +210,10 @@ def test_values_of_the_scripts_own_keys_are_checked() -> None:
         ({"n_envs": [1]}, r"n_envs must be a whole number, got \[1\]"),
         ({"policy": 3}, "policy must be text, got 3"),
         ({"eval_rule": 3}, "eval_rule must be text or null, got 3"),
+        ({"eval_rule": "foo"}, "the adaptation rule must be one of .*posterior, got 'foo'"),
+        ({"n_timesteps": 0}, "n_timesteps must be at least 1, got 0"),
+        ({"n_timesteps": -4}, "n_timesteps must be at least 1, got -4"),
+        ({"n_envs": 0}, "n_envs must be at least 1, got 0"),
     ):
         with pytest.raises(ConfigError, match=message):
             script_values(config)

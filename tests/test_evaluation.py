@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch as th
-from stable_baselines3.common.vec_env import DummyVecEnv
+from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
 from sb3_maesn import MAESN, MultiTaskVecEnv
 from sb3_maesn.common.adaptation.rules import CrossEntropyRule
@@ -99,6 +99,21 @@ def test_other_environments(model: MAESN, tasks: list[Any]) -> None:
     dummy = evaluate_adaptation(model, single, tasks, 1, 5, rule=CrossEntropyRule())
     assert np.allclose(native.returns, dummy.returns)
     assert (native.success == dummy.success).all()
+
+
+def test_a_normalised_environment_stays_as_it_is(tasks: list[Any]) -> None:
+    env = VecNormalize(MultiTaskVecEnv(make_vec("PointGoal-v0", 12)))
+    model = MAESN("LatentMlpPolicy", env, meta_batch_size=3, n_episodes=4, seed=0).learn(1)
+    count = env.obs_rms.count  # type: ignore[attr-defined]  # no Dict
+    results = [evaluate_adaptation(model, env, tasks, 1, 5) for _ in range(2)]
+    adapted = model.adapt(task=tasks[0], n_rounds=1, n_episodes=5)
+    assert same(results[0], results[1])
+    assert adapted.adaptation is not None
+    for returns in (results[0].returns, adapted.adaptation.returns):
+        assert returns.mean() < -10.0  # the environment's own rewards
+    assert env.obs_rms.count == count  # type: ignore[attr-defined]  # no Dict
+    assert env.training
+    assert env.norm_reward
 
 
 def test_an_environment_that_does_not_tell_success() -> None:

@@ -10,21 +10,26 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
 
+import gymnasium as gym
 import numpy as np
 import pytest
 import yaml
 from huggingface_hub import ModelCard, close_session
+from sb3_contrib import TRPO
 
 from sb3_maesn import MAESN, list_pretrained
-from sb3_maesn.checkpoints import load_checkpoint
+from sb3_maesn.checkpoints import ALGORITHMS, load_checkpoint
 from sb3_maesn.common.checkpoint.archive import CheckpointError
 from sb3_maesn.common.checkpoint.hub_client import HubError, download
-from sb3_maesn.hub import pretrained_publication, publication_files, push_to_hub, run_files
+from sb3_maesn.hub import _first_sentence, pretrained_publication, publication_files, push_to_hub, run_files
+from sb3_maesn.model_card import CardFacts, make_card
 from sb3_maesn.run_folder import create_run_folder, write_settings
 from tests.hub_server import Hub, Repo, running_hub
 from tests.tiny import POINT, assert_same, tiny
 
-SCRIPTS = Path(__file__).resolve().parent.parent / "scripts"
+ROOT = Path(__file__).resolve().parent.parent
+SCRIPTS = ROOT / "scripts"
+WHEELED = ROOT / "results" / "maesn-WheeledGoal-v0-learning.csv"
 HUB_PORT = urlparse(os.environ["HF_ENDPOINT"]).port or 0  # of conftest.py
 REPO = "org/maesn-PointGoal-v0"
 ROUNDS = [
@@ -259,6 +264,50 @@ def test_results_without_their_tasks_are_refused() -> None:
     np.testing.assert_equal(model.env_id, None)
 
 
+def card_of(algorithm: str, **changes: Any) -> str:
+    facts: dict[str, Any] = {"about_algorithm": "", "env_id": POINT, "hyperparameters": {}, "num_timesteps": 1}
+    facts |= {"repo_id": REPO, "algorithm": algorithm, "seed": 0, "command": "", "versions": {}}
+    return str(make_card(CardFacts(**{**facts, **changes})))
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_every_algorithm_is_introduced_by_a_sentence(algorithm: str) -> None:
+    sentence = _first_sentence(ALGORITHMS[algorithm])
+    assert sentence.startswith(algorithm)
+    assert sentence.endswith(".")
+    assert "\n" not in sentence
+    assert 40 < len(sentence) < 160
+
+
+def test_an_algorithm_of_the_users_own_is_introduced_by_its_class() -> None:
+    class Own(MAESN):
+        """Meta-learner of mine.
+
+        Details.
+        """
+
+    assert _first_sentence(Own) == "Meta-learner of mine."
+
+
+def test_the_card_of_a_model_of_one_task_does_not_promise_adaptation() -> None:
+    card = card_of("VIME", adapts=False)
+    assert "adapt" not in card
+    assert "meta" not in card.partition("---\n\n")[2]
+    assert "action, _ = model.predict(observation)" in card
+    assert f'model = VIME.from_pretrained("{REPO}")' in card
+
+
+@pytest.mark.parametrize(
+    ("tested", "phrase"),
+    [
+        ({"rule": "posterior"}, "20 test tasks of `E`, which training never saw, by the rule `posterior`."),
+        ({"rule": "memory", "split": "train"}, "20 training tasks of `E`, by its memory."),
+    ],
+)
+def test_the_card_tells_what_was_tested(tested: dict[str, Any], phrase: str) -> None:
+    assert phrase in card_of("MAESN", rounds=ROUNDS, tested={"env": "E", "tasks": 20, **tested})
+
+
 # The scripts
 
 
@@ -295,6 +344,7 @@ def test_a_run_is_published_measured_and_fetched_again(
     assert hub.repos[REPO].messages == ["First"]
     results = json.loads(hub.repos[REPO].commits[hub.repos[REPO].refs["main"]]["results.json"])
     assert [row["round"] for row in results["rounds"]] == [0, 1]
+    assert (results["tasks"], results["rule"]) == (2, "posterior")
     assert run_script("load_from_hub", *agent, "-f", "fetched") == 0
     fetched = Path("fetched/maesn/PointGoal-v0_1")
     assert_same(MAESN.load(fetched / f"{POINT}.zip"), tiny())
@@ -327,6 +377,13 @@ def test_a_dry_run_writes_what_would_be_published(hub: Hub, run_script: Callable
         ("push_to_hub", ["--env", POINT, "--exp-id", "7"], "there is no log folder"),
         ("push_to_hub", ["--env", POINT, "--results", "nowhere.csv"], "cannot read nowhere.csv"),
         ("push_to_hub", ["--env", POINT, "--no-results", "--video", "a.avi"], "mp4 or gif"),
+        (
+            "push_to_hub",
+            ["--env", POINT, "--results", str(WHEELED)],
+            "results on WheeledGoalSparse-v0, not of a",
+        ),
+        ("push_to_hub", ["--env", POINT, "--n-tasks", "0"], "n_tasks must be at least 1, got 0"),
+        ("push_to_hub", ["--algo", "trpo", "--env", POINT, "--no-results"], "trpo has no checkpoints without code"),
     ],
 )
 def test_bad_input_is_one_line_and_code_2(
@@ -338,9 +395,28 @@ def test_bad_input_is_one_line_and_code_2(
     flags: list[str],
     message: str,
 ) -> None:
+    trpo = create_run_folder(run_folder.parents[1], "trpo", POINT)
+    write_settings(trpo, POINT, {}, {"env": POINT, "task": ["3"]}, ["python", "scripts/train.py"])
+    TRPO("MlpPolicy", gym.make(POINT), n_steps=64, batch_size=64, seed=0).save(trpo / f"{POINT}.zip")
     with pytest.raises(SystemExit) as stopped:
         run_script(script, "-orga", "org", *flags)
     assert stopped.value.code == 2
     errors = capsys.readouterr().err
     assert message in errors
     assert errors.count("\n") == 1
+    assert not hub.repos
+
+
+def test_who_may_not_write_learns_it_before_anything_is_measured(
+    hub: Hub,
+    run_folder: Path,
+    run_script: Callable[..., int],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    measured: list[Any] = []
+    monkeypatch.setattr("sb3_maesn.benchmarking.evaluate_adaptation", lambda *args, **kwargs: measured.append(args))
+    with pytest.raises(SystemExit):
+        run_script("push_to_hub", "--env", POINT, "-orga", "org")
+    assert "does not authorise you" in capsys.readouterr().err
+    assert not measured

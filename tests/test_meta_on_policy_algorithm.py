@@ -123,9 +123,34 @@ def test_learned_step_sizes_have_a_bound(inner_update: str, n_iterations: int) -
 
 
 def test_the_steps_of_the_log_std_can_have_a_bound_of_their_own() -> None:
-    model = tiny(inner_update="reward_weighted", target_kl=0.5, log_std_step_size_max=0.4).learn(6 * ITERATION)
+    model = tiny(inner_update="reward_weighted", target_kl=0.1, log_std_step_size_max=0.4).learn(6 * ITERATION)
     assert model.task_latents.log_std_step.max().item() == pytest.approx(0.4)
     assert model.task_latents.mean_step.max().item() > 0.9
+
+
+@pytest.mark.parametrize("learn_step_sizes", [False, True])
+@pytest.mark.parametrize(
+    ("kwargs", "bounds"),
+    [({"step_size_max": 0.5}, (0.5, 0.5)), ({"step_size_max": 2.0, "log_std_step_size_max": 0.5}, (1.0, 0.5))],
+)
+def test_bounds_hold_for_the_initial_step_sizes(
+    kwargs: dict[str, Any], bounds: tuple[float, float], learn_step_sizes: bool
+) -> None:
+    model = tiny(learn_step_sizes=learn_step_sizes, **kwargs)
+    steps = [model.task_latents.mean_step, model.task_latents.log_std_step]
+    assert [step.tolist() for step in steps] == [[bound] * 2 for bound in bounds]
+    model.learn(ITERATION)
+    if not learn_step_sizes:
+        assert [step.tolist() for step in steps] == [[bound] * 2 for bound in bounds]
+    assert steps[1].max() <= 0.5
+
+
+def test_a_bound_that_a_loaded_model_gets_holds_for_step_sizes_that_are_not_learned() -> None:
+    buffer = io.BytesIO()
+    model = tiny(learn_step_sizes=False)
+    model.save(buffer)
+    loaded = MAESN.load(buffer, env=model.env, step_size_max=0.5).learn(1)
+    assert loaded.task_latents.mean_step.tolist() == [0.5] * 2
 
 
 def test_the_trust_region_follows_a_schedule_over_the_budget(tmp_path: Path) -> None:
@@ -320,6 +345,36 @@ def test_a_callback_stops_the_training_and_the_iteration_is_done_again() -> None
     assert_same(stopped, tiny().learn(3 * ITERATION))
 
 
+def test_a_stop_within_the_first_iteration_is_made_up_for(tmp_path: Path) -> None:
+    whole = tiny(target_kl=lambda left: 0.04 * left).learn(3 * ITERATION)
+    stopped = tiny(target_kl=lambda left: 0.04 * left)
+    stopped.learn(3 * ITERATION, [CheckpointCallback(5, str(tmp_path), "first"), Watch(stop_after=10)])
+    assert (stopped.num_timesteps, stopped._n_updates) == (120, 0)
+    loaded = MAESN.load(tmp_path / "first_60_steps", env=stopped.env)
+    for model in (stopped, loaded):
+        model.learn(3 * ITERATION, reset_num_timesteps=False)
+        assert_same(model, whole)
+
+
+def test_a_stop_within_the_first_iteration_of_a_second_training() -> None:
+    model = tiny().learn(ITERATION)
+    model.learn(ITERATION, Watch(stop_after=10))
+    model.learn(ITERATION, reset_num_timesteps=False)
+    assert model.num_timesteps == ITERATION
+    assert not differ(model, tiny().learn(2 * ITERATION))
+
+
+def test_episodes_are_counted_by_callbacks_of_sb3() -> None:
+    short = {1.0: 1, 2.0: 2}  # members whose episode is over begin others until the wave ends
+    env = MultiTaskVecEnv(ThirdParty(16, 5, short), horizon=5, train_tasks=[1.0, 2.0, 3.0])
+    ended: list[int] = []
+    model = tiny(env).learn(1, lambda local, _: not ended.append(local["dones"].sum()))  # type: ignore[func-returns-value]  # None
+    assert sum(ended) == model._episode_num == 24  # 3 tasks, 4 episodes, before and after; 4 members are idle
+    model = tiny(env).learn(10**4, StopTrainingOnMaxEpisodes(3))  # 3 * 16 episodes are two iterations
+    assert model._n_updates == 1  # the last step of the second one ends the training
+    assert model._episode_num == 24
+
+
 def test_callbacks_of_sb3(tmp_path: Path) -> None:
     with_callbacks = tiny().learn(
         2 * ITERATION,
@@ -445,6 +500,15 @@ def test_environments(env: Any) -> None:
     assert np.isfinite(returns)
 
 
+def test_members_that_need_a_task_before_their_first_reset() -> None:
+    class TaskFirst(Walk):
+        def __init__(self) -> None:
+            super().__init__()
+            del self.next_task
+
+    assert tiny(MultiTaskVecEnv(DummyVecEnv([TaskFirst] * 4))).learn(1).num_timesteps == 3 * 4 * 2 * 6
+
+
 def test_normalised_observations() -> None:
     for env in (VecNormalize(make_vec(POINT, 12)), VecNormalize(MultiTaskVecEnv(make_vec(POINT, 12)))):
         model = tiny(env).learn(1)
@@ -524,6 +588,18 @@ def test_an_environment_that_does_not_fit_is_refused(make: Callable[[], VecEnv],
 def test_bad_settings(kwargs: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         tiny(**kwargs)
+
+
+def test_prior_episodes_need_a_family_that_can_share_them() -> None:
+    kwargs: dict[str, Any] = {"n_prior_episodes": 5, "meta_batch_size": 3, "n_episodes": 4}
+    message = r"n_prior_episodes needs a task family whose observations determine the reward .*, got Bandit-v0"
+    with pytest.raises(ValueError, match=message):
+        MAESN("LatentMlpPolicy", "Bandit-v0", **kwargs)
+    buffer = io.BytesIO()
+    MAESN("LatentMlpPolicy", "Bandit-v0", **{**kwargs, "n_prior_episodes": None}).save(buffer)
+    model = MAESN.load(buffer, n_prior_episodes=5)
+    with pytest.raises(ValueError, match=message):
+        model.set_env(make_vec("Bandit-v0", 2))
 
 
 def test_numbers_of_numpy_are_numbers() -> None:

@@ -122,6 +122,86 @@ def test_a_task_adapter_takes_the_place_of_set_task() -> None:
     assert env.step(np.zeros((2, 1)))[1].tolist() == [4.0, 5.0]
 
 
+# Members that need a task before their first reset
+
+
+class Continuous(Walk):
+    """Draws its tasks from a continuous distribution, so that no two are equal by chance."""
+
+    def sample_tasks(self, n: int) -> list[float]:
+        return self.np_random.normal(size=n).tolist()
+
+
+class TaskFirst(Continuous):
+    """Refuses to be reset before a task was set, as Meta-World's environments do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.next_task = np.nan
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[np.ndarray, dict]:
+        assert not np.isnan(self.next_task)
+        return super().reset(seed=seed, options=options)
+
+
+@pytest.mark.parametrize("wrap", [lambda env: env, VecNormalize, lambda env: as_multi_task(VecNormalize(env), 1)])
+def test_the_first_reset_sets_the_first_training_task(wrap: Callable[[VecEnv], VecEnv]) -> None:
+    env = wrap(MultiTaskVecEnv(DummyVecEnv([TaskFirst] * 2), train_tasks=[3.0, 4.0]))
+    env.reset()
+    assert env.get_attr("task") == [3.0, 3.0]
+
+
+def test_tasks_are_drawn_from_members_that_need_a_task_first() -> None:
+    env = MultiTaskVecEnv(DummyVecEnv([TaskFirst] * 2), n_tasks=5)
+    assert env.task_set("train") == MultiTaskVecEnv(DummyVecEnv([Continuous]), n_tasks=5).task_set("train")
+    env.reset()
+    assert env.get_attr("task") == [env.task("train", 0)] * 2
+
+
+def test_tasks_are_drawn_through_an_adapter_from_members_that_need_a_task_first() -> None:
+    def adapter(venv: VecEnv, member: int, task: Any) -> None:
+        venv.set_attr("next_task", -task, indices=[member])
+
+    env = MultiTaskVecEnv(DummyVecEnv([TaskFirst]), n_tasks=5, task_adapter=adapter)
+    env.reset()
+    assert env.get_attr("task") == [-env.task("train", 0)]
+
+
+def set_outside(env: MultiTaskVecEnv) -> VecEnv:
+    outer = env.around(VecNormalize(env))
+    outer.set_tasks([5.0, 5.0])
+    return outer
+
+
+def set_inside(env: MultiTaskVecEnv) -> VecEnv:
+    env.set_tasks([5.0, 5.0])
+    return env.around(VecNormalize(env))
+
+
+def set_by_method(env: MultiTaskVecEnv) -> VecEnv:
+    env.env_method("set_task", 5.0)
+    return env
+
+
+def set_as_the_only_task(env: MultiTaskVecEnv) -> VecEnv:
+    env.only(5.0)
+    return env
+
+
+@pytest.mark.parametrize("set_tasks", [set_outside, set_inside, set_by_method, set_as_the_only_task])
+def test_the_first_reset_keeps_tasks_that_were_set(set_tasks: Callable[[MultiTaskVecEnv], VecEnv]) -> None:
+    env = set_tasks(MultiTaskVecEnv(DummyVecEnv([TaskFirst] * 2), train_tasks=[3.0, 4.0]))
+    env.reset()
+    assert env.get_attr("task") == [5.0, 5.0]
+
+
+def test_native_members_draw_tasks_until_one_is_set() -> None:
+    env = MultiTaskVecEnv(native(), train_tasks=GOALS[:1])
+    env.seed(0)
+    env.reset()
+    assert len({tuple(task) for task in env.get_attr("task")}) == 3
+
+
 # The three sets
 
 
@@ -134,6 +214,14 @@ def test_sets_are_drawn_from_the_members_and_fixed() -> None:
     assert sets[0] != sets[2]
     assert sets[0][0] != sets[0][1]
     assert all(len(tasks) == 30 and set(tasks) == {-1.0, 1.0} for pair in sets for tasks in pair)
+
+
+def test_a_smaller_set_is_the_beginning_of_a_larger_one() -> None:
+    large, small = (MultiTaskVecEnv(DummyVecEnv([Continuous]), n_tasks=n) for n in (50, 20))
+    for split in ("train", "validation", "test"):
+        assert small.task_set(split) == large.task_set(split)[:20]
+    drawn = [task for split in ("train", "validation", "test") for task in large.task_set(split)]
+    assert len(set(drawn)) == 150
 
 
 def test_sets_of_a_family_do_not_depend_on_the_members() -> None:
@@ -322,3 +410,24 @@ def test_what_was_built_for_an_id_is_closed(monkeypatch: pytest.MonkeyPatch) -> 
     with borrowed_env(mine, 2, [GOALS[0]]):
         pass
     assert closed == [own]
+
+
+def test_a_borrowed_environment_keeps_its_normalisation() -> None:
+    inner = VecNormalize(native(), norm_obs=False)
+    outer = VecNormalize(inner, training=False)
+
+    def use(error: Exception | None = None) -> None:
+        with borrowed_env(outer, 1, None) as env:
+            env.set_tasks(GOALS)
+            env.reset()
+            rewards = env.step(np.zeros((3, 2), dtype=np.float32))[1]
+            assert rewards == pytest.approx([-1.0] * 3, abs=0.3)
+            if error is not None:
+                raise error
+
+    counts = outer.obs_rms.count, inner.ret_rms.count  # type: ignore[attr-defined]  # no Dict
+    use()
+    with pytest.raises(KeyError):
+        use(KeyError())
+    assert (outer.obs_rms.count, inner.ret_rms.count) == counts  # type: ignore[attr-defined]  # no Dict
+    assert (inner.training, inner.norm_reward, outer.training, outer.norm_reward) == (True, True, False, True)

@@ -8,7 +8,7 @@ import pytest
 from matplotlib.figure import Figure
 from matplotlib.patches import Circle
 
-from sb3_maesn import plots
+from sb3_maesn import plots, study_plots
 
 
 @pytest.fixture
@@ -22,6 +22,7 @@ def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
         save(figure, path)
 
     monkeypatch.setattr(plots, "save", keep)
+    monkeypatch.setattr(study_plots, "save", keep)
     return figures
 
 
@@ -84,3 +85,40 @@ def test_latent_map_shows_every_episode(tmp_path: Path, drawn: list[Figure]) -> 
     offsets = np.asarray(drawn[0].axes[0].collections[0].get_offsets())
     np.testing.assert_allclose(offsets, latents.reshape(-1, 2))
     assert_is_picture(tmp_path / "l.png")
+
+
+def test_a_single_evaluation_is_a_visible_point(tmp_path: Path, drawn: list[Figure]) -> None:
+    points = {"one": (np.array([10]), np.array([1.0]), np.array([0.1])), "two": (np.arange(2), np.arange(2.0), None)}
+    plots.plot_curves(points, tmp_path / "c.png", "steps", "return")
+    assert [drawn_line.get_marker() for drawn_line in drawn[0].axes[0].get_lines()] == ["o", "None"]
+
+
+@pytest.mark.parametrize("name", ["algo", "latent_space/PointGoal-v0_1/PointGoal-v0, posterior", "x" * 200])
+def test_a_legend_of_four_names_fits_into_the_figure(tmp_path: Path, drawn: list[Figure], name: str) -> None:
+    row = {"mean_return": 1.0, "return_interval": 0.1, "success": 0.5, "success_interval": 0.1}
+    plots.plot_adaptation_tables({f"{name}{i}": [row, row] for i in range(4)}, tmp_path / "l.png")
+    (legend,) = drawn[0].legends
+    box, figure = legend.get_window_extent(), drawn[0].bbox
+    assert len(legend.get_texts()) == 4
+    assert figure.x0 <= box.x0 < box.x1 <= figure.x1
+    assert box.y1 < drawn[0].axes[0].get_window_extent().y0
+
+
+def test_labels_of_categories_do_not_overlap(tmp_path: Path, drawn: list[Figure]) -> None:
+    names = ("policy_gradient", "natural_gradient", "reward_weighted")
+    slices: dict[str, list[tuple[Any, float]]] = {"rate": [(0.001, 1.0), (0.1, 2.0)]}
+    slices["inner_update"] = [(name, 1.0) for name in names]
+    study_plots.plot_slices(slices, tmp_path / "s.png")
+    labels = drawn[0].axes[1].get_xticklabels()
+    assert [label.get_text() for label in labels] == list(names)
+    assert all(label.get_rotation() == 30 and label.get_horizontalalignment() == "right" for label in labels)
+    assert_is_picture(tmp_path / "s.png")
+
+
+def test_an_image_without_an_ending_is_a_png(tmp_path: Path) -> None:
+    assert plots.image_path("a/b") == Path("a/b.png")
+    assert plots.image_path("a/b.pdf") == Path("a/b.pdf")
+    with pytest.raises(ValueError, match=r"the name of an image must end in one of .*png.*, got b\.csv"):
+        plots.image_path("b.csv")
+    plots.save(Figure(), tmp_path / "figure")
+    assert [path.name for path in tmp_path.iterdir()] == ["figure.png"]

@@ -288,6 +288,20 @@ def test_the_hook_counts_the_episodes_and_not_the_idle_members() -> None:
     assert counts == [3] * HORIZON + [1] * HORIZON
 
 
+def test_the_hook_sees_every_end_once_and_never_that_of_an_idle_member() -> None:
+    ends: list[list[int]] = []
+    _, env = third_party(5, short={2.0: 1, 3.0: 3})
+    play(env, TASKS, 1, on_step=lambda variables: not ends.append(variables["dones"].astype(int).tolist()))  # type: ignore[func-returns-value]  # None
+    assert ends == [[0, 1, 0, 0, 0], [0, 0, 0, 0, 0], [0, 0, 1, 0, 0], [1, 0, 0, 1, 0]]
+
+
+def test_the_hook_sees_the_ends_at_the_horizon() -> None:
+    ends: list[int] = []
+    env = MultiTaskVecEnv(ThirdParty(4, horizon=100), horizon=HORIZON, train_tasks=TASKS)
+    play(env, TASKS, 1, on_step=lambda variables: not ends.append(variables["dones"].sum()))  # type: ignore[func-returns-value]  # None
+    assert ends == [0, 0, 0, 4]
+
+
 # Parts of a rollout
 
 

@@ -97,3 +97,19 @@ def test_model_of_a_run_is_the_one_asked_for(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(FileNotFoundError, match=r"no checkpoint in .* holds no model"):
         find_model(tmp_path / "empty", "PointGoal-v0", last_checkpoint=True)
+
+
+def test_a_run_without_a_model_points_to_the_latest_that_has_one(tmp_path: Path) -> None:
+    folders = [create_run_folder(tmp_path, "maesn", "PointGoal-v0") for _ in range(12)]
+    for n, name in ((2, "PointGoal-v0.zip"), (10, "PointGoal-v0.zip"), (11, "rl_model_40_steps.zip")):
+        (folders[n - 1] / name).touch()
+    missing = (
+        r"no PointGoal-v0\.zip in .*PointGoal-v0_12, which holds no model; the latest run that has one is number 10"
+    )
+    with pytest.raises(FileNotFoundError, match=f"{missing}: choose it with --exp-id 10"):
+        find_model(folders[11], "PointGoal-v0")
+    for wanted in ({"last_checkpoint": True}, {"checkpoint": 40}):
+        with pytest.raises(FileNotFoundError, match="--exp-id 11"):
+            find_model(folders[11], "PointGoal-v0", **wanted)
+    with pytest.raises(FileNotFoundError, match=r"which holds no model$"):
+        find_model(folders[11], "PointGoal-v0", best=True)

@@ -22,6 +22,7 @@ import yaml
 from sb3_maesn import MAESN
 from sb3_maesn.envs import PointGoal
 from sb3_maesn.model_files import guess_test_env
+from sb3_maesn.recipes import TrainingRun
 from sb3_maesn.training import find_recipe
 from tests.tiny import tiny
 
@@ -228,11 +229,19 @@ def test_training_goes_on_from_what_comes_with_the_package(tmp_path: Path, monke
         (["--algo", "maml", "--env", "CartPole-v1"], "take reinforce, trpo or vime"),
         (["--algo", "latent_space", "--env", "CartPole-v1"], "has no tasks"),
         (["--algo", "rl2", "--env", "CartPole-v1"], "has no tasks"),
+        (["--hyperparams", "n_episodes:-1"], "n_episodes must be at least 2, got -1"),
+        (["--hyperparams", "meta_batch_size:0"], "meta_batch_size must be at least 1, got 0"),
+        (["--algo", "rl2", "--hyperparams", "meta_batch_size:0"], "meta_batch_size must be at least 1, got 0"),
         (["--algo", "rl2", "--hyperparams", "n_episodes:0"], "expected trials of at least 1 episode, got n_episodes=0"),
         (["--algo", "rl2", "--hyperparams", "policy:MlpPolicy"], "RL2 has no policy 'MlpPolicy'; there are: MlpLstm"),
         (["--algo", "maml", "--hyperparams", "meta_step:sgd"], "meta_step must be one of trpo, ppo, got 'sgd'"),
         (["--hyperparams", "meta_batch_size:many"], "meta_batch_size must be a whole number, got 'many'"),
         (["--hyperparams", "n_timesteps:long"], "n_timesteps must be a whole number or null, got 'long'"),
+        (["--hyperparams", "n_timesteps:-4"], "n_timesteps must be at least 1, got -4"),
+        (["--hyperparams", "n_envs:0"], "n_envs must be at least 1, got 0"),
+        (["--hyperparams", "eval_rule:foo"], "posterior, got 'foo'"),
+        (["--hyperparams", "stats_window_size:-3"], "stats_window_size must be at least 1, got -3"),
+        (["--hyperparams", "policy_kwargs:{net_arch: [-3]}"], "must have at least 1 unit each, got [-3]"),
         (["--hyperparams", "policy_kwargs:{latent_dim: two}"], "latent_dim of policy_kwargs must be a whole number"),
         (["--hyperparams", "seed:3"], "seed is no hyperparameter: it has a flag of its own, --seed"),
         (["--device", "abacus"], "abacus"),
@@ -258,6 +267,23 @@ def test_train_refuses_bad_input_on_one_line(
     assert message in errors
     assert errors.count("\n") == 1
     assert not any(path.is_file() for path in tmp_path.rglob("*"))  # nor does a run that cannot begin leave files
+
+
+def test_an_evaluation_by_an_unknown_rule_is_refused_before_training(tmp_path: Path) -> None:
+    run = TrainingRun("maesn", "PointGoal-v0", {"eval_rule": "foo"}, tmp_path)
+    with pytest.raises(ValueError, match="got 'foo'"):
+        find_recipe("maesn").make_evaluation(run, tiny())
+
+
+def test_training_does_not_go_on_from_a_folder(train: Callable[..., Path], capsys: pytest.CaptureFixture[str]) -> None:
+    folder = train("-n", "1")
+    for name, advice in (
+        (folder, f"name one of its models: {folder / 'PointGoal-v0.zip'}"),
+        (folder / "PointGoal-v0", "it holds no model"),
+    ):
+        with pytest.raises(SystemExit):
+            train("-i", str(name))
+        assert capsys.readouterr().err == f"error: {name} is a folder, not a model; {advice}\n"
 
 
 def test_evaluation_on_more_tasks_than_there_are_is_announced(
@@ -465,6 +491,7 @@ def test_adapt_prints_and_writes_the_rounds(model_file: str, capsys: pytest.Capt
         (["--rule", "magic"], "posterior"),
         (["--env", "PointGaol-v0"], "did you mean PointGoal"),
         (["--env", "WheeledGoal-v0"], "space"),
+        (["--csv", "demo/t.png"], "the name of a table must end in .csv, got demo/t.png"),
     ],
 )
 def test_adapt_refuses_bad_input_on_one_line(
@@ -485,7 +512,10 @@ def test_evaluate_learning_reports_every_round_and_model(model_file: str) -> Non
     assert len(rows) == 2 * 2 * 2  # models, rules, rounds
     assert rows[0]["solved"]
     assert Path("out/p-learning.png").is_file()
-    assert json.loads(Path("out/p-learning.json").read_text())["split"] == "test"
+    about = json.loads(Path("out/p-learning.json").read_text())
+    assert (about["split"], about["tasks"]) == ("test", 3)
+    assert load("evaluate").main(["learning", model_file, *flags]) == 0
+    assert {row["rule"] for row in read_csv(Path("out/p-learning.csv"))} == {"posterior"}
 
 
 def test_evaluate_few_episodes_reports_every_rule(model_file: str) -> None:
@@ -504,6 +534,76 @@ def test_evaluate_coverage_counts_all_prior_episodes(model_file: str) -> None:
     (row,) = read_csv(Path("out/p-coverage.csv"))
     assert row["episodes"] == "20"
     assert "150-180" in row
+    assert "beyond_0.6" in row  # of goals at distance 1
+
+
+@pytest.mark.parametrize(
+    ("script", "flags", "message"),
+    [
+        ("evaluate", ["learning", "maesn-WheeledGoal-v0", "--tasks", "-3"], "must be at least 1, got -3"),
+        ("evaluate", ["coverage", "maesn-PusherBlock-v0"], "expected goals at the same distance from it"),
+        ("compare_curiosity", ["maesn-WheeledGoal-v0", "--n-tasks", "-97", "--csv", "a.csv"], "at least 1, got -97"),
+        ("compare_curiosity", ["maesn-WheeledGoal-v0", "--csv", "a.png"], "must end in .csv, got a.png"),
+        ("compare_exploration", ["--csv", "a.json"], "must end in .csv, got a.json"),
+        ("compare_optimum", ["Bandit-v0", "-n", "-5"], "must be at least 1, or -1 for the default, got -5"),
+        ("compare_optimum", ["Bandit-v0", "--evaluations", "0"], "--evaluations must be at least 1, got 0"),
+        ("compare_optimum", ["Bandit-v0", "--tasks", "0"], "--tasks must be at least 1, or -1 for the default, got 0"),
+        ("compare_optimum", ["Bandit-v0", "--first-task", "-1"], "--first-task must be at least 0, got -1"),
+        ("demo", ["--env", "Bandit-v0", "-n", "2000"], "paths are known for WheeledGoal"),
+        ("demo", ["--env", "PointGaol-v0"], "did you mean PointGoal"),
+        ("demo", ["--env", "PointGoal-v0", "--tasks", "0"], "must be at least 1, got 0"),
+        ("plot_adaptation", ["-o", "a.csv"], "the name of an image must end in one of"),
+    ],
+)
+def test_what_cannot_be_measured_is_refused_on_one_line_before_anything_is_written(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    script: str,
+    flags: list[str],
+    message: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as stopped:
+        load(script).main(flags)
+    assert stopped.value.code == 2
+    printed = capsys.readouterr()
+    assert message in printed.err
+    assert printed.err.count("\n") == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_exploration_needs_an_environment_that_reports_success(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    flags = ["--env", "CartPole-v1", "--algos", "trpo", "--seeds", "0", "-n", "2000", "--csv", "x.csv"]
+    with pytest.raises(SystemExit):
+        load("compare_exploration").main(flags)
+    assert "expected episodes that report is_success at their end, got those of CartPole-v1" in capsys.readouterr().err
+
+
+def test_optimum_is_compared_though_the_budget_is_less_than_the_evaluations(tmp_path: Path) -> None:
+    table = tmp_path / "o.csv"
+    assert load("compare_optimum").main(["Bandit-v0", "-n", "5", "--tasks", "20", "--csv", str(table)]) == 0
+    assert len(read_csv(table)) >= 1
+
+
+def test_plot_adaptation_tells_how_many_tasks_it_measured(model_file: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    titles: list[str] = []
+    monkeypatch.setattr("sb3_maesn.plots.plot_adaptation_tables", lambda tables, path, title: titles.append(title))
+    flags = ["-e", "PointGoal-v0", "--n-tasks", "2", "--rounds", "1", "--episodes", "2", "-o", "new/figure"]
+    assert load("plot_adaptation").main(flags) == 0
+    assert titles == ["PointGoal-v0, 2 test tasks, 2 episodes a round"]
+    assert json.loads(Path("new/figure.json").read_text())["tasks"] == 2
+    assert {row["rule"] for row in read_csv(Path("new/figure.csv"))} == {"posterior"}
+
+
+def test_plot_train_tells_which_file_it_wrote(train: Callable[..., Path], capsys: pytest.CaptureFixture[str]) -> None:
+    train("-n", "1")
+    assert load("plot_train").main(["-e", "PointGoal-v0", "-w", "3", "-o", "new/figure"]) == 0
+    assert capsys.readouterr().out.endswith("Wrote new/figure.png\n")
+    assert Path("new/figure.png").is_file()
 
 
 def test_benchmark_measures_every_section(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,7 +10,7 @@ import yaml
 
 from sb3_maesn.config import load_entry
 from sb3_maesn.recipes import TrainingRun
-from sb3_maesn.search_spaces import SEARCH_SPACES, merge
+from sb3_maesn.search_spaces import SEARCH_SPACES, PartlyFixed, fixed_parameters, merge
 from sb3_maesn.training import ALGOS, build_model, close
 
 ZOO = Path(__file__).resolve().parent.parent / "zoo_configs"
@@ -61,3 +61,39 @@ def test_merge_keeps_single_policy_arguments() -> None:
     assert merged == {"gamma": 0.9, "n_episodes": 5, "policy_kwargs": {"latent_dim": 3, "net_arch": [64, 64]}}
     assert base["policy_kwargs"] == {"latent_dim": 3, "net_arch": [8]}
     assert merge({"gamma": 0.9, "policy_kwargs": None}, {}) == {"gamma": 0.9, "policy_kwargs": None}
+    assert merge(base, {"policy_kwargs": None}) == {"gamma": 0.9, "policy_kwargs": None}
+
+
+def with_fixed(algo: str, fixed: dict[str, Any]) -> list[tuple[dict[str, Any], dict[str, Any]]]:
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
+    trials = [study.ask() for _ in range(50)]
+    return [(SEARCH_SPACES[algo](PartlyFixed(trial, fixed_parameters(fixed))), trial.params) for trial in trials]
+
+
+@pytest.mark.parametrize(
+    ("algo", "fixed", "names"),
+    [
+        (
+            "maesn",
+            {"gamma": 0.5, "n_episodes": 3, "target_kl": "lin_0.03"},
+            {"one_minus_gamma", "n_episodes", "target_kl"},
+        ),
+        ("maesn", {"policy_kwargs": {"net_arch": [8], "latent_dim": 7}}, {"net_arch", "latent_dim"}),
+        ("maesn", {"n_prior_episodes": None}, {"n_prior_episodes", "shared_prior", "balance_episodes"}),
+        ("rl2", {"meta_batch_size": 7, "n_epochs": 1}, {"meta_batch_size", "n_epochs"}),
+    ],
+)
+def test_what_is_fixed_is_not_sampled(algo: str, fixed: dict[str, Any], names: set[str]) -> None:
+    all_names = {name for _, params in sampled(algo, 50) for name in params}
+    assert names <= all_names
+    assert {name for _, params in with_fixed(algo, fixed) for name in params} == all_names - names
+
+
+def test_what_depends_on_a_fixed_setting_follows_it() -> None:
+    for entry, params in with_fixed("maesn", {"inner_update": "likelihood_ratio"}):
+        assert (entry["n_prior_episodes"], entry["balance_episodes"]) == (None, False)
+        assert "temperature_init" not in params
+        assert "step_size_init" in params
+    assert {entry["n_envs"] for entry, _ in with_fixed("rl2", {"meta_batch_size": 7})} == {7}
+    shared = with_fixed("maesn", {"balance_episodes": True, "inner_update": "reward_weighted"})
+    assert all(entry["n_prior_episodes"] for entry, _ in shared)

@@ -161,6 +161,33 @@ def test_a_study_goes_on_where_it_stopped_and_reports(tmp_path: Path) -> None:
     assert page.count("<tr>") == 4
 
 
+def test_fixed_settings_stay_fixed(tmp_path: Path, scripted: dict[int, list[float]]) -> None:
+    scripted[0] = [0.5]
+    fixed = {"gamma": 0.5, "meta_batch_size": 7, "n_episodes": 3, "policy_kwargs": {"net_arch": [8]}}
+    plan = replace(PLAN, fixed=fixed)
+    check_plan(plan)
+    study = run_study(request(tmp_path, plan=plan))
+    write_report(study, plan, tmp_path)
+    entry = yaml.safe_load((tmp_path / "best.yml").read_text())["PointGoal-v0"]
+    assert {key: entry[key] for key in ("gamma", "meta_batch_size", "n_episodes")} == {
+        key: value for key, value in fixed.items() if key != "policy_kwargs"
+    }
+    assert entry["policy_kwargs"]["net_arch"] == [8]
+    assert "latent_dim" in entry["policy_kwargs"]
+    sampled = {name for trial in study.trials for name in trial.params}
+    assert sampled & {"one_minus_gamma", "meta_batch_size", "n_episodes", "net_arch"} == set()
+
+
+def test_a_study_may_have_nothing_to_sample(
+    tmp_path: Path, scripted: dict[int, list[float]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scripted[0] = [0.5]
+    monkeypatch.setitem(SEARCH_SPACES, "maesn", lambda trial: {})
+    study = run_study(request(tmp_path))
+    write_report(study, PLAN, tmp_path / "report")
+    assert (tmp_path / "report" / "report.html").is_file()
+
+
 def test_a_database_serves_as_well(tmp_path: Path, scripted: dict[int, list[float]]) -> None:
     scripted[0] = [0.5]
     url = f"sqlite:///{tmp_path / 's.db'}"
@@ -261,6 +288,34 @@ def test_a_study_keeps_to_its_plan(
     assert outcomes == [0.5]
 
 
+def test_a_study_without_scores_takes_the_next_plan(tmp_path: Path, outcomes: list[float | str]) -> None:
+    start = {"target_kl": 0.003}
+    open_study(request(tmp_path, n_trials=0, start=start)).enqueue_trial({"latent_dim": 2})
+    other, third = replace(PLAN, n_timesteps=3000), replace(PLAN, n_seeds=2)
+    outcomes += ["singular"] * 3
+    with pytest.raises(ConfigError, match="3 trials in a row failed"):
+        run_study(request(tmp_path, plan=other, start=start))
+    outcomes += [0.5, 0.6]
+    study = run_study(request(tmp_path, plan=third, start=start))
+    fixed = [(trial.state.name, trial.system_attrs.get("fixed_params")) for trial in study.trials]
+    assert fixed == [
+        ("FAIL", {"latent_dim": 2}),  # enqueued for the first plan
+        *[("FAIL", start), ("FAIL", None), ("FAIL", None)],
+        *[("COMPLETE", start), ("COMPLETE", None)],
+    ]
+    with pytest.raises(ConfigError, match="n_timesteps=2000, got 3000"):
+        open_study(request(tmp_path, plan=other))
+
+
+def test_a_running_trial_keeps_the_plan_of_its_study_until_it_is_stale(tmp_path: Path) -> None:
+    open_study(request(tmp_path)).ask()
+    other = replace(PLAN, n_timesteps=3000)
+    with pytest.raises(ConfigError, match="n_timesteps=2000, got 3000"):
+        open_study(request(tmp_path, plan=other))
+    time.sleep(0.02)
+    open_study(request(tmp_path, plan=other, stale_after=0.01))
+
+
 def test_a_study_without_a_plan_takes_the_next_one(tmp_path: Path, outcomes: list[float | str]) -> None:
     """Studies of earlier versions have no plan."""
     outcomes += [0.5]
@@ -354,6 +409,14 @@ def _wait_for(condition: Any) -> None:
         ({"config": {"n_timesteps": "long"}}, "n_timesteps must be a whole number or null, got 'long'"),
         ({"config": {"policy": "MlpPolicy"}}, "MAESN has no policy 'MlpPolicy'; there are: LatentMlpPolicy"),
         ({"config": {"eval_rule": "kernal"}}, "kernel, .*got 'kernal'"),
+        ({"fixed": {"gamma": 5}}, "gamma must be between 0 and 1, got 5"),
+        ({"fixed": {"meta_batch_size": 400}}, "must not exceed the number of training tasks"),
+        ({"fixed": {"stats_window_size": -3}}, "stats_window_size must be at least 1, got -3"),
+        ({"fixed": {"inner_update": "magic"}}, "got 'magic'$"),
+        (
+            {"fixed": {"n_prior_episodes": 100}},
+            "got n_prior_episodes=100, .*; the search space varies some of these settings: fix them all",
+        ),
         (
             {"algo": "rl2", "config": {}, "test": EvaluationPlan(rule="kernel")},
             "RL2 adapts by its memory: expected no rule",
@@ -383,6 +446,9 @@ def test_unknown_names_are_refused(tmp_path: Path) -> None:
         check_start("maesn", {"target_kl": 0.5})
     with pytest.raises(ConfigError, match=r"latent_dim must be a whole number from 2 to 4, got 2.5"):
         check_start("maesn", {"latent_dim": 2.5})
+    for name, fixed in (("net_arch", {"policy_kwargs": {"net_arch": [8]}}), ("one_minus_gamma", {"gamma": 0.9})):
+        with pytest.raises(ConfigError, match=f"--hyperparams fixes {name}: leave it out of --start"):
+            check_start("maesn", {name: "small"}, fixed)
     with pytest.raises(ConfigError, match="unknown pruner 'medain'; did you mean median"):
         open_study(request(tmp_path, pruner="medain"))
     with pytest.raises(ConfigError, match="unknown sampler"):
@@ -438,6 +504,7 @@ def test_the_scripts_own_keys_are_read_as_by_train() -> None:
     plan = script.make_request(script.make_parser().parse_args(flags)).plan
     assert plan.config["n_timesteps"] == 1_000_000
     assert plan.test.rule == "kernel"
+    assert plan.fixed == {"n_timesteps": 1_000_000, "eval_rule": "kernel"}
     flags += ["--eval-rule", "posterior"]
     assert script.make_request(script.make_parser().parse_args(flags)).plan.test.rule == "posterior"
 

@@ -156,6 +156,93 @@ def test_native_members_take_tasks_in_one_call() -> None:
     assert single_episodes(env).horizon == 20
 
 
+class Fragile(ThirdParty):
+    """Rewards of 1 - 2 t times the task at step t = 1, 2, ...; episodes that end before the horizon have diverged.
+
+    :param last: reward of a step at which an episode diverges, None for the usual one
+    """
+
+    def __init__(self, n: int, horizon: int, short: dict[float, int], last: float | None = None):
+        super().__init__(n, horizon, short)
+        self.last = last
+
+    def reward(self, member: int) -> float:
+        task, t = self.tasks[member], self.elapsed[member]
+        if self.last is not None and self.diverges(member):
+            return self.last
+        return float((1 - 2 * t) * task)
+
+    def diverges(self, member: int) -> bool:
+        return bool(self.elapsed[member] == self.short.get(self.tasks[member], 0))
+
+    def end_info(self, member: int) -> dict[str, Any]:
+        return {"is_success": False} | ({"diverged": True} if self.diverges(member) else {})
+
+
+def fragile(n: int, last: float | None = None) -> TrialVecEnv:
+    """Trials of two episodes; horizon 5, and the episodes of tasks 2, -2 and 3 diverge at steps 2, 2 and 1."""
+    return TrialVecEnv(
+        MultiTaskVecEnv(Fragile(n, 5, {2.0: 2, -2.0: 2, 3.0: 1}, last), 5, train_tasks=[1.0]), 2, split=None
+    )
+
+
+def play(env: TrialVecEnv, n_steps: int) -> list[Any]:
+    return [env.step(np.zeros((env.num_envs, 1), np.float32)) for _ in range(n_steps)]
+
+
+def test_an_episode_that_diverges_counts_as_if_its_worst_step_went_on() -> None:
+    env = fragile(3)
+    env.set_tasks([1.0, 2.0, -2.0])
+    env.reset()
+    steps = play(env, 10)
+    rewards = np.array([step[1] for step in steps])
+    np.testing.assert_array_equal(rewards[:, 0], 2 * [-1, -3, -5, -7, -9])  # no divergence
+    np.testing.assert_array_equal(rewards[:4, 1], 2 * [-2, -6 - 3 * 6])  # three steps were left
+    np.testing.assert_array_equal(rewards[:4, 2], 2 * [2, 6])  # positive rewards do not go on
+    np.testing.assert_array_equal(steps[1][0][:, -2], [-3, -6, 6])  # the policy sees the step's own reward
+    trial = steps[3][3][1]["trial"]
+    np.testing.assert_array_equal(trial.returns, [-26, -26])
+    np.testing.assert_array_equal(trial.lengths, [2, 2])
+    np.testing.assert_array_equal(trial.diverged, [True, True])
+    assert not steps[9][3][0]["trial"].diverged.any()
+
+
+def test_only_the_episodes_that_diverge_are_marked() -> None:
+    env = fragile(1)
+    env.set_tasks([2.0])
+    env.reset()
+    env.set_tasks([1.0])  # from the second episode on
+    steps = play(env, 17)
+    first, second = steps[6][3][0]["trial"], steps[16][3][0]["trial"]
+    np.testing.assert_array_equal(first.diverged, [True, False])
+    np.testing.assert_array_equal(first.returns, [-26, -25])
+    np.testing.assert_array_equal(second.diverged, [False, False])
+    np.testing.assert_array_equal(second.returns, [-25, -25])
+
+
+def test_a_reward_that_diverged_as_well_is_replaced_by_the_lowest_one() -> None:
+    """Of all members, so that diverging at the first step does not pay either."""
+    env = fragile(2, last=float("nan"))
+    env.set_tasks([1.0, 3.0])
+    env.reset()
+    steps = play(env, 4)
+    rewards = np.array([step[1] for step in steps])
+    np.testing.assert_array_equal(rewards[:, 0], [-1, -3, -5, -7])
+    # nothing was known before the first step; later five times the lowest reward before the step
+    np.testing.assert_array_equal(rewards[:, 1], [0, -5, -15, -25])
+    assert all(np.isfinite(step[0]).all() for step in steps)
+
+
+def test_an_episode_that_goes_on_after_the_horizon_is_refused() -> None:
+    env = TrialVecEnv(MultiTaskVecEnv(ThirdParty(2, 4, SHORT), 3, train_tasks=[2.0]), 2, split=None)
+    env.set_tasks([2.0, 3.0])  # two steps an episode, and three
+    env.reset()
+    env.set_tasks([1.0], [1])
+    play(env, 5)
+    with pytest.raises(ValueError, match=r"at most 3 steps, the horizon .* got one of member 1 that goes on after 3"):
+        play(env, 1)
+
+
 def test_bad_input_is_refused() -> None:
     with pytest.raises(ValueError, match="trials of at least 1 episode, got n_episodes=0"):
         TrialVecEnv(walks(), 0)

@@ -99,3 +99,60 @@ def test_the_zoos_own_training_script(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     folder = tmp_path / "logs" / "maesn" / "PointGoal-v0_1"
     assert {"PointGoal-v0.zip", "best_model.zip", "evaluations.npz"} <= {path.name for path in folder.iterdir()}
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([], "expected the name of a script of rl_zoo3: python -m sb3_maesn.zoo train"),
+        (["--algo", "maesn"], "expected the name of a script"),
+        (["fly"], "rl_zoo3 has no script 'fly' that can be run from here: take train or enjoy"),
+        (["utils"], "rl_zoo3 has no script 'utils'"),
+    ],
+)
+def test_a_script_that_the_zoo_does_not_have_is_refused_on_one_line(
+    stand_in: SimpleNamespace, capsys: pytest.CaptureFixture[str], words: list[str], message: str
+) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        zoo.main(words)
+    assert stopped.value.code == 2
+    errors = capsys.readouterr().err
+    assert message in errors
+    assert errors.count("\n") == 1
+
+
+class Hidden:
+    """Finder that finds no zoo, whether it is installed or not."""
+
+    def find_spec(self, name: str, path: Any = None, target: Any = None) -> None:
+        if name.partition(".")[0] == "rl_zoo3":
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+
+def test_without_the_zoo_its_extra_is_named(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in [name for name in sys.modules if name.partition(".")[0] == "rl_zoo3"]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setattr(sys, "meta_path", [Hidden(), *sys.meta_path])
+    with pytest.raises(SystemExit) as stopped:
+        zoo.main(["train"])
+    assert stopped.value.code == 2
+    assert capsys.readouterr().err == "error: rl_zoo3 is not installed: pip install 'sb3_maesn[zoo]'\n"
+
+
+def test_without_settings_files_the_flag_that_gives_one_is_named(
+    stand_in: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(zoo, "CONFIGS", tmp_path / "zoo_configs")
+    monkeypatch.setattr(sys, "argv", ["python"])
+    zoo.register()
+    manager = stand_in.exp_manager.ExperimentManager
+    assert manager(tmp_path, "maesn", POINT, config="mine.yml").config == "mine.yml"
+    script = ModuleType("rl_zoo3.train")
+    vars(script)["train"] = lambda: manager(tmp_path, "maesn", POINT)
+    monkeypatch.setitem(sys.modules, "rl_zoo3.train", script)
+    with pytest.raises(SystemExit) as stopped:
+        zoo.main(["train"])
+    assert stopped.value.code == 2
+    assert "give a hyperparameter file with --conf-file, such as zoo_configs/maesn.yml" in capsys.readouterr().err

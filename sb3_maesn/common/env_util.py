@@ -8,7 +8,7 @@ from typing import Any
 import gymnasium as gym
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.type_aliases import GymEnv
-from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
+from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecEnvWrapper, VecNormalize
 
 from sb3_maesn.envs import FAMILIES, make_vec
 from sb3_maesn.envs.multi_task import MultiTaskVecEnv, find_multi_task, has_tasks
@@ -74,9 +74,25 @@ def _make_members(env_id: str, n: int) -> VecEnv:
     return DummyVecEnv([partial(gym.make, env_id)] * min(n, MAX_SINGLE_MEMBERS))
 
 
+def normalizers(venv: VecEnv) -> list[VecNormalize]:
+    """Find every VecNormalize among the wrappers of a VecEnv.
+
+    :param venv: VecEnv, possibly wrapped
+    :return: the wrappers, the outermost first
+    """
+    found = []
+    while isinstance(venv, VecEnvWrapper):
+        if isinstance(venv, VecNormalize):
+            found.append(venv)
+        venv = venv.venv
+    return found
+
+
 @contextmanager
 def borrowed_env(env: GymEnv | str, n_envs: int, tasks: Sequence[Any] | None) -> Iterator[MultiTaskVecEnv]:
     """Provide a MultiTaskVecEnv for the duration of a context, and close it if it was built from an id.
+
+    Within the context, a VecNormalize among the wrappers keeps its statistics and leaves rewards unnormalised.
 
     :param env: environment as the user passed it: an id, a Gymnasium environment or a VecEnv
     :param n_envs: number of members of an environment built from an id
@@ -85,8 +101,13 @@ def borrowed_env(env: GymEnv | str, n_envs: int, tasks: Sequence[Any] | None) ->
     :raises ValueError: if the id is unknown, or the environment has no tasks or an unknown horizon
     """
     venv = as_multi_task(env, n_envs, tasks)
+    modes = [(wrapper, wrapper.training, wrapper.norm_reward) for wrapper in normalizers(venv)]
     try:
+        for wrapper, _, _ in modes:
+            wrapper.training = wrapper.norm_reward = False
         yield venv
     finally:
+        for wrapper, training, norm_reward in modes:
+            wrapper.training, wrapper.norm_reward = training, norm_reward
         if isinstance(env, str):
             venv.close()

@@ -55,7 +55,7 @@ class EpisodicAlgorithm(TaskAlgorithm):
         _init_setup_model: bool,
     ):
         self.entropy = entropy_of(seed)
-        self._whole_timesteps = None
+        self._whole_timesteps = 0
         super().__init__(
             policy,
             env,  # type: ignore[arg-type]  # SB3 passes None to load a model without an environment

@@ -29,7 +29,7 @@ from sb3_maesn.common.policies import LatentActorCriticPolicy
 from sb3_maesn.common.settings import NUMBERS, check_fixed, check_settings, value_at
 from sb3_maesn.common.shared_episodes import sample_by_group
 from sb3_maesn.common.trust_region import Evaluate, TrustRegion, trust_region_step
-from sb3_maesn.common.type_aliases import MetaBatch, MetaParameters, ObjectiveValue, StepResult, Tasks
+from sb3_maesn.common.type_aliases import MetaBatch, MetaParameters, ObjectiveValue, StepResult, StepSizes, Tasks
 from sb3_maesn.envs.multi_task import MultiTaskVecEnv
 
 SelfMetaOnPolicyAlgorithm = TypeVar("SelfMetaOnPolicyAlgorithm", bound="MetaOnPolicyAlgorithm")
@@ -59,9 +59,10 @@ class MetaOnPolicyAlgorithm(AdaptableAlgorithm):
     :param adapt_policy: whether the inner update changes theta too (Eq. 4)
     :param first_order: whether to stop the meta-gradient at the inner gradients
     :param step_size_init: initial inner step size of the latent mean and log std
-    :param step_size_max: upper bound on the learned step sizes of the latents, None for no bound. Longer steps let
-        tasks settle outside the bulk of the prior, where adaptation from sparse reward never finds them
-    :param log_std_step_size_max: upper bound on the learned step sizes of the log std, in place of ``step_size_max``.
+    :param step_size_max: upper bound on the step sizes of the latents, which also lowers a larger ``step_size_init``;
+        None for no bound. Longer steps let tasks settle outside the bulk of the prior, where adaptation from sparse
+        reward never finds them
+    :param log_std_step_size_max: upper bound on the step sizes of the log std, in place of ``step_size_max``.
         Dense reward makes these step sizes too long for several rounds of sparse reward, in which the gradient grows
         with 1 / std^2
     :param learn_step_sizes: whether to learn the step sizes and the temperature
@@ -228,7 +229,7 @@ class MetaOnPolicyAlgorithm(AdaptableAlgorithm):
         self.task_latents = self._make_task_latents()
 
     def _make_task_latents(self) -> TaskLatents:
-        return TaskLatents(
+        latents = TaskLatents(
             self.n_train_tasks,
             self.policy.latent_dim,
             dict(self._actor.named_parameters()) if self.adapt_policy else {},
@@ -238,6 +239,15 @@ class MetaOnPolicyAlgorithm(AdaptableAlgorithm):
             self.temperature_init,
             th.Generator().manual_seed(self.entropy),
         )
+        bounded = self._bounded(latents.step_sizes())
+        with th.no_grad():
+            latents.mean_step.copy_(bounded.mean)
+            latents.log_std_step.copy_(bounded.log_std)
+        return latents
+
+    def _bounded(self, step_sizes: StepSizes) -> StepSizes:
+        """Clamp the step sizes of the latents to their upper bounds."""
+        return step_sizes.at_most(self.step_size_max, self.log_std_step_size_max)
 
     def _excluded_save_params(self) -> list[str]:
         return [*super()._excluded_save_params(), "_meta_batch", "adaptation", "policy_adaptation"]
@@ -256,6 +266,13 @@ class MetaOnPolicyAlgorithm(AdaptableAlgorithm):
         return super().parts_to_reinitialise(contents) if self.baseline == "critic" else []
 
     def _note_env_facts(self, env: MultiTaskVecEnv) -> None:
+        if self.n_prior_episodes is not None:
+            family = env.family  # raises an error for an environment of another kind
+            if not env.shares_episodes:
+                raise ValueError(
+                    "n_prior_episodes needs a task family whose observations determine the reward"
+                    f" (TaskFamily.state_of), got {family.env_id}"
+                )
         super()._note_env_facts(env)
         if self.n_prior_episodes is not None:
             groups = env.family.dynamics_groups(np.stack(env.task_set("train")))
@@ -330,10 +347,10 @@ class MetaOnPolicyAlgorithm(AdaptableAlgorithm):
         :return: the new meta-parameters
         """
         new = params.with_leaves(leaves)
-        new = replace(new, step_sizes=new.step_sizes.at_most(self.step_size_max, self.log_std_step_size_max))
+        new = replace(new, step_sizes=self._bounded((new if self.learn_step_sizes else params).step_sizes))
         if self.n_prior_episodes is not None:  # all tasks start from the prior, from which their episodes were drawn
             new = replace(new, omega=params.omega)
-        return new if self.learn_step_sizes else replace(new, step_sizes=params.step_sizes)
+        return new
 
     def _evaluations(self, objective: MetaObjective, params: MetaParameters) -> list[Evaluate[ObjectiveValue]]:
         """Split the objective into functions of the leaves, one for each part of the tasks, whose values add up."""

@@ -20,7 +20,9 @@ StepHook: TypeAlias = Callable[[dict[str, Any]], bool]
 """Callback of :func:`collect` after every environment step, called with a dictionary of its current variables.
 
 The keys are SB3's ``env``, ``new_obs``, ``rewards``, ``dones`` and ``infos``, and ``n_episodes``, the number of
-episodes in the current wave, which the first members of ``env`` play. Returning False ends the collection.
+episodes in the current wave, which the first members of ``env`` play. ``dones`` mark the episodes that end with the
+step, by themselves or at the horizon: idle members, and members whose episode is over, are never done. Returning False
+ends the collection.
 """
 
 
@@ -158,8 +160,9 @@ def _collect_wave(
         if over.any():
             _record_ends(storage, np.flatnonzero(over), wave.start, infos)
             live &= ~over
+        ends = np.concatenate([over, np.zeros(env.num_envs - n, dtype=bool)])  # (n,) -> (n_members,)
         variables = {"env": env, "n_episodes": n, "new_obs": observations}
-        if on_step is not None and not on_step({**variables, "rewards": rewards, "dones": dones, "infos": infos}):
+        if on_step is not None and not on_step({**variables, "rewards": rewards, "dones": ends, "infos": infos}):
             return False
         if not live.any():
             break

@@ -38,7 +38,7 @@ class TaskAlgorithm(CheckpointMixin, OnPolicyAlgorithm):
 
     env: MultiTaskVecEnv | None
     n_train_tasks: int
-    _whole_timesteps: int | None  # num_timesteps after the last whole iteration
+    _whole_timesteps: int | None  # num_timesteps after the last whole iteration, where None (in older files) means 0
     _copied_modules: ClassVar[tuple[str, ...]] = ("policy",)  # attributes of which a copy of the model gets its own
 
     def _get_policy_from_name(self, policy_name: str) -> type[BasePolicy]:
@@ -190,10 +190,8 @@ class TaskAlgorithm(CheckpointMixin, OnPolicyAlgorithm):
             raise ValueError("expected an environment to learn from, got none: call set_env first")
         if total_timesteps is None:
             total_timesteps = REFERENCE_ITERATIONS * self.timesteps_per_iteration
-        if reset_num_timesteps:
-            self._whole_timesteps = None
-        elif self._whole_timesteps is not None:  # repeat an iteration that was cut short
-            self.num_timesteps = self._whole_timesteps
+        self._whole_timesteps = 0 if reset_num_timesteps else self._whole_timesteps or 0
+        self.num_timesteps = self._whole_timesteps  # repeats an iteration that was cut short
         tb_log_name = type(self).__name__ if tb_log_name is None else tb_log_name
         return super().learn(total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar)
 

@@ -5,7 +5,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper, VecMonitor
-from stable_baselines3.common.vec_env.base_vec_env import VecEnvObs, VecEnvStepReturn
+from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvObs, VecEnvStepReturn
 
 from sb3_maesn.envs.batched import BatchedTaskVecEnv
 from sb3_maesn.envs.mujoco_physics import MujocoPhysics
@@ -21,10 +21,13 @@ class MultiTaskVecEnv(VecEnvWrapper):
 
     - **Setting tasks.** ``set_tasks`` gives members their next tasks through ``task_adapter``, if there is one, else
       through the members' ``set_task(task)``. A task takes effect at the member's next reset, an automatic one
-      included; members of third parties are expected to follow this too.
+      included; members of third parties are expected to follow this too. If no task was set before the first reset,
+      all members get the first training task; those of a native VecEnv draw tasks by themselves instead.
     - **Task sets.** The training, validation and test tasks are fixed when the wrapper is made: those that are passed,
-      else the members' own ``task_set(split, n_tasks)``, else draws from the members' ``sample_tasks(n)``. If
-      ``train_tasks`` is passed, a set that is not passed is empty.
+      else the members' own ``task_set(split, n_tasks)``, else draws from the members' ``sample_tasks(n)``, which must
+      work before the first reset too. Each set is drawn with a seed of its own, so if ``sample_tasks`` draws one task
+      after another, a smaller set is the beginning of a larger one. If ``train_tasks`` is passed, a set that is not
+      passed is empty.
     - **Steps.** Observations, rewards, dones and infos, and the automatic resets, are those of the wrapped VecEnv.
     - **Requirements.** If tasks and horizon are passed, the wrapped VecEnv needs no more than ``reset``, ``step`` and
       ``env_method("set_task", task, indices=[i])``.
@@ -37,7 +40,7 @@ class MultiTaskVecEnv(VecEnvWrapper):
     :param test_tasks: tasks for reporting
     :param n_tasks: number of tasks in each set that the members provide
     :param task_adapter: function that sets a member's task in place of ``set_task``
-    :param task_seed: seed of the members before ``sample_tasks`` is called
+    :param task_seed: seed from which the members' seeds are derived before ``sample_tasks`` is called
     :raises ValueError: if ``venv`` is no VecEnv, the members have no tasks, their horizon is unknown or less than 1,
         there is no training task, or a task is not finite
     """
@@ -64,7 +67,7 @@ class MultiTaskVecEnv(VecEnvWrapper):
         if self.horizon < 1:
             raise ValueError(f"horizon must be at least 1, got {self.horizon}")
         given = (train_tasks, validation_tasks, test_tasks)
-        drawn = _draw_task_sets(venv, n_tasks, task_seed) if train_tasks is None else ((), (), ())
+        drawn = self._draw_task_sets(n_tasks, task_seed) if train_tasks is None else ((), (), ())
         chosen = [theirs if mine is None else mine for mine, theirs in zip(given, drawn, strict=True)]
         self._task_sets = dict(zip(SPLITS, map(list, chosen), strict=True))
         if not self._task_sets["train"]:
@@ -73,6 +76,22 @@ class MultiTaskVecEnv(VecEnvWrapper):
             for task in tasks:
                 _check_finite(task)
         self._smaller: MultiTaskVecEnv | None = None
+        self._is_task_set = False  # whether a task was ever set through this wrapper
+
+    def _draw_task_sets(self, n_tasks: int, seed: int) -> tuple[Sequence[Any], ...]:
+        """Get the training, validation and test tasks from the first member."""
+        if self.venv.has_attr("task_set"):
+            return tuple(self.venv.env_method("task_set", split, n_tasks, indices=[0])[0] for split in SPLITS)
+        if not has_tasks(self.venv):
+            raise ValueError(
+                "this environment has no tasks: expected members with `sample_tasks(n)` and `set_task(task)`,"
+                " or train_tasks (and task_adapter) passed to MultiTaskVecEnv"
+            )
+        # seeding takes a reset, before which some members need a task
+        any_task = self.venv.env_method("sample_tasks", 1, indices=[0])[0][0]
+        for member in range(self.num_envs):
+            self._set_task(member, any_task)
+        return tuple(_sample_tasks(self.venv, n_tasks, seed, i) for i in range(len(SPLITS)))
 
     def around(self, venv: VecEnv) -> "MultiTaskVecEnv":
         """Wrap another VecEnv with the same horizon, task sets and task adapter.
@@ -94,6 +113,7 @@ class MultiTaskVecEnv(VecEnvWrapper):
         """
         single = MultiTaskVecEnv(self.venv, self.horizon, [task], [task], [task], task_adapter=self.task_adapter)
         single.set_tasks([task] * self.num_envs)
+        self._is_task_set = True
         return single
 
     def task_set(self, split: str) -> list[Any]:
@@ -144,6 +164,16 @@ class MultiTaskVecEnv(VecEnvWrapper):
         for member, task in zip(members, tasks, strict=True):
             _check_finite(task)
             self._set_task(member, task)
+        for wrapper in self._multi_task_wrappers():
+            wrapper._is_task_set = True
+
+    def _multi_task_wrappers(self) -> Iterator["MultiTaskVecEnv"]:
+        """Yield this wrapper and all MultiTaskVecEnvs below it."""
+        venv: VecEnv = self
+        while isinstance(venv, VecEnvWrapper):
+            if isinstance(venv, MultiTaskVecEnv):
+                yield venv
+            venv = venv.venv
 
     def _set_task(self, member: int, task: Any) -> None:
         if self.task_adapter is not None:
@@ -228,12 +258,29 @@ class MultiTaskVecEnv(VecEnvWrapper):
         except NotImplementedError:  # a third party's VecEnv need not support more than set_task, reset and step
             return [None] * self.num_envs
 
+    def env_method(
+        self, method_name: str, *method_args: Any, indices: VecEnvIndices = None, **method_kwargs: Any
+    ) -> list[Any]:
+        """Call a method of single members, see SB3's ``VecEnv.env_method``."""
+        if method_name == "set_task":
+            self._is_task_set = True
+        return super().env_method(method_name, *method_args, indices=indices, **method_kwargs)
+
     def reset(self) -> VecEnvObs:
-        """Start new episodes in all members, with the tasks last set.
+        """Start new episodes in all members, with the tasks last set, or the first training task if none was ever set.
 
         :return: first observations (n, ...)
         """
+        if not self._has_task:
+            self.set_tasks([self._task_sets["train"][0]] * self.num_envs)
         return self.venv.reset()
+
+    @property
+    def _has_task(self) -> bool:
+        """Whether the members have a task for their next reset, because one was set or they draw it themselves."""
+        if isinstance(self.venv.unwrapped, BatchedTaskVecEnv):
+            return True
+        return any(wrapper._is_task_set for wrapper in self._multi_task_wrappers())
 
     def step_wait(self) -> VecEnvStepReturn:
         """Finish the step that ``step_async`` began.
@@ -299,18 +346,20 @@ def find_horizon(venv: VecEnv) -> int | None:
     return None
 
 
-def _draw_task_sets(venv: VecEnv, n_tasks: int, seed: int) -> tuple[Sequence[Any], ...]:
-    """Get the training, validation and test tasks from the first member."""
-    if venv.has_attr("task_set"):
-        return tuple(venv.env_method("task_set", split, n_tasks, indices=[0])[0] for split in SPLITS)
-    if not has_tasks(venv):
-        raise ValueError(
-            "this environment has no tasks: expected members with `sample_tasks(n)` and `set_task(task)`,"
-            " or train_tasks (and task_adapter) passed to MultiTaskVecEnv"
-        )
+def _sample_tasks(venv: VecEnv, n_tasks: int, task_seed: int, split: int) -> Sequence[Any]:
+    """Sample the tasks of a set from the first member, with a generator that this set alone uses.
+
+    :param venv: VecEnv whose members have ``sample_tasks``
+    :param n_tasks: number of tasks
+    :param task_seed: seed of all sets
+    :param split: position of the set in ``SPLITS``
+    :return: tasks
+    """
+    seed = int(np.random.SeedSequence([task_seed, split]).generate_state(1)[0]) & 0x7FFFFFFF
     venv.seed(seed)
     venv.reset()  # SB3 passes a seed to its members at the next reset
-    return tuple(venv.env_method("sample_tasks", n_tasks, indices=[0])[0] for _ in SPLITS)
+    tasks: Sequence[Any] = venv.env_method("sample_tasks", n_tasks, indices=[0])[0]
+    return tasks
 
 
 def has_tasks(venv: VecEnv) -> bool:

@@ -50,8 +50,8 @@ class TrialVecEnv(MultiTaskVecEnv):
       left to the horizon. The episode thus counts as if its worst step went on to the horizon, so that it does not pay
       to escape negative rewards by diverging. Positive rewards are not continued, because a discounted learner would
       gain by having them at once. The previous reward in the observation is without the penalty, in the range of the
-      rewards of other steps. If the last step's own reward is not finite, the lowest reward of all members since the
-      last ``reset``, or 0 if that is positive, takes its place.
+      rewards of other steps. If the last step's own reward is not finite, the lowest earlier reward of all members
+      since the last ``reset``, or 0 if that is positive, takes its place.
     - **Horizon.** Single members of a VecEnv cannot be reset, so an episode that goes on after ``env.horizon`` steps is
       an error; it is not cut.
     - **Tasks.** With a ``split``, every trial's task is drawn uniformly from that set, with the generator of ``seed``.
@@ -133,7 +133,7 @@ class TrialVecEnv(MultiTaskVecEnv):
         assert isinstance(observations, np.ndarray)
         infos = list(infos)
         diverged = np.array([bool(end and info.get("diverged")) for end, info in zip(ended, infos, strict=True)])
-        rewards = np.where(diverged & ~np.isfinite(rewards), np.float32(min(self._lowest, 0.0)), rewards)
+        rewards = np.where(diverged & ~np.isfinite(rewards), np.float32(self._lowest), rewards)
         _check_finite(rewards)
         last = np.stack([rewards, ended], axis=1).astype(np.float32)
         transitions = np.concatenate([encode(self._actions, self.action_space), last], axis=1)

@@ -148,9 +148,13 @@ def adapt_to_tasks(
     :raises ValueError: if a number is too small, or the learner moves latents and the policy has none
     """
     _check_numbers(agent, learner, len(tasks), n_rounds, n_episodes, n_eval_episodes)
+    played_rounds = range(n_rounds + int(last_round))
+    unknown = set(eval_rounds or ()) - set(played_rounds)
+    if unknown:
+        raise ValueError(f"eval_rounds must be among the rounds {list(played_rounds)}, got {sorted(unknown)}")
     state = learner.start(agent, len(tasks))
     rounds = []
-    for r in range(n_rounds + int(last_round)):
+    for r in played_rounds:
         adapted = learner.adapted(state)
         mean, log_std = (part.double().numpy() for part in adapted.omega)  # (B, L) each
         latents = learner.propose(state, n_episodes, rng)
@@ -168,8 +172,10 @@ def _check_numbers(
     agent: Agent, learner: TaskLearner, n_tasks: int, n_rounds: int, n_episodes: int, n_eval_episodes: int
 ) -> None:
     """Refuse numbers that are too small, and a learner of latents for a policy without one."""
-    numbers = {"the number of tasks": n_tasks, "n_episodes": n_episodes}
-    for name, value in numbers.items():
+    for name, value in (("n_episodes", n_episodes), ("n_rounds", n_rounds), ("n_eval_episodes", n_eval_episodes)):
+        if not isinstance(value, int | np.integer):
+            raise ValueError(f"{name} must be an integer, got {value!r}")
+    for name, value in (("the number of tasks", n_tasks), ("n_episodes", n_episodes)):
         if value < 1:
             raise ValueError(f"{name} must be at least 1, got {value}")
     for name, value in (("n_rounds", n_rounds), ("n_eval_episodes", n_eval_episodes)):

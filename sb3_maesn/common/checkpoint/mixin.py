@@ -25,6 +25,7 @@ from sb3_maesn.common.checkpoint.plain_spaces import checked_int, decode_space, 
 from sb3_maesn.common.checkpoint.pretrained import find_pretrained
 from sb3_maesn.common.checkpoint.tensor_file import StoredTensor, to_tensor
 from sb3_maesn.common.constructors import constructor_parameters
+from sb3_maesn.common.suggestions import did_you_mean
 
 if TYPE_CHECKING:
     Base = BaseAlgorithm
@@ -200,6 +201,10 @@ class CheckpointMixin(Base):
         config, fixed_arguments = checkpoint.config, set(kwargs) & {"policy", "env", *EXCLUDED_ARGUMENTS}
         if fixed_arguments:
             raise ValueError(f"cannot change {', '.join(sorted(fixed_arguments))} of a checkpoint")
+        for name in kwargs:
+            known = constructor_parameters(cls)
+            if name not in known:
+                raise ValueError(f"{cls.__name__} has no argument {name!r}{did_you_mean(name, known)}")
         if config.algorithm != cls.__name__:
             raise CheckpointError(f"expected a model of {cls.__name__}, got one of {shown(config.algorithm)}")
         with _as_checkpoint_errors():
