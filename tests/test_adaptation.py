@@ -9,10 +9,9 @@ import torch as th
 
 from sb3_maesn import MAESN, MultiTaskVecEnv
 from sb3_maesn.common.adaptation import rounds
-from sb3_maesn.common.adaptation.learners import DEFAULT_RULE, LatentLearner, make_rule
+from sb3_maesn.common.adaptation.learners import LatentLearner
 from sb3_maesn.common.adaptation.rounds import AdaptationResult, adapt_to_tasks
 from sb3_maesn.common.adaptation.rule import AdaptationRule, AdaptationState
-from sb3_maesn.common.adaptation.rules import RULES, KernelRule, PolicyGradientRule
 from sb3_maesn.common.baselines import estimate_advantages
 from sb3_maesn.common.type_aliases import Rollout, StepSizes
 from sb3_maesn.envs import make_vec
@@ -249,23 +248,6 @@ def test_a_saved_result_comes_back(tmp_path: Path) -> None:
     assert (loaded.returns == result.returns).all()
     assert np.isnan(loaded.success).all()
     assert vars(loaded).keys() == vars(result).keys()
-
-
-@pytest.mark.parametrize("name", RULES)
-def test_rules_by_name(name: str) -> None:
-    rule = make_rule(name, STEPS)
-    assert type(rule) is RULES[name]
-    if isinstance(rule, PolicyGradientRule):  # with the step sizes of meta-training
-        assert rule.step_size_mean.tolist() == [0.5, 1.5]
-        assert rule.step_size_log_std.tolist() == [0.25, 2.0]
-
-
-def test_other_rules() -> None:
-    own = KernelRule(width=0.1)
-    assert make_rule(own, STEPS) is own
-    assert type(make_rule(None, STEPS)) is RULES[DEFAULT_RULE]
-    with pytest.raises(ValueError, match=r"rule must be one of policy_gradient, .*, got 'newton'"):
-        make_rule("newton", STEPS)
 
 
 def test_a_policy_without_a_latent_has_nothing_to_adapt() -> None:

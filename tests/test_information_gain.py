@@ -55,8 +55,9 @@ def test_gain_is_the_exact_kl_of_a_small_step() -> None:
 
 
 def test_gain_is_that_of_bayes_rule_where_the_posterior_is_known() -> None:
-    """For y = w x + noise, w ~ N(m, s^2), one observation makes the precision 1/s^2 + x^2/v^2 and moves the mean; the
-    gain agrees to first order in what the observation tells about w, x^2 s^2 / v^2.
+    """The gain agrees with the exact one to first order in what an observation tells about w, x^2 s^2 / v^2.
+
+    For y = w x + noise, w ~ N(m, s^2), one observation makes the precision 1/s^2 + x^2/v^2 and moves the mean.
     """
     mean, std, x, y = 0.4, 0.7, 1.3, 2.5
     bias_std = 1e-4  # so sure that nothing is learned about it

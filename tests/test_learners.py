@@ -8,13 +8,22 @@ import pytest
 import torch as th
 
 from sb3_maesn import MAESN, MAML, MetaOnPolicyAlgorithm, MultiTaskVecEnv
-from sb3_maesn.common.adaptation.learners import InnerLearner, LatentLearner, Round, TaskLearner, make_learner
+from sb3_maesn.common.adaptation.learners import (
+    DEFAULT_RULE,
+    InnerLearner,
+    LatentLearner,
+    Round,
+    TaskLearner,
+    make_learner,
+    make_rule,
+)
 from sb3_maesn.common.adaptation.rounds import adapt_to_tasks, play
-from sb3_maesn.common.adaptation.rules import KernelRule, PolicyGradientRule, step_scale
+from sb3_maesn.common.adaptation.rules import RULES, KernelRule, PolicyGradientRule, step_scale
 from sb3_maesn.common.inner_update import inner_update
-from sb3_maesn.common.type_aliases import Adapted
+from sb3_maesn.common.type_aliases import Adapted, StepSizes
 from sb3_maesn.envs import make_vec
 
+STEPS = StepSizes(th.tensor([0.5, 1.5]), th.tensor([0.25, 2.0]), th.tensor(0.0), {})
 SMALL: dict[str, Any] = {"meta_batch_size": 3, "n_episodes": 4, "seed": 0}
 
 
@@ -99,6 +108,23 @@ def test_the_gradient_rules_have_the_std_floor_of_training() -> None:
         assert isinstance(learner, LatentLearner)
         assert isinstance(learner.rule, PolicyGradientRule)
         assert learner.rule.std_floor == 3.0
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_rules_by_name(name: str) -> None:
+    rule = make_rule(name, STEPS)
+    assert type(rule) is RULES[name]
+    if isinstance(rule, PolicyGradientRule):  # with the step sizes of meta-training
+        assert rule.step_size_mean.tolist() == [0.5, 1.5]
+        assert rule.step_size_log_std.tolist() == [0.25, 2.0]
+
+
+def test_other_rules() -> None:
+    own = KernelRule(width=0.1)
+    assert make_rule(own, STEPS) is own
+    assert type(make_rule(None, STEPS)) is RULES[DEFAULT_RULE]
+    with pytest.raises(ValueError, match=r"rule must be one of policy_gradient, .*, got 'newton'"):
+        make_rule("newton", STEPS)
 
 
 def test_step_scale() -> None:
