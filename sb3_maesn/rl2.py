@@ -91,7 +91,7 @@ class RL2(TaskAlgorithm, RecurrentPPO):
         self.n_episodes = n_episodes
         self.entropy = entropy_of(seed)
         self.adaptation = None
-        self._whole_timesteps = None
+        self._whole_timesteps = 0
         self._trials: list[Trial] = []  # trials that ended in the current iteration
         self._n_diverged = 0  # episodes of the current iteration that diverged, also those of trials that are cut off
         super().__init__(
@@ -118,6 +118,7 @@ class RL2(TaskAlgorithm, RecurrentPPO):
         return TrialVecEnv(multi, self.n_episodes)
 
     def _setup_model(self) -> None:
+        self._check_saved_algorithm()
         check_at_least(vars(self), {"meta_batch_size": 1, "n_epochs": 1})
         if self.batch_size is not None and self.batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, or None for all steps, got {self.batch_size}")

@@ -192,9 +192,9 @@ def merge(base: Mapping[str, Any], overrides: Mapping[str, Any]) -> Entry:
     :return: new entry
     """
     merged = {**base, **overrides}
-    parts = base.get("policy_kwargs"), overrides.get("policy_kwargs")
-    if all(isinstance(part, Mapping) for part in parts):
-        merged["policy_kwargs"] = {key: value for part in parts for key, value in part.items()}
+    before, after = base.get("policy_kwargs"), overrides.get("policy_kwargs")
+    if isinstance(before, Mapping) and isinstance(after, Mapping):
+        merged["policy_kwargs"] = {**before, **after}
     return merged
 
 

@@ -96,6 +96,7 @@ class VIME(CheckpointMixin, TRPO):
     # Set-up
 
     def _setup_model(self) -> None:
+        self._check_saved_algorithm()
         self._check_settings()
         super()._setup_model()
         self.curiosity = Curiosity(

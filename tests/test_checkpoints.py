@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 import torch as th
 from sb3_contrib import TRPO
+from stable_baselines3 import PPO
 from stable_baselines3.common.utils import LinearSchedule
 
-from sb3_maesn import MAESN
+from sb3_maesn import MAESN, MetaOnPolicyAlgorithm
 from sb3_maesn.checkpoints import (
     ALGORITHMS,
     export_pretrained,
@@ -102,6 +103,19 @@ def test_a_model_comes_back_and_goes_on_bit_for_bit(tmp_path: Path, name: str, s
     assert same_state(loaded, model)
 
 
+def test_a_file_of_another_algorithm_is_refused(tmp_path: Path) -> None:
+    """SB3's files do not say by themselves whose they are."""
+    for name in ("MAESN", "MAML", "RL2", "VIME"):
+        small(name)[0].save(tmp_path / name)
+    for loads, saved in (("MAESN", "MAML"), ("MAML", "MAESN"), ("MAESN", "RL2"), ("RL2", "MAESN"), ("VIME", "MAESN")):
+        with pytest.raises(ValueError, match=f"expected a model of {loads}, got one of {saved}"):
+            ALGORITHMS[loads].load(tmp_path / saved)
+    assert MetaOnPolicyAlgorithm.load(tmp_path / "MAML").algorithm_name == "MAML"
+    PPO("MlpPolicy", "CartPole-v1", device="cpu").save(tmp_path / "PPO")
+    with pytest.raises(ValueError, match="expected a subclass of LatentActorCriticPolicy, got ActorCriticPolicy"):
+        MAESN.load(tmp_path / "PPO")
+
+
 def test_arguments_change_as_in_load(tmp_path: Path) -> None:
     model, _ = small("MAESN")
     model.save_checkpoint(tmp_path / "model")
@@ -160,7 +174,7 @@ def test_load_model_takes_whatever_holds_a_meta_learner(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="MAESN, MAML or LatentSpace, got one of RL2"):
         load_model(tmp_path / "rl2")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(ConfigError, match="no model file"):
+    with pytest.raises(ConfigError, match="is a folder, not a model; it holds no model"):
         load_model(tmp_path / "empty")
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
@@ -353,7 +354,25 @@ def test_room_for_few_episodes_is_a_smaller_native_environment() -> None:
     assert (results[0][1] == results[1][1]).all()
 
 
-@pytest.mark.parametrize("make", [dummy, lambda: VecMonitor(native(3)), lambda: VecNormalize(native(3))])
+def test_a_monitor_counts_the_episodes_that_are_played_and_no_idle_members(tmp_path: Path) -> None:
+    env = MultiTaskVecEnv(VecMonitor(native(6), str(tmp_path / "0"), info_keywords=("is_success",)))
+    few = env.with_room_for(2)
+    for _ in range(2):
+        few.reset()
+        for _ in range(20):
+            _, _, dones, infos = few.step(np.zeros((2, 2)))
+        assert dones.all()
+        assert all("episode" in info for info in infos)
+    env.with_room_for(3)  # closes the smaller one, not the file
+    env.reset()
+    for _ in range(20):
+        env.step(np.zeros((6, 2)))
+    env.close()
+    rows = (tmp_path / "0.monitor.csv").read_text().splitlines()[2:]  # after the header
+    assert len(rows) == 2 * 2 + 6
+
+
+@pytest.mark.parametrize("make", [dummy, lambda: VecNormalize(native(3)), lambda: VecMonitor(VecNormalize(native(3)))])
 def test_other_environments_have_the_members_they_have(make: Callable[[], VecEnv]) -> None:
     env = MultiTaskVecEnv(make())
     assert env.with_room_for(1) is env

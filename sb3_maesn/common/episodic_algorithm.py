@@ -80,15 +80,25 @@ class EpisodicAlgorithm(TaskAlgorithm):
     # Set-up
 
     def _setup_model(self) -> None:
-        if not issubclass(self.policy_class, self.policy_base):
-            raise ValueError(f"expected a subclass of {self.policy_base.__name__}, got {self.policy_class.__name__}")
+        self._check_origin()
         self._setup_lr_schedule()
         self._check_env()
         self.set_random_seed(self.seed)
-        policy = self.policy_class(self.observation_space, self.action_space, self.lr_schedule, **self.policy_kwargs)
+        policy_class: type[LatentActorCriticPolicy] = self.policy_class  # type: ignore[assignment]  # as just checked
+        policy = policy_class(self.observation_space, self.action_space, self.lr_schedule, **self.policy_kwargs)
         self.policy = policy.to(self.device)
         self.rollout_buffer = None  # type: ignore[assignment]  # SB3 expects the attribute
         self._actor = self.policy.make_actor()
+
+    def _check_origin(self) -> None:
+        """Check that neither algorithm nor policy is another one's, as in a file of another algorithm.
+
+        :raises ValueError: if one is
+        """
+        self._check_saved_algorithm()
+        policy_class: type = self.policy_class
+        if not issubclass(policy_class, self.policy_base):
+            raise ValueError(f"expected a subclass of {self.policy_base.__name__}, got {policy_class.__name__}")
 
     def _excluded_save_params(self) -> list[str]:
         return [*super()._excluded_save_params(), "_actor"]

@@ -219,6 +219,7 @@ class MetaOnPolicyAlgorithm(AdaptableAlgorithm):
         )
 
     def _setup_model(self) -> None:
+        self._check_origin()
         self._check_settings()
         super()._setup_model()
         if self.meta_batch_size > self.n_train_tasks:

@@ -232,19 +232,22 @@ class MultiTaskVecEnv(VecEnvWrapper):
         :return: an environment of exactly ``n`` members with the same task sets if this one is native and larger, else
             this environment
         """
-        if n >= self.num_envs or not isinstance(self.venv, BatchedTaskVecEnv):
+        monitor = self.venv if isinstance(self.venv, VecMonitor) else None
+        native = self.venv if monitor is None else monitor.venv
+        if n >= self.num_envs or not isinstance(native, BatchedTaskVecEnv):
             return self
         if self._smaller is None or self._smaller.num_envs != n:
             self._close_smaller()
-            physics = self.venv.simulator.physics
+            physics = native.simulator.physics
             n_threads = physics.batch.nthread if isinstance(physics, MujocoPhysics) else 0
-            self._smaller = self.around(BatchedTaskVecEnv(self.venv.family, n, n_threads))
+            smaller: VecEnv = BatchedTaskVecEnv(native.family, n, n_threads)
+            self._smaller = self.around(smaller if monitor is None else _monitored_like(smaller, monitor))
         return self._smaller
 
     def _close_smaller(self) -> None:
         """Close the smaller environment of ``with_room_for``, if there is one."""
         if self._smaller is not None:
-            self._smaller.close()
+            self._smaller._members.close()  # not a monitor's file, which belongs to the larger environment
         self._smaller = None
 
     def seed(self, seed: int | None = None) -> Sequence[int | None]:
@@ -293,6 +296,13 @@ class MultiTaskVecEnv(VecEnvWrapper):
         """Close the members."""
         self._close_smaller()
         super().close()
+
+
+def _monitored_like(venv: VecEnv, monitor: VecMonitor) -> VecMonitor:
+    """Wrap a VecEnv in a monitor that writes to the same file as another one."""
+    own = VecMonitor(venv, info_keywords=monitor.info_keywords)
+    own.results_writer, own.t_start = monitor.results_writer, monitor.t_start
+    return own
 
 
 def _rows(tasks: Sequence[Any]) -> np.ndarray:

@@ -78,6 +78,22 @@ class CheckpointMixin(Base):
     #: Environment id of the built-in task family that the model was trained on, None for other environments.
     env_id: str | None = None
 
+    #: Class that saved the model; SB3's files keep it with the other attributes.
+    algorithm_name: str | None = None
+
+    def _check_saved_algorithm(self) -> None:
+        """Note the class of a new model, and check that of a model from a file of SB3's ``save``.
+
+        A base class may load what its subclasses saved, and the other way round.
+
+        :raises ValueError: if another algorithm of the package saved the model
+        """
+        if self.algorithm_name is None:
+            self.algorithm_name = type(self).__name__
+        related = {cls.__name__ for cls in (*type(self).__mro__, *_subclasses(type(self)))}
+        if self.algorithm_name in {cls.__name__ for cls in _subclasses(CheckpointMixin)} - related:
+            raise ValueError(f"expected a model of {type(self).__name__}, got one of {self.algorithm_name}")
+
     def _non_inference_tensors(self) -> frozenset[str]:
         """List what neither acting nor adapting uses, apart from optimisers.
 
@@ -378,6 +394,12 @@ class CheckpointMixin(Base):
         for empty, write in ((training, self._write_training_arrays), (inference, self._write_inference_arrays)):
             if any(name in tensors for name in empty):
                 write({name: _stored_array(name, tensors, like) for name, like in empty.items()})
+
+
+def _subclasses(cls: type) -> set[type]:
+    """Collect all direct and indirect subclasses of a class."""
+    children: list[type] = cls.__subclasses__()
+    return {found for child in children for found in (child, *_subclasses(child))}
 
 
 def _constructor_defaults(cls: type[CheckpointMixin]) -> dict[str, Any]:
