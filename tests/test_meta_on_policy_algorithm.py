@@ -509,6 +509,15 @@ def test_members_that_need_a_task_before_their_first_reset() -> None:
     assert tiny(MultiTaskVecEnv(DummyVecEnv([TaskFirst] * 4))).learn(1).num_timesteps == 3 * 4 * 2 * 6
 
 
+def test_logged_returns_are_those_of_the_monitor() -> None:
+    """As in SB3: what VecNormalize makes of the rewards is not logged."""
+    normalised = VecNormalize(VecMonitor(make_vec(POINT, 12)), gamma=0.9)
+    model = tiny(MultiTaskVecEnv(normalised)).learn(ITERATION)
+    assert model.ep_info_buffer is not None
+    returns = np.array([episode["r"] for episode in model.ep_info_buffer])
+    assert (returns < -5.0).all()  # 20 steps about 1 away from the goal
+
+
 def test_normalised_observations() -> None:
     for env in (VecNormalize(make_vec(POINT, 12)), VecNormalize(MultiTaskVecEnv(make_vec(POINT, 12)))):
         model = tiny(env).learn(1)

@@ -81,6 +81,7 @@ class _Storage:
         self.mask = np.zeros((horizon, n), dtype=np.float32)
         self.success = np.full(n, np.nan)
         self.diverged = np.zeros(n, dtype=bool)
+        self.monitor_returns = np.full(n, np.nan)
 
 
 def _action_size(policy: LatentActorCriticPolicy) -> int:
@@ -185,6 +186,7 @@ def _record_ends(storage: _Storage, ended: np.ndarray, first: int, infos: list[d
         info = infos[member]
         storage.success[first + member] = float(info.get("is_success", np.nan))
         storage.diverged[first + member] = bool(info.get("diverged", False))
+        storage.monitor_returns[first + member] = info.get("episode", {}).get("r", np.nan)
 
 
 def _drop_diverged(storage: _Storage) -> None:
@@ -229,6 +231,7 @@ def _to_rollout(storage: _Storage, behaviour: Behaviour) -> Rollout:
         latents=behaviour.latents,
         noise=behaviour.noise,
         success=storage.success.reshape(grid),
+        monitor_returns=storage.monitor_returns.reshape(grid),
         n_diverged=int(storage.diverged.sum()),
     )
 

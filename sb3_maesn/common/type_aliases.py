@@ -68,6 +68,8 @@ class Rollout:
     :param noise: standard normal noise eps of the latents z = mean + std * eps (B, K, L)
     :param success: 1 or 0, NaN where the environment does not report success (B, K)
     :param n_diverged: number of episodes whose simulation diverged; their mask is 0
+    :param monitor_returns: returns that a monitor reports, before other wrappers change the rewards (B, K), NaN where
+        none does; None for a part of a rollout
     :raises ValueError: if the shapes do not agree
     """
 
@@ -81,6 +83,7 @@ class Rollout:
     noise: th.Tensor
     success: np.ndarray
     n_diverged: int = 0
+    monitor_returns: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         steps = self.rewards.shape
@@ -120,7 +123,7 @@ class Rollout:
         distribution = type(self.distribution)(*(part[:, :, :n] for part in self.distribution))
         steps = {name: getattr(self, name)[:, :, :n] for name in STEP_FIELDS}
         episodes = {name: getattr(self, name)[:, :n] for name in ("latents", "noise", "success")}
-        return replace(self, distribution=distribution, **steps, **episodes)
+        return replace(self, distribution=distribution, monitor_returns=None, **steps, **episodes)
 
     def at_tasks(self, tasks: slice) -> "Rollout":
         """Select some of the tasks, without copying.
@@ -132,7 +135,7 @@ class Rollout:
         parts = (part if part.shape[1] == 1 else part[:, tasks] for part in self.distribution)
         steps = {name: getattr(self, name)[:, tasks] for name in STEP_FIELDS}
         episodes = {name: getattr(self, name)[tasks] for name in ("latents", "noise", "success")}
-        return replace(self, distribution=type(self.distribution)(*parts), **steps, **episodes)
+        return replace(self, distribution=type(self.distribution)(*parts), monitor_returns=None, **steps, **episodes)
 
     def every_nth_step(self, stride: int, spread: bool = False) -> "Rollout":
         """Select every ``stride``-th time step, as Fisher-vector products use it.
@@ -155,9 +158,11 @@ class Rollout:
 
         :return: returns, lengths and success
         """
-        success = self.success[self.valid]
+        success, returns = self.success[self.valid], self.returns.numpy()
+        if self.monitor_returns is not None:
+            returns = np.where(np.isnan(self.monitor_returns), returns, self.monitor_returns)
         return RolloutSummary(
-            self.returns.numpy()[self.valid],
+            returns[self.valid],
             self.lengths.numpy()[self.valid],
             success[~np.isnan(success)],
             self.valid.size,
