@@ -36,8 +36,8 @@ class InnerUpdate:
 
     :param estimator: estimator of the latents' update, one of ``INNER_UPDATES``
     :param adapt_policy: whether theta is updated too (Eq. 4)
-    :param first_order: whether the meta-gradient ignores the derivatives of the inner gradients, that of the temperature
-        among them
+    :param first_order: whether the meta-gradient ignores the derivatives of the inner gradients, that of the
+        temperature among them
     :param std_floor: lower bound on the standard deviation by which episode advantages are normalised
     :param balance: whether the reward-weighted update of tasks that share their episodes gives all episodes the same
         total weight, summed over the tasks, so that the tasks divide the prior among them instead of crowding into a

@@ -57,8 +57,8 @@ class MetaOnPolicyAlgorithm(AdaptableAlgorithm):
     :param inner_update: estimator of the inner update: ``likelihood_ratio``, ``reparameterised`` or
         ``reward_weighted``
     :param adapt_policy: whether the inner update changes theta too (Eq. 4)
-    :param first_order: whether to stop the meta-gradient at the inner gradients; a reward-weighted update then keeps its
-        initial temperature
+    :param first_order: whether to stop the meta-gradient at the inner gradients; a reward-weighted update then keeps
+        its initial temperature
     :param step_size_init: initial inner step size of the latent mean and log std
     :param step_size_max: upper bound on the step sizes of the latents, which also lowers a larger ``step_size_init``;
         None for no bound. Longer steps let tasks settle outside the bulk of the prior, where adaptation from sparse
