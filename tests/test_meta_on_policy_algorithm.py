@@ -509,6 +509,19 @@ def test_members_that_need_a_task_before_their_first_reset() -> None:
     assert tiny(MultiTaskVecEnv(DummyVecEnv([TaskFirst] * 4))).learn(1).num_timesteps == 3 * 4 * 2 * 6
 
 
+def test_initial_weights_do_not_depend_on_the_number_of_threads() -> None:
+    """Orthogonal ones would, by rounding, and with them every digit of a training."""
+    n_threads, weights = th.get_num_threads(), []
+    try:
+        for n in (1, 2):
+            th.set_num_threads(n)
+            weights.append(tiny(policy_kwargs={}).policy.state_dict())
+    finally:
+        th.set_num_threads(n_threads)
+    for name, value in weights[0].items():
+        assert th.equal(value, weights[1][name]), name
+
+
 def test_logged_returns_are_those_of_the_monitor() -> None:
     """As in SB3: what VecNormalize makes of the rewards is not logged."""
     normalised = VecNormalize(VecMonitor(make_vec(POINT, 12)), gamma=0.9)

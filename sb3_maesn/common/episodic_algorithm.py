@@ -16,7 +16,7 @@ from sb3_maesn.common.baselines import ValueFunction, linear_values
 from sb3_maesn.common.collection import Collector
 from sb3_maesn.common.global_seed import entropy_of
 from sb3_maesn.common.inner_update import ActorFunction
-from sb3_maesn.common.parallel import StatelessModule
+from sb3_maesn.common.parallel import StatelessModule, one_torch_thread
 from sb3_maesn.common.policies import LatentActor, LatentActorCriticPolicy
 from sb3_maesn.common.rollouts import StepHook
 from sb3_maesn.common.task_algorithm import TaskAlgorithm
@@ -85,7 +85,8 @@ class EpisodicAlgorithm(TaskAlgorithm):
         self._check_env()
         self.set_random_seed(self.seed)
         policy_class: type[LatentActorCriticPolicy] = self.policy_class  # type: ignore[assignment]  # as just checked
-        policy = policy_class(self.observation_space, self.action_space, self.lr_schedule, **self.policy_kwargs)
+        with one_torch_thread():  # the orthogonal initial weights depend on the number of threads, by rounding
+            policy = policy_class(self.observation_space, self.action_space, self.lr_schedule, **self.policy_kwargs)
         self.policy = policy.to(self.device)
         self.rollout_buffer = None  # type: ignore[assignment]  # SB3 expects the attribute
         self._actor = self.policy.make_actor()
