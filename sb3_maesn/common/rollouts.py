@@ -161,10 +161,11 @@ def _collect_wave(
         if over.any():
             _record_ends(storage, np.flatnonzero(over), wave.start, infos)
             live &= ~over
-        ends = np.concatenate([over, np.zeros(env.num_envs - n, dtype=bool)])  # (n,) -> (n_members,)
-        variables = {"env": env, "n_episodes": n, "new_obs": observations}
-        if on_step is not None and not on_step({**variables, "rewards": rewards, "dones": ends, "infos": infos}):
-            return False
+        if on_step is not None:
+            ends = np.concatenate([over, np.zeros(env.num_envs - n, dtype=bool)])  # (n,) -> (n_members,)
+            variables = {"env": env, "n_episodes": n, "new_obs": observations}
+            if not on_step({**variables, "rewards": rewards, "dones": ends, "infos": infos}):
+                return False
         if not live.any():
             break
     return True

@@ -158,14 +158,15 @@ class Rollout:
 
         :return: returns, lengths and success
         """
-        success, returns = self.success[self.valid], self.returns.numpy()
+        valid, returns = self.valid, self.returns.numpy()
+        success = self.success[valid]
         if self.monitor_returns is not None:
             returns = np.where(np.isnan(self.monitor_returns), returns, self.monitor_returns)
         return RolloutSummary(
-            returns[self.valid],
-            self.lengths.numpy()[self.valid],
+            returns[valid],
+            self.lengths.numpy()[valid],
             success[~np.isnan(success)],
-            self.valid.size,
+            valid.size,
             self.n_diverged,
         )
 

@@ -1,11 +1,11 @@
 """The task families, each as a batched ``VecEnv`` and as a single ``gymnasium.Env``."""
 
-import difflib
 from collections.abc import Callable
 from functools import partial
 
 import gymnasium as gym
 
+from sb3_maesn.common.suggestions import did_you_mean
 from sb3_maesn.envs.ant import AntGoal
 from sb3_maesn.envs.bandit import Bandit
 from sb3_maesn.envs.batched import BatchedTaskVecEnv
@@ -52,8 +52,7 @@ def make_family(env_id: str) -> TaskFamily:
     :raises ValueError: for an unknown id; the message names similar ones
     """
     if env_id not in FAMILIES:
-        near = difflib.get_close_matches(env_id, FAMILIES, n=3, cutoff=0.5)
-        hint = f"; did you mean {' or '.join(near)}?" if near else ""
+        hint = did_you_mean(env_id, FAMILIES)
         raise ValueError(f"unknown task family {env_id!r}{hint} Known: {', '.join(FAMILIES)}")
     return FAMILIES[env_id]()
 

@@ -66,16 +66,17 @@ class Agent(NamedTuple):
         """
         return estimate_advantages(rollout, self.gamma, self.gae_lambda, self.value_function)
 
-    def episode_advantages(self, rollout: Rollout) -> Array:
+    def episode_advantages(self, batch: TaskBatch) -> Array:
         """Compute the advantages of whole episodes, as an update of the latent distributions needs them.
 
-        :param rollout: episodes
+        :param batch: what :meth:`judge` returned
         :return: discounted returns beyond the baseline, or the plain discounted returns of a round that is too small to
-            fit a baseline, which would explain all differences between its episodes (B, K)
+            fit a baseline, which would explain all differences between its episodes; an episode that diverged has the
+            worst of its task (B, K)
         """
-        batch = self.judge(rollout)
-        few = rollout.rewards.shape[2] < self.min_baseline_episodes
-        return (batch.discounted_returns[0] if few else batch.episode_advantages).double().numpy()
+        few = batch.advantages.shape[2] < self.min_baseline_episodes
+        advantages = (batch.discounted_returns[0] if few else batch.episode_advantages).double().numpy()
+        return worst_for_diverged(advantages, batch.rollout.valid)
 
 
 class Round(NamedTuple):
@@ -160,7 +161,7 @@ class LatentLearner(TaskLearner):
 
     def update(self, state: AdaptationState, agent: Agent, played: Round, rng: np.random.Generator) -> AdaptationState:
         """Update the rule's state with the advantages of whole episodes, see ``TaskLearner.update``."""
-        advantages = worst_for_diverged(agent.episode_advantages(played.rollout), played.rollout.valid)
+        advantages = agent.episode_advantages(agent.judge(played.rollout))
         return self.rule.update(state, played.latents, played.returns, advantages, rng)
 
 
@@ -201,11 +202,11 @@ class InnerLearner(TaskLearner):
 
     def update(self, state: InnerState, agent: Agent, played: Round, rng: np.random.Generator) -> InnerState:
         """Make one inner update, of a few tasks at a time to save memory, see ``TaskLearner.update``."""
-        advantages = worst_for_diverged(agent.episode_advantages(played.rollout), played.rollout.valid)
-        moved = _gradient_rule(agent).update(state.history, played.latents, played.returns, advantages, rng)
         mean, log_std = (part.unsqueeze(1) for part in state.adapted.omega)  # (B, 1, L) each
         noise = (played.rollout.latents - mean) * th.exp(-log_std)
         batch = agent.judge(replace(played.rollout, noise=noise))
+        advantages = agent.episode_advantages(batch)
+        moved = _gradient_rule(agent).update(state.history, played.latents, played.returns, advantages, rng)
         step_sizes = agent.step_sizes.scaled(step_scale(moved.n_rounds))
         with th.no_grad():
             parts = [

@@ -312,14 +312,7 @@ class PosteriorRule(AdaptationRule):
         self.prior = prior
 
     def propose(self, state: AdaptationState, n_episodes: int, rng: np.random.Generator) -> Array:
-        """Choose the latents of the next round's episodes, see the class.
-
-        :param state: state before the round
-        :param n_episodes: number of episodes of the round per task (K)
-        :param rng: source of randomness
-        :return: latents (B, K, L)
-        :raises ValueError: if ``n_episodes`` is less than 1
-        """
+        """Choose the latents of the next round's episodes as the class describes, see ``AdaptationRule.propose``."""
         latents = super().propose(state, n_episodes, rng)
         n_tasks, latent_dim = state.mean.shape
         if state.returns.shape[1] == 0 and self.prior is None:

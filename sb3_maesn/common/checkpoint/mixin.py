@@ -217,8 +217,8 @@ class CheckpointMixin(Base):
         config, fixed_arguments = checkpoint.config, set(kwargs) & {"policy", "env", *EXCLUDED_ARGUMENTS}
         if fixed_arguments:
             raise ValueError(f"cannot change {', '.join(sorted(fixed_arguments))} of a checkpoint")
+        known = constructor_parameters(cls)
         for name in kwargs:
-            known = constructor_parameters(cls)
             if name not in known:
                 raise ValueError(f"{cls.__name__} has no argument {name!r}{did_you_mean(name, known)}")
         if config.algorithm != cls.__name__:
