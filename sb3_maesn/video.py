@@ -86,6 +86,15 @@ def _title(width: int, text: str) -> NDArray[np.uint8]:
     return np.asarray(strip)
 
 
+def check_writers() -> None:
+    """Check that videos can be written, before one is filmed.
+
+    :raises ConfigError: if the extra ``video`` is not installed
+    """
+    _pillow()
+    _ffmpeg()
+
+
 def write_video(path: str | Path, frames: Frames) -> None:
     """Write a video as MP4 (H.264), or as GIF at half the width and height, depending on the file's ending.
 
@@ -102,13 +111,9 @@ def write_video(path: str | Path, frames: Frames) -> None:
 
 
 def _write_mp4(path: Path, frames: Frames) -> None:
-    try:
-        import imageio_ffmpeg
-    except ImportError as error:
-        raise ConfigError("an MP4 needs imageio-ffmpeg: pip install 'sb3_maesn[video]'") from error
     even = frames[:, : frames.shape[1] // 2 * 2, : frames.shape[2] // 2 * 2]  # H.264 halves the resolution of colours
     size = even.shape[2], even.shape[1]
-    writer = imageio_ffmpeg.write_frames(str(path), size, fps=FPS, quality=8, macro_block_size=2)
+    writer = _ffmpeg().write_frames(str(path), size, fps=FPS, quality=8, macro_block_size=2)
     writer.send(None)
     for frame in even:
         writer.send(np.ascontiguousarray(frame))
@@ -129,3 +134,12 @@ def _pillow() -> tuple[Any, Any, Any]:
     except ImportError as error:
         raise ConfigError("a video needs Pillow: pip install 'sb3_maesn[video]'") from error
     return Image, ImageDraw, ImageFont
+
+
+def _ffmpeg() -> Any:
+    """Import imageio-ffmpeg."""
+    try:
+        import imageio_ffmpeg
+    except ImportError as error:
+        raise ConfigError("an MP4 needs imageio-ffmpeg: pip install 'sb3_maesn[video]'") from error
+    return imageio_ffmpeg

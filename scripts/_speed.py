@@ -15,21 +15,24 @@ class BarePhysics:
     :param n: number of simulations
     :param seed: seed of tasks, initial states and controls
     :param plain: whether to simulate the model without the settings that only make it faster
+    :param observed: whether every step also brings up to date what the family observes, as its environment's steps do
     :raises ValueError: if the environment does not use MuJoCo
     """
 
-    def __init__(self, env_id: str, n: int, seed: int, plain: bool = False) -> None:
+    def __init__(self, env_id: str, n: int, seed: int, plain: bool = False, observed: bool = False) -> None:
         import numpy as np
 
         from sb3_maesn.envs import make_family
         from sb3_maesn.envs.mujoco_family import MujocoFamily
-        from sb3_maesn.envs.mujoco_physics import MujocoPhysics, load_plain_model
+        from sb3_maesn.envs.mujoco_physics import STAGES, MujocoPhysics, load_plain_model
 
         family = make_family(env_id)
         if not isinstance(family, MujocoFamily):
             raise ValueError(f"{env_id} has no physics to compare with; expected one of {', '.join(MUJOCO_FAMILIES)}")
         self.family = family
-        self.physics = MujocoPhysics(load_plain_model(family.asset) if plain else family.model, n)
+        model = load_plain_model(family.asset) if plain else family.model
+        self.physics = MujocoPhysics(model, n, derived=family.derived if observed else ())
+        self.stage = STAGES[family.stage if observed else "none"]
         self.rng = np.random.default_rng(seed)
         self.n = n
 
@@ -50,7 +53,7 @@ class BarePhysics:
             actions = self.rng.standard_normal((self.n, controls.shape[1])).clip(-1, 1)
             controls[:] = self.family.controls(actions)
             start = time.perf_counter()
-            batch.step()
+            batch.step(stage=self.stage)
             seconds += time.perf_counter() - start
         return self.n * self.family.horizon / seconds
 

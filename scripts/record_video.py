@@ -40,7 +40,9 @@ def record(args: argparse.Namespace) -> None:
     agent = load_agent(AgentChoice.from_args(args))
     adaptation = wishes.complete(agent)
     task = playing.task_to_play(agent, adaptation)
-    playing.make_stage(agent.test_env_id, task, "rgb_array").close()  # fails before the adaptation, not after it
+    # both fail before the adaptation, not after it
+    playing.make_stage(agent.test_env_id, task, "rgb_array").close()
+    video.check_writers()
     model = playing.adapt(agent, task, adaptation)
     scenes = {agent.name: model}
     if model is not agent.model:

@@ -1,6 +1,7 @@
 """The scripts that use trained agents: what they print and write, and how they refuse bad input."""
 
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -103,6 +104,7 @@ def test_record_video_films_all_kinds_of_agents(
 
     monkeypatch.setattr(video, "side_by_side", side_by_side)
     monkeypatch.setattr(video, "write_video", lambda path, _: written.append(path))
+    monkeypatch.setattr(video, "check_writers", lambda: None)
     assert load("record_video").main(["--env", POINT, "-n", "6", "-o", "v", "--algo", *flags]) == 0
     assert seen == titles
     run = f"{flags[0]}-{POINT}_{2 if flags[0] == 'maesn' else 1}-{POINT}"
@@ -172,6 +174,16 @@ def test_record_video_writes_both_formats(logs: Path) -> None:
     assert load("record_video").main(["--env", POINT, "-n", "6", "--task", "-0.6", "0.8", *QUICK]) == 0
     videos = logs / "maesn" / "PointGoal-v0_2" / "videos"
     assert sorted(path.suffix for path in videos.iterdir()) == [".gif", ".mp4"]
+
+
+def test_record_video_misses_the_extra_before_it_films(
+    logs: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "imageio_ffmpeg", None)
+    monkeypatch.setattr("sb3_maesn.video.film", lambda *_, **__: pytest.fail("filmed a video that cannot be written"))
+    with pytest.raises(SystemExit):
+        load("record_video").main(["--env", POINT, "-n", "6", *QUICK])
+    assert "an MP4 needs imageio-ffmpeg: pip install 'sb3_maesn[video]'" in capsys.readouterr().err
 
 
 def test_plots_of_training_are_drawn(logs: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -632,6 +632,21 @@ def test_benchmark_compares_with_the_plain_model_too() -> None:
     assert all(each.run() > 0 for each in physics)
 
 
+def test_benchmark_compares_with_physics_that_computes_what_is_observed(tmp_path: Path) -> None:
+    script = load("benchmark_speed")
+    table = tmp_path / "speed.csv"
+    flags = ["AntGoal-v0", "WheeledGoal-v0", "--repeats", "1", "--csv", str(table), "--sections", "collect"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(script, "N_TASKS", 1)
+        patch.setattr(script, "N_EPISODES", 2)
+        assert script.main(flags) == 0
+    ant = ["collect", "collect-plain", "collect-observed"]
+    assert [row["section"] for row in read_csv(table)] == [*ant, *ant[:2]]
+    observed = script.BarePhysics("AntGoal-v0", 2, 0, observed=True)
+    assert observed.run() > 0
+    assert np.abs(observed.physics.state["cfrc_ext"]).sum() > 0
+
+
 def test_benchmark_refuses_a_family_without_physics(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         load("benchmark_speed").main(["PointGoal-v0", "--sections", "collect"])
