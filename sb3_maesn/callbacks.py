@@ -12,7 +12,7 @@ from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_maesn.common.adaptation.rounds import AdaptationResult
 from sb3_maesn.common.adaptation.rule import AdaptationRule
-from sb3_maesn.common.env_util import MAX_MEMBERS, as_multi_task, normalizers
+from sb3_maesn.common.env_util import MAX_MEMBERS, as_multi_task, check_same_normalization, observation_normalizers
 from sb3_maesn.common.files import write_atomically
 from sb3_maesn.evaluation import AdaptableModel, evaluate_adaptation
 
@@ -177,12 +177,7 @@ def _sync_normalization(env: VecEnv, eval_env: VecEnv) -> None:
     :param eval_env: evaluation environment
     :raises ValueError: if the environments do not normalise observations equally often
     """
-    sources, targets = ([one for one in normalizers(venv) if one.norm_obs] for venv in (env, eval_env))
-    if len(sources) != len(targets):
-        raise ValueError(
-            "training and evaluation environment must normalise observations alike, got"
-            f" {len(sources)} VecNormalize wrappers around the training environment and {len(targets)} around the"
-            " evaluation environment: pass one such as VecNormalize(MultiTaskVecEnv(make_vec(env_id, n_envs)))"
-        )
+    check_same_normalization(env, eval_env)
+    sources, targets = observation_normalizers(env), observation_normalizers(eval_env)
     for source, target in zip(sources, targets, strict=True):
         target.obs_rms, target.ret_rms = deepcopy(source.obs_rms), deepcopy(source.ret_rms)

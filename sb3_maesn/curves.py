@@ -30,7 +30,7 @@ class Evaluations(NamedTuple):
     :param timesteps: environment steps trained at each of the E evaluations (E,)
     :param mean: mean over runs and episodes (E,)
     :param std_error: standard error of the mean over runs (E,)
-    :param last: mean of the last evaluation of each run (n_runs,)
+    :param last: mean of each run at the last of these steps (n_runs,)
     """
 
     timesteps: Array
@@ -40,8 +40,13 @@ class Evaluations(NamedTuple):
 
     @property
     def last_std_error(self) -> float:
-        """Standard error of the mean over runs of the last evaluation."""
-        return float(np.std(self.last) / np.sqrt(len(self.last)))
+        """Standard error of the mean over runs at the last step."""
+        return float(_standard_error(self.last))
+
+
+def _standard_error(values: Array) -> Array:
+    """Compute the standard error of the mean over the first dimension, 0 for a single value."""
+    return np.asarray(values.std(axis=0, ddof=min(1, len(values) - 1)) / np.sqrt(len(values)))
 
 
 def read_monitor(folder: str | Path) -> dict[str, Array]:
@@ -94,14 +99,14 @@ def merge_evaluations(
 ) -> Evaluations | None:
     """Average the evaluations of several runs.
 
-    If the runs were evaluated at different steps, those of the run with the fewest evaluations are used, and the values
-    of the others are interpolated.
+    If the runs were evaluated at different steps, those of the run with the fewest evaluations are used, as far as all
+    runs have evaluations before and after them, and the values of the others are interpolated.
 
     :param folders: folders of runs; those without ``evaluations.npz`` are skipped
     :param key: array to average, one of ``KEYS``
     :param max_steps: environment steps after which evaluations are ignored
     :param min_steps: environment steps that a run must have reached in order to count
-    :return: averages, None if no run has such evaluations
+    :return: averages, None if no run has such evaluations or the runs have no steps in common
     :raises ConfigError: if the key is unknown
     """
     if key not in KEYS:
@@ -121,10 +126,12 @@ def merge_evaluations(
     if not runs:
         return None
     grid = min((timesteps for timesteps, _ in runs), key=len)
-    grid = grid[grid <= min(timesteps[-1] for timesteps, _ in runs)]
+    first, last = max(timesteps[0] for timesteps, _ in runs), min(timesteps[-1] for timesteps, _ in runs)
+    grid = grid[(grid >= first) & (grid <= last)]
+    if not len(grid):
+        return None
     by_run = np.stack([np.interp(grid, timesteps, means) for timesteps, means in runs])  # (n_runs, E)
-    std_error = by_run.std(axis=0) / np.sqrt(len(runs))
-    return Evaluations(grid, by_run.mean(axis=0), std_error, np.array([means[-1] for _, means in runs]))
+    return Evaluations(grid, by_run.mean(axis=0), _standard_error(by_run), by_run[:, -1])
 
 
 def gather(

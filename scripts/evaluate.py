@@ -49,7 +49,7 @@ def make_parser() -> argparse.ArgumentParser:
         nargs="+",
         default=[],
         metavar="RULE",
-        help="rules (learning: the default one, few-episodes: all, if none)",
+        help="rules (learning: the default one, few-episodes: all that suit the models, if none)",
     )
     add("--seed", type=int, default=0, help="seed")
     add("--out", default="results", help="folder to write to")
@@ -114,6 +114,7 @@ def few_episodes(args: argparse.Namespace) -> None:
     import numpy as np
 
     from sb3_maesn import plots
+    from sb3_maesn.common.adaptation.learners import OWN_RULE
     from sb3_maesn.common.adaptation.rules import RULES
     from sb3_maesn.evaluation import evaluate_adaptation
     from sb3_maesn.tasks import tasks_of
@@ -123,7 +124,8 @@ def few_episodes(args: argparse.Namespace) -> None:
     tasks = tasks_of(args.env, args.split, args.tasks)
     models = load_models(args)
     curves = {}
-    for rule in args.rules or list(RULES):
+    has_latent = all(model.policy.latent_dim for _, model in models)
+    for rule in args.rules or (list(RULES) if has_latent else [OWN_RULE]):
         by_model = []
         for name, model in models:
             result = evaluate_adaptation(
@@ -203,16 +205,21 @@ def load_models(args: argparse.Namespace) -> list[tuple[str, Any]]:
     """
     from sb3_maesn.checkpoints import load_model
 
-    return [(short_name(name), load_model(name)) for name in args.models]
+    return [(name, load_model(model)) for name, model in zip(short_names(args.models), args.models, strict=True)]
 
 
-def short_name(model: str) -> str:
-    """Shorten the path of a model to the last folder and the file name.
+def short_names(models: Sequence[str]) -> list[str]:
+    """Shorten the paths of models to the file name and the last folders, at least one, that tell them apart.
 
-    :param model: model file or name of a pretrained model
-    :return: name for tables and legends
+    :param models: model files or names of pretrained models
+    :return: names for tables and legends
     """
-    return "/".join(Path(model).parts[-2:]).removesuffix(".zip")
+    parts = [Path(model).parts for model in models]
+    for n in range(2, max(map(len, parts)) + 2):
+        names = ["/".join(own[-n:]).removesuffix(".zip") for own in parts]
+        if len(set(names)) == len(set(models)):
+            break
+    return names
 
 
 def write(args: argparse.Namespace, rows: Sequence[dict[str, Any]], n_tasks: int) -> Path:

@@ -44,9 +44,11 @@ class Spy(AdaptationRule):
         returns: np.ndarray,
         advantages: np.ndarray,
         rng: np.random.Generator,
+        valid: np.ndarray | None = None,
     ) -> AdaptationState:
-        self.told.append((latents, returns, advantages))
-        return super().update(state, latents, returns, advantages, rng)
+        known, n = super().update(state, latents, returns, advantages, rng, valid), latents.shape[1]
+        self.told.append((latents, known.returns[:, -n:], known.advantages[:, -n:]))
+        return known
 
     def _adapt(self, state: AdaptationState, n_new: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
         return state.mean + 1.0, state.log_std - 0.5
@@ -179,11 +181,23 @@ def test_a_diverged_episode_is_as_good_as_the_worst() -> None:
     assert result.returns[0].tolist() == [[-5.0] * 4, [-10.0] * 4, [-10.0] * 4]
     assert result.lengths[0].tolist() == [[5.0] * 4, [5.0, 0.0] * 2, [0.0] * 4]
     _, returns, advantages = rule.told[0]
-    assert (returns == result.returns[0]).all()
+    assert (returns[:2] == result.returns[0, :2]).all()
+    assert returns[2].tolist() == [0.0] * 4  # a rule does not look at other tasks; equal returns tell it nothing
     assert np.isfinite(advantages).all()
     assert advantages[1, 1] == advantages[1, [0, 2]].min()
     everything, _ = adapt_to_tasks(model.agent(), env, [-3.0], LatentLearner(Spy()), 1, 4, np.random.default_rng(0))
-    assert np.isfinite(everything.returns).all()
+    assert np.isnan(everything.returns).all()
+
+
+def test_an_episode_that_diverged_is_no_better_than_those_of_earlier_rounds() -> None:
+    rule, rng = Spy(), np.random.default_rng(0)
+    state = rule.start(np.zeros((2, 2)), np.zeros((2, 2)))
+    valid = np.array([[True, False], [False, False]])
+    for returns in ([[-9.0, 0.0], [0.0, 0.0]], [[-1.0, 0.0], [-3.0, 0.0]]):
+        state = rule.update(state, np.zeros((2, 2, 2)), np.array(returns), np.array(returns) - 1.0, rng, valid)
+        valid = np.array([[True, False], [True, False]])
+    assert state.returns.tolist() == [[-9.0, -9.0, -1.0, -9.0], [-3.0, -3.0, -3.0, -3.0]]
+    assert state.advantages.tolist() == [[-10.0, -10.0, -2.0, -10.0], [-4.0, -4.0, -4.0, -4.0]]
 
 
 def test_diverged_episodes_are_compared_with_those_that_the_rule_sees() -> None:
@@ -254,7 +268,7 @@ def test_a_policy_without_a_latent_has_nothing_to_adapt() -> None:
     model = make_model(policy_kwargs={"latent_dim": 0, "net_arch": [8]})
     assert model.env is not None
     task = model.env.task_set("test")[:1]
-    with pytest.raises(ValueError, match="expected a policy with a latent to adapt, got latent_dim=0 and n_rounds=1"):
+    with pytest.raises(ValueError, match=r"adapts a latent, but the policy has latent_dim=0: .* got n_rounds=1"):
         adapt_to_tasks(model.agent(), model.env, task, LatentLearner(Spy()), 1, 3, np.random.default_rng(0))
     result, _ = adapt_to_tasks(model.agent(), model.env, task, LatentLearner(Spy()), 0, 3, np.random.default_rng(0))
     assert result.returns.shape == (1, 1, 3)

@@ -31,6 +31,21 @@ def test_balanced_weights_use_every_shared_episode_equally(temperature: float) -
         assert bool((prices[members] == prices[members][0]).all())
 
 
+def test_an_episode_of_another_layout_that_diverged_disturbs_nobody() -> None:
+    """Episodes of equal latents in two layouts, of tasks 0 to 2 and 3 to 5, that all six tasks divide among them."""
+    advantages, mask, group = random_advantages(), th.ones(6, 12, dtype=th.float64), th.zeros(6)
+    mask[:3, 3] = 0.0
+    temperature = th.tensor(0.2).double().log()
+    prices = episode_prices(advantages, temperature, mask, group).value
+    weights = th.softmax((advantages / 0.2 - prices).masked_fill(mask == 0.0, -th.inf), dim=1)
+    assert th.allclose(weights.sum(dim=0), th.tensor(0.5).double(), rtol=0.055)
+    mask[:3] = 0.0  # a layout whose episodes have all diverged
+    prices = episode_prices(advantages, temperature, mask, group).value
+    usage = th.softmax(advantages[3:] / 0.2 - prices[3:], dim=1).sum(dim=0)
+    assert th.allclose(usage, th.tensor(0.25).double(), rtol=0.055)
+    assert bool((prices[:3] == 0.0).all())
+
+
 @pytest.mark.parametrize("temperature", [1.0, 0.3])
 def test_slope_is_the_derivative_of_the_balanced_weights(temperature: float, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of the weights, not of the prices themselves, which are defined up to a constant."""

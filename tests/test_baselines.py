@@ -7,6 +7,8 @@ import pytest
 import torch as th
 from gymnasium import spaces
 
+from sb3_maesn import MAESN, MultiTaskVecEnv
+from sb3_maesn.common.adaptation.rounds import play
 from sb3_maesn.common.baselines import (
     RIDGE,
     discounted_sums,
@@ -19,6 +21,7 @@ from sb3_maesn.common.critic import critic_values, fit_critic
 from sb3_maesn.common.distributions import DiagGaussian
 from sb3_maesn.common.policies import LatentActorCriticPolicy
 from sb3_maesn.common.type_aliases import MetaBatch, Rollout, Tasks
+from tests.toy import ThirdParty
 
 STEPS, TASKS, EPISODES, SIZE = 12, 2, 7, 3
 
@@ -179,3 +182,14 @@ def test_fitting_the_critic_lowers_its_loss_and_touches_nothing_else(policy: Lat
 def test_advantages_keep_no_graph_of_the_critic(policy: LatentActorCriticPolicy) -> None:
     batch = estimate_advantages(make_rollout(th.float32), 0.9, 1.0, lambda rollout, _: critic_values(policy, rollout))
     assert not batch.advantages.requires_grad
+
+
+def test_observations_too_large_for_a_linear_fit_are_refused() -> None:
+    env = MultiTaskVecEnv(ThirdParty(4, 5), horizon=5, train_tasks=[1.0])
+    model = MAESN("LatentMlpPolicy", env, meta_batch_size=1, n_episodes=4, policy_kwargs={"net_arch": [4]})
+    rollout = play(model.agent(), env, [1.0], np.zeros((1, 4, 2)), np.random.default_rng(0))
+    large = replace(rollout, observations=rollout.observations.expand(-1, -1, -1, 1001))
+    with pytest.raises(
+        ValueError, match="at most 1000 numbers for the linear baseline, got 1001: use baseline='critic'"
+    ):
+        linear_values(large, large.rewards)

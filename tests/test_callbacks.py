@@ -198,7 +198,9 @@ def raw() -> MultiTaskVecEnv:
 def test_environments_that_do_not_normalise_alike_are_refused(
     training: Callable[[], VecEnv], evaluation: Callable[[], VecEnv]
 ) -> None:
-    with pytest.raises(ValueError, match=r"normalise observations alike, got [01] VecNormalize wrappers around the t"):
+    with pytest.raises(
+        ValueError, match=r"as the training environment does, got [01] VecNormalize wrappers around the t"
+    ):
         tiny(training()).learn(1, MetaEvalCallback(evaluation()))
 
 

@@ -367,3 +367,10 @@ def test_a_table_without_the_rows_is_refused(root: Path, rule: str, model: str |
 def test_export_refuses_what_it_does_not_know(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"\['rule', 'tasks'\] missing"):
         export_pretrained(tiny(), "name", [{}, {}], {"env": POINT}, folder=tmp_path)
+
+
+def test_load_names_the_function_for_a_checkpoint(tmp_path: Path) -> None:
+    tiny().save_checkpoint(tmp_path / "model.zip")
+    for path in (tmp_path / "model.zip", tmp_path / "model"):
+        with pytest.raises(CheckpointError, match=r"is a checkpoint: load it with MAESN.load_checkpoint"):
+            MAESN.load(path)

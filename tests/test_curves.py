@@ -52,13 +52,18 @@ def test_evaluations_of_runs_are_averaged_where_the_coarsest_was_evaluated(tmp_p
     assert merged is not None
     np.testing.assert_allclose(merged.timesteps, [15, 35])
     np.testing.assert_allclose(merged.mean, [(1.5 + 5) / 2, (3.5 + 7) / 2])
-    np.testing.assert_allclose(merged.std_error, [1.75 / np.sqrt(2), 1.75 / np.sqrt(2)])
-    np.testing.assert_allclose(merged.last, [4, 7])
+    np.testing.assert_allclose(merged.std_error, [1.75, 1.75])  # of two values 3.5 apart
+    np.testing.assert_allclose(merged.last, [3.5, 7])
     assert merge_evaluations([fine], key="successes") is None
     assert merge_evaluations([tmp_path / "none"]) is None
     longest = merge_evaluations([fine, coarse], min_steps=40, max_steps=30)
     assert longest is not None
     np.testing.assert_allclose(longest.mean, [1, 2, 3])
+    later = evaluations(tmp_path / "later", [25, 35, 45], [[1, 1], [1, 1], [1, 1]])
+    both = merge_evaluations([coarse, later])
+    assert both is not None
+    np.testing.assert_allclose(both.timesteps, [35])  # at 15 the second run had not been evaluated
+    assert merge_evaluations([evaluations(tmp_path / "short", [5], [[1, 1]]), fine]) is None
 
 
 def test_a_key_that_is_none_is_refused() -> None:

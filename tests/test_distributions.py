@@ -22,12 +22,11 @@ def categoricals(seed: int) -> tuple[Categorical, th.distributions.Categorical]:
 
 
 @pytest.mark.parametrize("make", [gaussians, categoricals])
-def test_log_prob_entropy_and_kl(make: type) -> None:
+def test_log_prob_and_kl(make: type) -> None:
     (mine, theirs), (other, their_other) = make(0), make(1)
     value = theirs.sample()
     assert mine.log_prob(value).shape == (4, 3)
     assert th.allclose(mine.log_prob(value), theirs.log_prob(value))
-    assert th.allclose(mine.entropy(), theirs.entropy())
     assert th.allclose(mine.kl(other), th.distributions.kl_divergence(theirs, their_other))
     assert th.allclose(mine.kl(mine), th.zeros(4, 3).double(), atol=1e-12)
 
@@ -37,7 +36,6 @@ def test_gaussian_samples_have_its_moments() -> None:
     draws = wide.sample(th.Generator().manual_seed(0))
     assert th.allclose(draws.mean(dim=0), th.tensor([1.0, -2.0]), atol=0.02)
     assert th.allclose(draws.std(dim=0), th.tensor([0.5, -1.0]).exp(), rtol=0.02)
-    assert th.equal(wide.mode(), wide.mean)
 
 
 def test_categorical_samples_have_its_frequencies() -> None:
@@ -46,7 +44,6 @@ def test_categorical_samples_have_its_frequencies() -> None:
     assert draws.shape == (2, 50_000)
     frequencies = th.bincount(draws.flatten(), minlength=3) / draws.numel()
     assert th.allclose(frequencies, probabilities, atol=0.01)
-    assert Categorical(probabilities.log()).mode().item() == 0
 
 
 @pytest.mark.parametrize("make", [gaussians, categoricals])

@@ -116,6 +116,14 @@ def test_a_normalised_environment_stays_as_it_is(tasks: list[Any]) -> None:
     assert env.norm_reward
 
 
+def test_an_environment_that_does_not_normalise_as_the_training_environment_does_is_refused(tasks: list[Any]) -> None:
+    model = MAESN("LatentMlpPolicy", VecNormalize(MultiTaskVecEnv(make_vec("PointGoal-v0", 12))), meta_batch_size=3)
+    with pytest.raises(ValueError, match=r"got 1 VecNormalize wrappers around the training environment and 0 around"):
+        evaluate_adaptation(model, "PointGoal-v0", tasks, 1, 5)
+    with pytest.raises(ValueError, match=r"with the same statistics"):
+        model.adapt("PointGoal-v0", task=tasks[0])
+
+
 def test_an_environment_that_does_not_tell_success() -> None:
     class Silent(ThirdParty):
         def end_info(self, member: int) -> dict[str, Any]:

@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 import torch as th
 
+from sb3_maesn import MAESN, MultiTaskVecEnv
+from sb3_maesn.common.adaptation.rounds import play
 from sb3_maesn.common.adaptation.rules import PolicyGradientRule
 from sb3_maesn.common.distributions import DiagGaussian
 from sb3_maesn.common.inner_update import (
@@ -19,7 +21,9 @@ from sb3_maesn.common.inner_update import (
     sample_z,
     whole,
 )
+from sb3_maesn.common.objectives import normalise_episodes
 from sb3_maesn.common.type_aliases import Adapted, EpisodeBatch, NamedParameters, Rollout, StepSizes, TaskBatch
+from sb3_maesn.envs import make_vec
 from tests.toy import MetaProblem, unadapted
 
 
@@ -124,6 +128,28 @@ def test_a_reparameterised_update_of_equal_episodes_moves_nothing() -> None:
     assert th.equal(after.omega.mean[:2], before.omega.mean[:2])
     assert bool(th.isfinite(after.omega.mean).all())
     assert not th.equal(after.omega.mean[2], before.omega.mean[2])
+
+
+@pytest.mark.parametrize("estimator", INNER_UPDATES)
+def test_equal_returns_give_no_advantage_over_a_fitted_baseline(estimator: str) -> None:
+    """The baseline's errors differ between the episodes; they must not look like advantages."""
+    env = MultiTaskVecEnv(make_vec("PointGoalSparse-v0", 40))
+    model = MAESN("LatentMlpPolicy", env, meta_batch_size=2, inner_update=estimator, seed=0)
+    agent, tasks = model.agent(), env.task_set("train")[:2]
+    rollout = play(agent, env, tasks, np.random.default_rng(0).standard_normal((2, 20, 2)), np.random.default_rng(1))
+    rollout.rewards[:] = -1.0
+    batch = agent.judge(rollout)
+    assert not batch.advantages.eq(0.0).all()
+    assert bool(batch.episode_advantages.eq(0.0).all())
+    before = unadapted(th.zeros(2, 2), th.zeros(2, 2))
+    after = inner_update(agent.spec, agent.actor, agent.theta, agent.step_sizes, before, batch).omega
+    plain = DiagGaussian(batch.rollout.noise.mean(dim=1), th.zeros(2, 2)) if estimator == "reward_weighted" else None
+    assert th.allclose(after.mean, before.omega.mean if plain is None else plain.mean, atol=1e-6)
+
+
+def test_equal_values_are_not_normalised() -> None:
+    values, mask = th.full((1, 20), -19.999), th.ones(1, 20)
+    assert bool(normalise_episodes(values, mask).eq(0.0).all())
 
 
 # Reward weighted

@@ -686,6 +686,32 @@ for source, target, members, steps in json.loads(sys.argv[1]):
 """
 
 
+def test_a_run_resumed_in_an_environment_of_the_same_id_is_the_run_that_was_never_stopped(tmp_path: Path) -> None:
+    """The environment that loading makes of an id has more members than the constructor's."""
+    net: dict[str, Any] = {"meta_batch_size": 3, "n_episodes": 4, "policy_kwargs": {"net_arch": [8]}}
+    whole, half = (MAESN("LatentMlpPolicy", "PointGoal-v0", seed=0, **net) for _ in range(2))
+    whole.learn(2 * ITERATION)
+    half.learn(ITERATION)
+    half.save(tmp_path / "half")
+    half.save_checkpoint(tmp_path / "checkpoint.zip")
+    for load, name in ((MAESN.load, "half"), (MAESN.load_checkpoint, "checkpoint.zip")):
+        resumed = load(tmp_path / name, env="PointGoal-v0")
+        resumed.learn(ITERATION, reset_num_timesteps=False)
+        assert_same(resumed, whole)
+
+
+def test_a_new_seed_starts_new_randomness(tmp_path: Path) -> None:
+    tiny().learn(ITERATION).save(tmp_path / "model")
+    loaded = [MAESN.load(tmp_path / "model", env=tiny().env, **kwargs) for kwargs in ({}, {"seed": 5}, {})]
+    loaded[2].set_random_seed(5)
+    for model in loaded:
+        model.learn(ITERATION, reset_num_timesteps=False)
+    assert_same(loaded[1], loaded[2])
+    assert differ(loaded[0], loaded[1])
+    loaded[2].save(tmp_path / "model")
+    assert MAESN.load(tmp_path / "model").entropy == 5
+
+
 def test_a_run_resumed_in_another_process_is_the_run_that_was_never_stopped(tmp_path: Path) -> None:
     cases = {name: (12, kwargs) for name, kwargs in SETTINGS.items()}
     cases["waves"] = (5, {"inner_update": "reward_weighted", "baseline": "critic", "learning_rate": 1e-2})

@@ -9,6 +9,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 from gymnasium import spaces
+from gymnasium.envs.registration import EnvSpec
 from gymnasium.wrappers import TimeLimit
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.monitor import Monitor
@@ -215,6 +216,20 @@ def test_sets_are_drawn_from_the_members_and_fixed() -> None:
     assert sets[0] != sets[2]
     assert sets[0][0] != sets[0][1]
     assert all(len(tasks) == 30 and set(tasks) == {-1.0, 1.0} for pair in sets for tasks in pair)
+
+
+def test_sampled_tasks_that_are_no_list_are_refused() -> None:
+    class Lazy(Walk):
+        def sample_tasks(self, n: int) -> Any:
+            return (float(i) for i in range(n))
+
+    with pytest.raises(ValueError, match=r"expected sample_tasks\(1\) to return a list of tasks, got <generator"):
+        MultiTaskVecEnv(DummyVecEnv([Lazy]))
+
+
+def test_an_id_may_name_the_module_that_registers_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(gym.registry, "Walk-v0", EnvSpec("Walk-v0", entry_point="tests.toy:Walk"))
+    assert as_multi_task("tests.toy:Walk-v0", 3).num_envs == 3
 
 
 def test_a_smaller_set_is_the_beginning_of_a_larger_one() -> None:

@@ -1,6 +1,7 @@
 """The model behind the rule ``posterior``: scores, points of the prior, Gaussian process, and the choice of a batch."""
 
 import numpy as np
+import pytest
 from numpy.typing import NDArray
 
 from sb3_maesn.common.adaptation.posterior import (
@@ -9,6 +10,7 @@ from sb3_maesn.common.adaptation.posterior import (
     hit_scores,
     prior_points,
     prior_radius,
+    random_rotations,
     representative_points,
     weighted_quantile,
 )
@@ -56,6 +58,14 @@ def test_prior_points_and_representative_points_stand_for_the_prior() -> None:
         representative_points(20, 2)[:, None] - representative_points(20, 2), axis=-1
     ) + 9.0 * np.eye(20)
     assert nearest.min() > 0.4
+
+
+@pytest.mark.parametrize("latent_dim", [1, 2, 3])
+def test_rotations_are_orthogonal_and_of_no_preferred_direction(latent_dim: int) -> None:
+    matrices = random_rotations(4000, latent_dim, np.random.default_rng(0))
+    assert np.allclose(matrices @ matrices.transpose(0, 2, 1), np.eye(latent_dim))
+    assert np.allclose(matrices.mean(axis=0), 0.0, atol=0.05)
+    assert 0.45 < (np.linalg.det(matrices) > 0.0).mean() < 0.55
 
 
 def test_score_model_is_gaussian_process_regression() -> None:

@@ -112,6 +112,21 @@ def test_after_an_early_end_nothing_counts() -> None:
     assert rollout.returns[:, 0].tolist() == [length * task for length, task in zip(lengths, TASKS, strict=True)]
 
 
+def test_what_comes_after_an_early_end_may_be_anything() -> None:
+    class Idle(ThirdParty):
+        """Observes NaN after the episode of task 2, which has one step."""
+
+        def step_wait(self) -> Any:
+            observations, *rest = super().step_wait()
+            observations[(self.tasks == 2.0) & (self.n_steps > 1)] = np.nan
+            return observations, *rest
+
+    venv = Idle(8, HORIZON, short={2.0: 1})
+    rollout = play(MultiTaskVecEnv(venv, horizon=HORIZON, train_tasks=TASKS), TASKS, n_episodes=2)
+    assert rollout.lengths.tolist() == [[HORIZON if task != 2.0 else 1] * 2 for task in TASKS]
+    assert bool(th.isfinite(rollout.observations).all())
+
+
 def test_a_wave_ends_with_its_last_episode() -> None:
     venv, env = third_party(8, short=dict.fromkeys(TASKS, 2))
     rollout = play(env, TASKS, n_episodes=2)
@@ -133,6 +148,13 @@ def test_success_is_read_where_the_episode_ends() -> None:
 
     env = MultiTaskVecEnv(Twice(4, HORIZON, {2.0: 1}), horizon=HORIZON, train_tasks=TASKS)
     assert play(env, TASKS, n_episodes=1).success.tolist() == [[1.0]] * 4
+
+
+def test_a_success_of_none_is_unknown() -> None:
+    venv, env = third_party(8)
+    venv.end_info = lambda member: {"is_success": None if venv.tasks[member] == 2.0 else True}  # type: ignore[method-assign]  # of this env
+    success = play(env, TASKS, n_episodes=2).success
+    assert np.isnan(success).tolist() == [[task == 2.0] * 2 for task in TASKS]
 
 
 def test_the_horizon_cuts_longer_episodes() -> None:

@@ -184,6 +184,22 @@ def test_a_model_learns_it_keeps_it_and_uses_it(tmp_path: Path) -> None:
     assert model.score_prior is prior
 
 
+def test_an_adapted_model_learns_about_the_latents_that_it_draws(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, played = tiny(), []
+
+    def spy(*args: Any) -> Rollout:
+        played.append(args[3])
+        return play(*args)
+
+    monkeypatch.setattr(training_scores, "play", spy)
+    model.policy.set_latent_distribution(np.array([3.0, 0.0]), np.log([0.5, 2.0]))
+    model.learn_score_prior(SPARSE, n_latents=200, n_tasks=3)
+    assert np.allclose(played[0][0].mean(axis=0), [3.0, 0.0], atol=0.1)
+    assert np.allclose(played[0][0].std(axis=0), [0.5, 2.0], rtol=0.1)
+    assert model.score_prior is not None
+    assert np.allclose(model.score_prior.latents.mean(axis=0), 0.0, atol=0.1)  # in units of the model's distribution
+
+
 def test_training_discards_it() -> None:
     model = tiny()
     model.learn_score_prior(SPARSE, n_latents=10, n_tasks=5)

@@ -467,12 +467,12 @@ def test_a_spent_budget_asks_for_more_steps(train: Callable[..., Path], capsys: 
 
 def test_adapt_prints_and_writes_the_rounds(model_file: str, capsys: pytest.CaptureFixture[str]) -> None:
     script = load("adapt")
-    flags = ["--rounds", "2", "--episodes", "5", "--rule", "policy_gradient"]  # moves without a hit, too
+    flags = ["--rounds", "2", "--episodes", "5", "--rule", "policy_gradient", "--env", "PointGoal-v0"]
     assert (
         script.main([model_file, "--task", "-0.6", "0.8", "--csv", "new/a.csv", "--save", "adapted.zip", *flags]) == 0
     )
     assert [row["round"] for row in read_csv(Path("new/a.csv"))] == ["0", "1", "2"]
-    assert json.loads(Path("new/a.json").read_text())["env"] == "PointGoalSparse-v0"
+    assert json.loads(Path("new/a.json").read_text())["env"] == "PointGoal-v0"
     assert Path("new/a.png").stat().st_size > 10_000
     assert Path("new/a-latents.png").stat().st_size > 10_000
     assert "mean_return" in capsys.readouterr().out
@@ -604,6 +604,13 @@ def test_plot_train_tells_which_file_it_wrote(train: Callable[..., Path], capsys
     assert load("plot_train").main(["-e", "PointGoal-v0", "-w", "3", "-o", "new/figure"]) == 0
     assert capsys.readouterr().out.endswith("Wrote new/figure.png\n")
     assert Path("new/figure.png").is_file()
+
+
+def test_names_tell_models_apart() -> None:
+    names = load("evaluate").short_names
+    assert names(["logs/maesn/A_1/A.zip", "maesn-B"]) == ["A_1/A", "maesn-B"]
+    assert names(["l/maesn/A_1/A.zip", "l/maml/A_1/A.zip"]) == ["maesn/A_1/A", "maml/A_1/A"]
+    assert names(["A.zip", "A.zip"]) == ["A", "A"]
 
 
 def test_benchmark_measures_every_section(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -78,6 +78,7 @@ class AdaptableAlgorithm(EpisodicAlgorithm):
 
         :return: policy, parameters and settings as values
         """
+        self.policy.set_training_mode(False)
         params = read_parameters(self._actor, self.task_latents)
         return Agent(
             self.policy,

@@ -5,7 +5,8 @@ from typing import NamedTuple
 
 import torch as th
 
-BALANCE_TOLERANCE, MAX_BALANCE_ITERATIONS = 0.05, 1000
+BALANCE_TOLERANCE, MAX_BALANCE_ITERATIONS = 0.05, 1000  # the tolerance is in the log of an episode's total weight
+NEVER = -1e30  # log weight of an episode that is not valid
 RIDGE = 1e-6  # of the mean use, added to the diagonal of the linear system of the slope
 
 
@@ -38,19 +39,20 @@ def episode_prices(advantages: th.Tensor, log_temperature: th.Tensor, mask: th.T
 
     :param advantages: normalised advantages of the episodes (B, K)
     :param log_temperature: log of the softmax's temperature, a scalar
-    :param mask: 1 for a valid episode, else 0 (B, K); an episode that is not valid for every task of its group has
-        price 0
+    :param mask: 1 for a valid episode, else 0 (B, K); tasks without a valid episode, and the k-th episodes if none of
+        them is valid, take no part and have price 0
     :param groups: group number of each task (B,); the k-th episodes of a group's tasks have the same latent
     :return: prices and their slopes, without a graph
     """
     value, slope = th.zeros_like(advantages), th.zeros_like(advantages)
     with th.no_grad():
-        scores = advantages * th.exp(-log_temperature)
+        known = mask > 0.0
+        scores = (advantages * th.exp(-log_temperature)).masked_fill(~known, NEVER)
         for group in groups.unique():
-            members = groups == group  # (B,)
-            valid = (mask[members] > 0.0).all(dim=0)  # (K,)
+            members = (groups == group) & known.any(dim=1)  # (B,)
+            valid = known[members].any(dim=0)  # (K,)
             shared = scores[members][:, valid]  # (n, m)
-            if shared.shape[1]:
+            if shared.numel():
                 place = members.nonzero(), valid.nonzero().T
                 value[place] = price = _balancing_price(shared)
                 slope[place] = _price_slope(shared, price)

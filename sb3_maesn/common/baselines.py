@@ -5,12 +5,14 @@ from functools import partial
 
 import torch as th
 
+from sb3_maesn.common.objectives import are_equal
 from sb3_maesn.common.parallel import Workers, one_torch_thread
 from sb3_maesn.common.type_aliases import Rollout, TaskBatch
 
 ValueFunction = Callable[[Rollout, th.Tensor], th.Tensor]
 """Value baseline: (rollout, discounted returns (T, B, K)) -> values (T, B, K)."""
 
+MAX_OBSERVATION_SIZE = 1000  # numbers; the fit takes time in the cube of twice this
 RIDGE = 1e-5
 """Default regularisation of the linear baseline."""
 
@@ -79,8 +81,15 @@ def linear_values(rollout: Rollout, discounted_returns: th.Tensor, ridge: float 
     :param ridge: constant added to the diagonal of the standardised features' covariance matrix; if it is small, a
         baseline with many features memorises the returns of few episodes and leaves no advantages
     :return: values (T, B, K), zero where the mask is zero
+    :raises ValueError: if the observations are too large to fit a linear function of them in reasonable time
     """
     n_steps, n_tasks, n_episodes = discounted_returns.shape
+    size = rollout.observations[0, 0, 0].numel()
+    if size > MAX_OBSERVATION_SIZE:
+        raise ValueError(
+            f"expected observations of at most {MAX_OBSERVATION_SIZE} numbers for the linear baseline, got {size}:"
+            " use baseline='critic', or wrap the environment so that it observes less"
+        )
     values = th.empty_like(discounted_returns)
 
     def fit(task: int) -> None:
@@ -131,5 +140,6 @@ def estimate_advantages(
         deltas = (rollout.rewards + gamma * next_values - values) * rollout.mask
         advantages = discounted_sums(deltas, gamma * gae_lambda)
         fit = explained_variance(values, discounted_returns, rollout.mask)
-    episode_advantages = discounted_returns[0] - values[0]
+        equal = are_equal(discounted_returns[0], rollout.mask[0])  # their differences are errors of the baseline
+        episode_advantages = (discounted_returns[0] - values[0]).masked_fill(equal, 0.0)
     return TaskBatch(rollout, advantages, discounted_returns, episode_advantages, rollout.mask[0], fit)

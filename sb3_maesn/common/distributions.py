@@ -42,13 +42,6 @@ class DiagGaussian(NamedTuple):
         shift = ((self.mean - other.mean) * th.exp(-other.log_std)).square()
         return 0.5 * (variance_ratio + shift - 1.0 - 2.0 * (self.log_std - other.log_std)).sum(dim=-1)
 
-    def entropy(self) -> th.Tensor:
-        """Compute the differential entropy in nats, summed over the last dimension.
-
-        :return: entropies (...)
-        """
-        return (self.log_std + 0.5 + LOG_SQRT_2PI).expand_as(self.mean).sum(dim=-1)
-
     def sample(self, generator: th.Generator | None = None) -> th.Tensor:
         """Draw one value from each distribution.
 
@@ -57,13 +50,6 @@ class DiagGaussian(NamedTuple):
         """
         noise = th.randn(self.mean.shape, generator=generator, dtype=self.mean.dtype, device=self.mean.device)
         return self.mean + th.exp(self.log_std) * noise
-
-    def mode(self) -> th.Tensor:
-        """Return the most likely values.
-
-        :return: values (..., A)
-        """
-        return self.mean
 
 
 class Categorical(NamedTuple):
@@ -92,14 +78,6 @@ class Categorical(NamedTuple):
         log_p, log_q = th.log_softmax(self.logits, dim=-1), th.log_softmax(other.logits, dim=-1)
         return (log_p.exp() * (log_p - log_q)).sum(dim=-1)
 
-    def entropy(self) -> th.Tensor:
-        """Compute the entropy in nats.
-
-        :return: entropies (...)
-        """
-        log_p = th.log_softmax(self.logits, dim=-1)
-        return -(log_p.exp() * log_p).sum(dim=-1)
-
     def sample(self, generator: th.Generator | None = None) -> th.Tensor:
         """Draw one action from each distribution.
 
@@ -109,13 +87,6 @@ class Categorical(NamedTuple):
         probabilities = th.softmax(self.logits, dim=-1).flatten(0, -2)  # (N, A)
         draws = th.multinomial(probabilities, num_samples=1, generator=generator)  # (N, 1)
         return draws.reshape(self.logits.shape[:-1])  # (...)
-
-    def mode(self) -> th.Tensor:
-        """Return the most likely actions.
-
-        :return: actions, integers (...)
-        """
-        return self.logits.argmax(dim=-1)
 
 
 ActionDistribution: TypeAlias = DiagGaussian | Categorical

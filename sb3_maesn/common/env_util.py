@@ -69,7 +69,8 @@ def _as_vec_env(env: GymEnv | str, n_envs: int) -> VecEnv:
 
 
 def _make_members(env_id: str, n: int) -> VecEnv:
-    if env_id in FAMILIES or env_id not in gym.registry:
+    # gymnasium.make imports the module of an id such as "module:Env-v0" by itself
+    if env_id in FAMILIES or (":" not in env_id and env_id not in gym.registry):
         return make_vec(env_id, n)  # for an unknown id, its error names the known ones
     return DummyVecEnv([partial(gym.make, env_id)] * min(n, MAX_SINGLE_MEMBERS))
 
@@ -86,6 +87,31 @@ def normalizers(venv: VecEnv) -> list[VecNormalize]:
             found.append(venv)
         venv = venv.venv
     return found
+
+
+def observation_normalizers(venv: VecEnv) -> list[VecNormalize]:
+    """Find every VecNormalize among the wrappers of a VecEnv that normalises observations.
+
+    :param venv: VecEnv, possibly wrapped
+    :return: the wrappers, the outermost first
+    """
+    return [wrapper for wrapper in normalizers(venv) if wrapper.norm_obs]
+
+
+def check_same_normalization(training_env: VecEnv, env: VecEnv) -> None:
+    """Check that an environment normalises observations as often as the training environment does.
+
+    :param training_env: environment that the policy was trained in
+    :param env: environment that it is to act in
+    :raises ValueError: if it does not
+    """
+    expected, got = len(observation_normalizers(training_env)), len(observation_normalizers(env))
+    if expected != got:
+        raise ValueError(
+            f"expected an environment that normalises observations as the training environment does, got {expected}"
+            f" VecNormalize wrappers around the training environment and {got} around the other one: pass one such as"
+            " VecNormalize(MultiTaskVecEnv(make_vec(env_id, n_envs)), training=False) with the same statistics"
+        )
 
 
 @contextmanager

@@ -11,7 +11,7 @@ import torch as th
 
 from sb3_maesn.common.balancing import Prices, episode_prices
 from sb3_maesn.common.distributions import ActionDistribution, DiagGaussian
-from sb3_maesn.common.objectives import episode_std, normalise_episodes, normalise_steps
+from sb3_maesn.common.objectives import are_equal, episode_std, normalise_episodes, normalise_steps
 from sb3_maesn.common.type_aliases import Adapted, EpisodeBatch, NamedParameters, Rollout, StepSizes, TaskBatch
 
 ActorFunction: TypeAlias = Callable[[NamedParameters, th.Tensor, th.Tensor], ActionDistribution]
@@ -24,8 +24,6 @@ INNER_UPDATES = ("likelihood_ratio", "reparameterised", "reward_weighted")
 """Estimators of the latents' inner update."""
 MIN_WEIGHTED_STD = 0.05
 """Smallest standard deviation of the reward-weighted target, added in quadrature."""
-EQUAL_RETURNS = 1e-6  # std of returns, relative to the largest, below which they differ by rounding only
-"""Tolerance and iteration limit of the balancing prices; the tolerance is in the log of an episode's total weight."""
 NEVER = -1e30
 """Log weight that a softmax turns into 0; finite, so that the softmax of such values alone is not NaN."""
 
@@ -146,7 +144,12 @@ def action_surrogate(
 
 
 def reparameterised_gradient(
-    actor: ActorFunction, theta: NamedParameters, adapted: Adapted, rollout: Rollout, advantages: th.Tensor
+    actor: ActorFunction,
+    theta: NamedParameters,
+    adapted: Adapted,
+    rollout: Rollout,
+    advantages: th.Tensor,
+    with_graph: bool = True,
 ) -> DiagGaussian:
     """Compute the gradient of the action surrogate with respect to (mean, log_std), through the policy (Eq. 3).
 
@@ -155,12 +158,13 @@ def reparameterised_gradient(
     :param adapted: values of the B tasks before this update, whose omega must require gradients
     :param rollout: episodes of the tasks
     :param advantages: advantages of the steps (T, B, K)
-    :return: gradient with its graph, (B, L) each
+    :param with_graph: whether the gradient will be differentiated
+    :return: gradient, with its graph if ``with_graph``, (B, L) each
     """
     if adapted.omega.mean.numel() == 0:  # autograd refuses tensors on which the result does not depend
         return adapted.omega
     objective = action_surrogate(actor, theta, adapted, rollout, advantages)
-    return DiagGaussian(*th.autograd.grad(objective, list(adapted.omega), create_graph=True))
+    return DiagGaussian(*th.autograd.grad(objective, list(adapted.omega), create_graph=with_graph))
 
 
 def reward_weighted_target(omega: DiagGaussian, noise: th.Tensor, scores: th.Tensor, mask: th.Tensor) -> DiagGaussian:
@@ -203,13 +207,14 @@ def _omega_direction(
     adapted: Adapted,
     batch: TaskBatch | EpisodeBatch,
     prices: Prices | None,
+    with_graph: bool,
 ) -> DiagGaussian:
-    """Compute the direction that omega's step sizes multiply, (B, L) each."""
+    """Compute the direction that omega's step sizes multiply, (B, L) each, with its graph if ``with_graph``."""
     episodes = batch.episodes if isinstance(batch, TaskBatch) else batch
     if spec.estimator == "reparameterised":
         # dividing by the episodes' standard deviation gives both gradient estimators the same expectation and scale
         step_advantages = whole(batch).advantages / _advantage_scale(spec, episodes).view(1, -1, 1)
-        return reparameterised_gradient(actor, theta, adapted, whole(batch).rollout, step_advantages)
+        return reparameterised_gradient(actor, theta, adapted, whole(batch).rollout, step_advantages, with_graph)
     advantages = normalise_episodes(episodes.advantages, episodes.mask, spec.std_floor)
     if spec.estimator == "reward_weighted":
         if prices is None:
@@ -223,14 +228,9 @@ def _omega_direction(
 
 
 def _advantage_scale(spec: InnerUpdate, episodes: EpisodeBatch) -> th.Tensor:
-    """Compute the std by which step advantages are divided (B, 1), infinite where all episodes are equally good.
-
-    Then nothing prefers one latent to another; rounding errors alone would be left, divided by almost nothing.
-    """
-    std = episode_std(episodes.advantages, episodes.mask)
-    magnitude = (episodes.advantages * episodes.mask).abs().amax(dim=1, keepdim=True)
-    equal = std <= EQUAL_RETURNS * magnitude
-    return std.clamp(min=spec.std_floor).masked_fill(equal, th.inf)
+    """Compute the std by which step advantages are divided (B, 1), infinite where all episodes are equally good."""
+    std = episode_std(episodes.advantages, episodes.mask).clamp(min=spec.std_floor)
+    return std.masked_fill(are_equal(episodes.advantages, episodes.mask), th.inf)
 
 
 def _reward_weighted_direction(omega: DiagGaussian, episodes: EpisodeBatch, scores: th.Tensor) -> DiagGaussian:
@@ -312,7 +312,7 @@ def inner_update(
     with_graph = th.is_grad_enabled() and not spec.first_order
     with th.enable_grad():
         adapted = Adapted(DiagGaussian(*(_differentiable(value) for value in adapted.omega)), adapted.theta)
-        direction = _omega_direction(spec, actor, theta, step_sizes, adapted, batch, prices)
+        direction = _omega_direction(spec, actor, theta, step_sizes, adapted, batch, prices, with_graph)
         gradients: NamedParameters = {}
         if spec.adapt_policy:
             gradients = _theta_gradient(spec, actor, theta, adapted, whole(batch), with_graph)

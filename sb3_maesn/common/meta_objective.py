@@ -210,7 +210,8 @@ class MetaObjective:
         # where theta is adapted, all phases of the episodes must be represented
         rollout = self.batch.post.rollout.at_tasks(tasks).every_nth_step(stride, spread=self.spec.thins)
         new = self._distribution(params, adapted, rollout)
-        omegas = [initial.omega, adapted.omega] if self.latent_kl_coef > 0.0 else []
+        moved = [] if adapted is initial else [adapted.omega]  # no inner update, as in LatentSpace, moves nothing
+        omegas = [initial.omega, *moved] if self.latent_kl_coef > 0.0 else []
         # the KL from the current latent distributions to the new ones is zero here, but its Hessian is not
         old_omegas = [DiagGaussian(*(part.detach() for part in omega)) for omega in omegas]
 

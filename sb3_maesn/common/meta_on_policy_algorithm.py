@@ -4,7 +4,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar
 
 import numpy as np
 import torch as th
@@ -31,8 +31,6 @@ from sb3_maesn.common.shared_episodes import sample_by_group
 from sb3_maesn.common.trust_region import Evaluate, TrustRegion, trust_region_step
 from sb3_maesn.common.type_aliases import MetaBatch, MetaParameters, ObjectiveValue, StepResult, StepSizes, Tasks
 from sb3_maesn.envs.multi_task import MultiTaskVecEnv
-
-SelfMetaOnPolicyAlgorithm = TypeVar("SelfMetaOnPolicyAlgorithm", bound="MetaOnPolicyAlgorithm")
 
 
 class MetaOnPolicyAlgorithm(AdaptableAlgorithm):
@@ -392,7 +390,6 @@ class MetaOnPolicyAlgorithm(AdaptableAlgorithm):
         """Take one meta step on the collected meta-batch, then update the critic if there is one."""
         assert self._meta_batch is not None
         started = time.perf_counter()
-        self.policy.set_training_mode(True)
         batch, self._meta_batch = self._meta_batch, None
         params = self._parameters()
         result = self._meta_step(self._objective(batch), params)

@@ -7,6 +7,8 @@ import torch as th
 
 from sb3_maesn.common.distributions import ActionDistribution, DiagGaussian
 
+EQUAL_VALUES = 1e-6  # std relative to the largest value, below which values differ by rounding only
+
 
 def task_mean(values: th.Tensor, mask: th.Tensor) -> th.Tensor:
     """Compute the mean over tasks of each task's mean over its valid steps, so that all tasks weigh the same.
@@ -53,9 +55,26 @@ def episode_std(advantages: th.Tensor, mask: th.Tensor) -> th.Tensor:
     :param mask: mask of the episodes (B, K)
     :return: standard deviations (B, 1)
     """
+    return _centred(advantages, mask)[1]
+
+
+def _centred(values: th.Tensor, mask: th.Tensor) -> tuple[th.Tensor, th.Tensor]:
+    """Compute each task's valid values minus their mean (B, K), and their standard deviation (B, 1)."""
     count = mask.sum(dim=1, keepdim=True).clamp(min=1.0)  # (B, 1)
-    centred = (advantages - (advantages * mask).sum(dim=1, keepdim=True) / count) * mask
-    return (centred.square().sum(dim=1, keepdim=True) / count).sqrt()
+    centred = (values - (values * mask).sum(dim=1, keepdim=True) / count) * mask
+    return centred, (centred.square().sum(dim=1, keepdim=True) / count).sqrt()
+
+
+def are_equal(values: th.Tensor, mask: th.Tensor) -> th.Tensor:
+    """Tell for which tasks the values of all valid episodes are the same, up to rounding.
+
+    Then nothing prefers one latent to another; normalised, the rounding errors would look like advantages.
+
+    :param values: values of the episodes, such as returns (B, K)
+    :param mask: mask of the episodes (B, K)
+    :return: booleans (B, 1)
+    """
+    return episode_std(values, mask) <= EQUAL_VALUES * (values * mask).abs().amax(dim=1, keepdim=True)
 
 
 def normalise_episodes(advantages: th.Tensor, mask: th.Tensor, std_floor: float = 1e-8) -> th.Tensor:
@@ -65,11 +84,10 @@ def normalise_episodes(advantages: th.Tensor, mask: th.Tensor, std_floor: float 
     :param mask: mask of the episodes (B, K)
     :param std_floor: lower bound on the standard deviation to divide by; about 3 keeps the noise of control costs from
         driving the latent distribution of a task in which no episode has reached the goal
-    :return: normalised advantages, zero where the mask is zero (B, K)
+    :return: normalised advantages, zero where the mask is zero and for a task whose advantages are all equal (B, K)
     """
-    count = mask.sum(dim=1, keepdim=True).clamp(min=1.0)  # (B, 1)
-    centred = (advantages - (advantages * mask).sum(dim=1, keepdim=True) / count) * mask
-    return centred / episode_std(advantages, mask).clamp(min=std_floor)
+    centred, std = _centred(advantages, mask)
+    return (centred / std.clamp(min=std_floor)).masked_fill(are_equal(advantages, mask), 0.0)
 
 
 def surrogate(

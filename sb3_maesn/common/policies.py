@@ -100,9 +100,9 @@ class LatentActorCriticPolicy(ActorCriticPolicy):
         glorot_init: bool = False,
         **kwargs: Any,
     ):
-        if isinstance(observation_space, spaces.Dict):
+        if isinstance(observation_space, spaces.Dict | spaces.Tuple):
             raise ValueError(
-                "expected an observation space that is no Dict: wrap the environment in"
+                "expected an observation space that is no Dict and no Tuple: wrap the environment in"
                 f" gymnasium.wrappers.FlattenObservation; got {observation_space}"
             )
         if kwargs.get("use_sde"):

@@ -117,7 +117,7 @@ def collect(
             members = env.with_room_for(wave.stop - wave.start)
             spare = [owners[wave.stop - 1]] * (members.num_envs - (wave.stop - wave.start))
             members.set_tasks(owners[wave] + spare)
-            members.seed(int(rng.integers(2**31 - env.num_envs)))
+            members.seed(int(rng.integers(2**31 - members.num_envs)))
             if not _collect_wave(members, behaviour, storage, wave, generator, on_step):
                 return None
         return _to_rollout(storage, behaviour)
@@ -150,6 +150,8 @@ def _collect_wave(
         assert isinstance(observations, np.ndarray)
         seen = storage.observations[t, wave]
         behaviour.policy.preprocess_into(seen, observations)
+        if not live.all():
+            seen[th.from_numpy(~live)] = 0.0  # of the next episode of a member, which nobody looks at
         distribution = behaviour(seen, wave)
         actions = distribution.sample(generator)
         storage.actions[t, wave] = actions
@@ -185,7 +187,8 @@ def _record_ends(storage: _Storage, ended: np.ndarray, first: int, infos: list[d
     """Store what the infos say about episodes that have just ended."""
     for member in ended:
         info = infos[member]
-        storage.success[first + member] = float(info.get("is_success", np.nan))
+        success = info.get("is_success")
+        storage.success[first + member] = np.nan if success is None else float(success)
         storage.diverged[first + member] = bool(info.get("diverged", False))
         storage.monitor_returns[first + member] = info.get("episode", {}).get("r", np.nan)
 

@@ -16,7 +16,7 @@ from stable_baselines3.common.utils import check_for_correct_spaces
 from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_maesn.common.checkpoint.mixin import CheckpointMixin
-from sb3_maesn.common.env_util import MAX_MEMBERS, as_multi_task
+from sb3_maesn.common.env_util import MAX_MEMBERS, as_multi_task, check_same_normalization
 from sb3_maesn.common.files import write_atomically
 from sb3_maesn.common.progress import StepsProgressBar
 from sb3_maesn.common.rollouts import StepHook
@@ -94,12 +94,15 @@ class TaskAlgorithm(CheckpointMixin, OnPolicyAlgorithm):
         self.env_id = env.family.env_id if env.has_family else None
 
     def check_spaces(self, env: VecEnv) -> None:
-        """Check that an environment has the spaces for which the policy was built.
+        """Check that an environment has the spaces for which the policy was built, and normalises as its own does.
 
         :param env: environment to check
-        :raises ValueError: if the observation or the action space differs
+        :raises ValueError: if the observation or the action space differs, or one of the environments normalises
+            observations and the other does not
         """
         check_for_correct_spaces(env, self.observation_space, self.action_space)
+        if self.env is not None:
+            check_same_normalization(self.env, env)
 
     # Files
 

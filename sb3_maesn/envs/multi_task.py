@@ -88,7 +88,7 @@ class MultiTaskVecEnv(VecEnvWrapper):
                 " or train_tasks (and task_adapter) passed to MultiTaskVecEnv"
             )
         # seeding takes a reset, before which some members need a task
-        any_task = self.venv.env_method("sample_tasks", 1, indices=[0])[0][0]
+        any_task = _call_sample_tasks(self.venv, 1)[0]
         for member in range(self.num_envs):
             self._set_task(member, any_task)
         return tuple(_sample_tasks(self.venv, n_tasks, seed, i) for i in range(len(SPLITS)))
@@ -368,8 +368,15 @@ def _sample_tasks(venv: VecEnv, n_tasks: int, task_seed: int, split: int) -> Seq
     seed = int(np.random.SeedSequence([task_seed, split]).generate_state(1)[0]) & 0x7FFFFFFF
     venv.seed(seed)
     venv.reset()  # SB3 passes a seed to its members at the next reset
-    tasks: Sequence[Any] = venv.env_method("sample_tasks", n_tasks, indices=[0])[0]
-    return tasks
+    return _call_sample_tasks(venv, n_tasks)
+
+
+def _call_sample_tasks(venv: VecEnv, n_tasks: int) -> Sequence[Any]:
+    """Call ``sample_tasks`` of the first member and check that it returns a list or an array."""
+    tasks: Any = venv.env_method("sample_tasks", n_tasks, indices=[0])[0]
+    if not isinstance(tasks, Sequence | np.ndarray):
+        raise ValueError(f"expected sample_tasks({n_tasks}) to return a list of tasks, got {tasks!r}")
+    return tasks  # type: ignore[return-value]  # an array serves as well
 
 
 def has_tasks(venv: VecEnv) -> bool:

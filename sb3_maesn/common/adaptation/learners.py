@@ -6,11 +6,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch as th
-from numpy.typing import NDArray
 
 from sb3_maesn.common.adaptation.rule import AdaptationRule, AdaptationState, draw_latents
 from sb3_maesn.common.adaptation.rules import RULES, PolicyGradientRule, PosteriorRule, step_scale
-from sb3_maesn.common.adaptation.score_prior import ScorePrior
+from sb3_maesn.common.adaptation.score_prior import Array, ScorePrior
 from sb3_maesn.common.baselines import ValueFunction, estimate_advantages, linear_values
 from sb3_maesn.common.distributions import DiagGaussian
 from sb3_maesn.common.inner_update import ActorFunction, InnerUpdate, inner_update
@@ -23,10 +22,8 @@ from sb3_maesn.common.type_aliases import (
     TaskBatch,
 )
 
-Array = NDArray[np.float64]
-
 DEFAULT_RULE = "posterior"
-OWN_RULE = "policy_gradient"  # the update of meta-training itself
+OWN_RULE = "policy_gradient"  # the paper's, with the step sizes that meta-training learned
 MIN_BASELINE_EPISODES = 5  # of a round and task, to fit linear values to
 TASKS_AT_ONCE = 10  # limits the activations that an inner update of theta keeps in memory
 
@@ -71,12 +68,11 @@ class Agent(NamedTuple):
 
         :param batch: what :meth:`judge` returned
         :return: discounted returns beyond the baseline, or the plain discounted returns of a round that is too small to
-            fit a baseline, which would explain all differences between its episodes; an episode that diverged has the
-            worst of its task (B, K)
+            fit a baseline, which would explain all differences between its episodes (B, K)
         """
         few = batch.advantages.shape[2] < self.min_baseline_episodes
-        advantages = (batch.discounted_returns[0] if few else batch.episode_advantages).double().numpy()
-        return worst_for_diverged(advantages, batch.rollout.valid)
+        advantages: Array = (batch.discounted_returns[0] if few else batch.episode_advantages).double().numpy()
+        return advantages
 
 
 class Round(NamedTuple):
@@ -84,7 +80,7 @@ class Round(NamedTuple):
 
     :param rollout: episodes
     :param latents: latents as they were proposed (B, K, L)
-    :param returns: undiscounted returns, where an episode that diverged has the worst one of its task (B, K)
+    :param returns: undiscounted returns (B, K)
     """
 
     rollout: Rollout
@@ -162,7 +158,7 @@ class LatentLearner(TaskLearner):
     def update(self, state: AdaptationState, agent: Agent, played: Round, rng: np.random.Generator) -> AdaptationState:
         """Update the rule's state with the advantages of whole episodes, see ``TaskLearner.update``."""
         advantages = agent.episode_advantages(agent.judge(played.rollout))
-        return self.rule.update(state, played.latents, played.returns, advantages, rng)
+        return self.rule.update(state, played.latents, played.returns, advantages, rng, played.rollout.valid)
 
 
 class InnerState(NamedTuple):
@@ -206,7 +202,8 @@ class InnerLearner(TaskLearner):
         noise = (played.rollout.latents - mean) * th.exp(-log_std)
         batch = agent.judge(replace(played.rollout, noise=noise))
         advantages = agent.episode_advantages(batch)
-        moved = _gradient_rule(agent).update(state.history, played.latents, played.returns, advantages, rng)
+        rule, valid = _gradient_rule(agent), played.rollout.valid
+        moved = rule.update(state.history, played.latents, played.returns, advantages, rng, valid)
         step_sizes = agent.step_sizes.scaled(step_scale(moved.n_rounds))
         with th.no_grad():
             parts = [
@@ -275,22 +272,6 @@ def make_learner(rule: str | AdaptationRule | None, agent: Agent) -> TaskLearner
     if agent.spec.adapt_policy and (default if rule is None else rule) == OWN_RULE:
         return InnerLearner()
     return LatentLearner(make_rule(rule, agent.step_sizes, agent.score_prior, agent.spec.std_floor))
-
-
-def worst_for_diverged(values: Array, valid: NDArray[np.bool_]) -> Array:
-    """Replace the values of episodes that diverged by the worst value of their task.
-
-    A task whose episodes have all diverged gets the worst value of all tasks.
-
-    :param values: values of the episodes (B, K)
-    :param valid: whether the episodes did not diverge (B, K)
-    :return: the values, with replacements (B, K)
-    """
-    if valid.all():
-        return values
-    worst = np.where(valid, values, np.inf).min(axis=1, keepdims=True)  # (B, 1)
-    worst[~np.isfinite(worst)] = values[valid].min(initial=np.inf) if valid.any() else 0.0
-    return np.where(valid, values, worst)
 
 
 def _latents(agent: Agent, n_tasks: int) -> DiagGaussian:

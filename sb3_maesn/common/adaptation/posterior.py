@@ -84,14 +84,18 @@ def representative_points(n_points: int, latent_dim: int, n_reference: int = 102
 
 
 def random_rotations(n_rotations: int, latent_dim: int, rng: np.random.Generator) -> Array:
-    """Draw random orthogonal matrices: rotations, some of them with a reflection.
+    """Draw uniformly distributed orthogonal matrices: rotations, half of them with a reflection.
+
+    The signs make the QR decomposition unique (Mezzadri 2007, "How to generate random matrices from the classical
+    compact groups").
 
     :param n_rotations: number of matrices (B)
     :param latent_dim: number of latent dimensions (L)
     :param rng: source of randomness
     :return: matrices (B, L, L)
     """
-    return np.asarray(np.linalg.qr(rng.standard_normal((n_rotations, latent_dim, latent_dim)))[0])
+    q, r = np.linalg.qr(rng.standard_normal((n_rotations, latent_dim, latent_dim)))
+    return np.asarray(q * np.sign(np.diagonal(r, axis1=1, axis2=2))[:, None])
 
 
 def squared_distances(left: Array, right: Array) -> Array:

@@ -9,8 +9,9 @@ import numpy as np
 import torch as th
 from numpy.typing import NDArray
 
-from sb3_maesn.common.adaptation.learners import Agent, Array, LatentLearner, Round, TaskLearner, worst_for_diverged
+from sb3_maesn.common.adaptation.learners import Agent, LatentLearner, Round, TaskLearner
 from sb3_maesn.common.adaptation.rule import draw_latents
+from sb3_maesn.common.adaptation.score_prior import Array
 from sb3_maesn.common.distributions import DiagGaussian
 from sb3_maesn.common.rollouts import Behaviour, collect
 from sb3_maesn.common.type_aliases import Adapted, NamedParameters, Rollout
@@ -23,7 +24,8 @@ SOLVED_SHARE = 0.5
 class AdaptationResult:
     """The history of adaptation over R rounds, of which round 0 is that of the unadapted policy.
 
-    An episode whose simulation diverged has length 0 and the worst return of its round and task.
+    An episode whose simulation diverged has length 0 and the worst return of its round and task, or of its round if all
+    of the task's episodes diverged, or NaN if all of the round's did.
 
     :param returns: undiscounted returns of the learner's episodes (R, n_tasks, n_episodes)
     :param success: 1 or 0 for each episode, NaN where the environment does not report success (R, n_tasks, n_episodes)
@@ -163,7 +165,8 @@ def adapt_to_tasks(
         rollout = play(agent, env, tasks, np.concatenate([latents, fresh], axis=1), rng, adapted.theta)
         rounds.append(_one_round(rollout, n_episodes, n_eval_episodes, mean, log_std))
         if r < n_rounds:
-            seen = Round(rollout.first_episodes(n_episodes), latents, rounds[-1].returns[0])
+            returns = rollout.returns.double().numpy()[:, :n_episodes]
+            seen = Round(rollout.first_episodes(n_episodes), latents, returns)
             state = learner.update(state, agent, seen, rng)
     return AdaptationResult.join(rounds), learner.adapted(state)
 
@@ -182,7 +185,10 @@ def _check_numbers(
         if value < 0:
             raise ValueError(f"{name} must not be negative, got {value}")
     if n_rounds > 0 and agent.policy.latent_dim == 0 and isinstance(learner, LatentLearner):
-        raise ValueError(f"expected a policy with a latent to adapt, got latent_dim=0 and n_rounds={n_rounds}")
+        raise ValueError(
+            f"{type(learner.rule).__name__} adapts a latent, but the policy has latent_dim=0: expected n_rounds=0, a"
+            f" model with a latent, or MAML's own update (rule='policy_gradient'); got n_rounds={n_rounds}"
+        )
 
 
 def _one_round(
@@ -193,13 +199,27 @@ def _one_round(
     missing = np.full((len(returns), n_eval_episodes), np.nan)
     evaluated = returns.shape[1] > n_episodes
     arrays = (
-        worst_for_diverged(returns[:, :n_episodes], valid[:, :n_episodes]),
+        report_returns(returns[:, :n_episodes], valid[:, :n_episodes]),
         rollout.success[:, :n_episodes],
         rollout.lengths.double().numpy()[:, :n_episodes],
         rollout.latents.double().numpy()[:, :n_episodes],
         mean,
         log_std,
-        worst_for_diverged(returns[:, n_episodes:], valid[:, n_episodes:]) if evaluated else missing,
+        report_returns(returns[:, n_episodes:], valid[:, n_episodes:]) if evaluated else missing,
         rollout.success[:, n_episodes:] if evaluated else missing,
     )
     return AdaptationResult(*(array[None] for array in arrays))
+
+
+def report_returns(returns: Array, valid: NDArray[np.bool_]) -> Array:
+    """Replace the returns of a round's episodes that diverged, see :class:`AdaptationResult`.
+
+    :param returns: returns of the episodes (B, K)
+    :param valid: whether the episodes did not diverge (B, K)
+    :return: the returns, with replacements (B, K)
+    """
+    if valid.all():
+        return returns
+    worst = np.where(valid, returns, np.inf).min(axis=1, keepdims=True)  # (B, 1)
+    worst_of_round = worst.min() if valid.any() else np.nan
+    return np.where(valid, returns, np.where(np.isfinite(worst), worst, worst_of_round))

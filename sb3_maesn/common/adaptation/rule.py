@@ -31,6 +31,8 @@ class AdaptationState:
     :param returns: undiscounted returns of the episodes (B, N)
     :param advantages: advantages of whole episodes, not normalised: discounted return minus value baseline at the first
         step (B, N)
+    :param valid: whether the episodes did not diverge (B, N); one that did has the worst return and advantage of its
+        task so far
     :param n_rounds: number of rounds so far
     :raises ValueError: if shapes disagree or a value is not finite
     """
@@ -42,6 +44,7 @@ class AdaptationState:
     latents: Array
     returns: Array
     advantages: Array
+    valid: NDArray[np.bool_]
     n_rounds: int = 0
 
     def __post_init__(self) -> None:
@@ -56,6 +59,7 @@ class AdaptationState:
             "latents": (n_tasks, n_episodes, latent_dim),
             "returns": (n_tasks, n_episodes),
             "advantages": (n_tasks, n_episodes),
+            "valid": (n_tasks, n_episodes),
         }
         for name, shape in expected.items():
             if getattr(self, name).shape != shape:
@@ -105,7 +109,8 @@ class AdaptationRule(ABC):
             raise ValueError(f"prior_mean must have shape (tasks, latent_dim), got {mean.shape}")
         n_tasks, latent_dim = mean.shape
         none = np.zeros((n_tasks, 0))
-        return AdaptationState(mean, log_std, mean, log_std, np.zeros((n_tasks, 0, latent_dim)), none, none)
+        latents = np.zeros((n_tasks, 0, latent_dim))
+        return AdaptationState(mean, log_std, mean, log_std, latents, none, none, none.astype(bool))
 
     def propose(self, state: AdaptationState, n_episodes: int, rng: np.random.Generator) -> Array:
         """Choose the latents of the next round's episodes, by default draws from the current distribution.
@@ -121,7 +126,13 @@ class AdaptationRule(ABC):
         return draw_latents(state.mean, state.log_std, n_episodes, rng)
 
     def update(
-        self, state: AdaptationState, latents: Array, returns: Array, advantages: Array, rng: np.random.Generator
+        self,
+        state: AdaptationState,
+        latents: Array,
+        returns: Array,
+        advantages: Array,
+        rng: np.random.Generator,
+        valid: NDArray[np.bool_] | None = None,
     ) -> AdaptationState:
         """Add a round's episodes to the history and update the latent distribution.
 
@@ -130,14 +141,20 @@ class AdaptationRule(ABC):
         :param returns: undiscounted returns of the episodes (B, K)
         :param advantages: advantages of whole episodes, not normalised (B, K)
         :param rng: source of randomness
+        :param valid: whether the episodes did not diverge (B, K); None if none did. What they returned does not count
         :return: state after the round
         :raises ValueError: if shapes disagree, a value is not finite, or the round has no episode
         """
+        new_valid = np.ones(np.shape(returns)) if valid is None else valid.astype(np.float64)
+        all_valid = _append(state.valid.astype(np.float64), new_valid, "valid") > 0.0
+        all_returns = _append(state.returns, returns, "returns")
+        all_advantages = _append(state.advantages, advantages, "advantages")
         known = replace(
             state,
             latents=_append(state.latents, latents, "latents"),
-            returns=_append(state.returns, returns, "returns"),
-            advantages=_append(state.advantages, advantages, "advantages"),
+            returns=worst_for_diverged(all_returns, all_valid),
+            advantages=worst_for_diverged(all_advantages, all_valid),
+            valid=all_valid,
             n_rounds=state.n_rounds + 1,
         )
         n_new = known.returns.shape[1] - state.returns.shape[1]
@@ -169,6 +186,19 @@ def draw_latents(mean: Array, log_std: Array, n_episodes: int, rng: np.random.Ge
     """
     noise = rng.standard_normal((len(mean), n_episodes, mean.shape[1]))
     return mean[:, None] + np.exp(log_std)[:, None] * noise
+
+
+def worst_for_diverged(values: Array, valid: NDArray[np.bool_]) -> Array:
+    """Replace the values of episodes that diverged by the worst value of their task.
+
+    :param values: values of the episodes (B, N)
+    :param valid: whether the episodes did not diverge (B, N)
+    :return: the values, with replacements; all 0 for a task whose episodes have all diverged (B, N)
+    """
+    if valid.shape != values.shape or valid.all():
+        return values
+    worst = np.where(valid, values, np.inf).min(axis=1, keepdims=True)  # (B, 1)
+    return np.where(valid, values, np.where(np.isfinite(worst), worst, 0.0))
 
 
 def _append(old: Array, new: Array, name: str) -> Array:

@@ -120,10 +120,11 @@ class NaturalGradientRule(PolicyGradientRule):
 class RewardWeightedRule(AdaptationRule):
     """Mean and std of the latents of all rounds together, weighted by a softmax of their advantages.
 
-    The update is that of training with ``inner_update="reward_weighted"`` (Peters and Schaal, "Reinforcement learning
-    by reward-weighted regression", ICML 2007): weights proportional to exp(A_k / temperature), where the advantages A_k
-    are normalised to mean 0 and std 1 over all episodes of the task. The prior takes part as imagined episodes of
-    average advantage at its 2 L sigma points. While the evidence of a hit is weak, the std stays near the prior's.
+    The update resembles that of training with ``inner_update="reward_weighted"`` (Peters and Schaal, "Reinforcement
+    learning by reward-weighted regression", ICML 2007), but has a temperature of its own and no step sizes: weights
+    proportional to exp(A_k / temperature), where the advantages A_k are normalised to mean 0 and std 1 over all
+    episodes of the task. The prior takes part as imagined episodes of average advantage at its 2 L sigma points. While
+    the evidence of a hit is weak, the std stays near the prior's.
 
     :param temperature: temperature of the softmax, in standard deviations of the advantages
     :param prior_episodes: weight of the prior, in episodes of average advantage

@@ -5,9 +5,10 @@ from typing import Any
 
 import numpy as np
 
-from sb3_maesn.common.adaptation.learners import Agent, worst_for_diverged
+from sb3_maesn.common.adaptation.learners import Agent
 from sb3_maesn.common.adaptation.posterior import excess_over_floor, prior_points
 from sb3_maesn.common.adaptation.rounds import play
+from sb3_maesn.common.adaptation.rule import worst_for_diverged
 from sb3_maesn.common.adaptation.score_prior import Array, ScorePrior, learn_score_prior
 from sb3_maesn.common.shared_episodes import dynamics_groups
 from sb3_maesn.common.type_aliases import Rollout, Tasks
@@ -25,7 +26,7 @@ def score_prior_of(
     A score is the excess over the task's floor, divided by the larger of the task's best excess and the median of that
     over tasks. In a native environment, tasks of the same dynamics share their episodes.
 
-    :param agent: agent that plays, whose latent distribution is taken to be N(0, I)
+    :param agent: agent that plays
     :param env: environment with the reward of adaptation
     :param tasks: J tasks
     :param n_latents: number of latents (N)
@@ -33,8 +34,9 @@ def score_prior_of(
     :return: the prior
     :raises ValueError: for fewer than two tasks
     """
-    latents = prior_points(n_latents, rng.random(agent.policy.latent_dim))  # (N, L)
-    returns = _returns(agent, env, tasks, latents, rng)  # (J, N)
+    latents = prior_points(n_latents, rng.random(agent.policy.latent_dim))  # whitened (N, L)
+    mean, log_std = (part.double().numpy() for part in (agent.policy.latent_mean, agent.policy.latent_log_std))
+    returns = _returns(agent, env, tasks, mean + np.exp(log_std) * latents, rng)  # (J, N)
     # one task at a time to save memory
     excess = np.stack([excess_over_floor(latents[None], row[None])[0] for row in returns])  # (J, N)
     best = excess.max(axis=1, keepdims=True)

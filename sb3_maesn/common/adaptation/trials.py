@@ -5,8 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from sb3_maesn.common.adaptation.learners import worst_for_diverged
-from sb3_maesn.common.adaptation.rounds import AdaptationResult
+from sb3_maesn.common.adaptation.rounds import AdaptationResult, report_returns
 from sb3_maesn.common.global_seed import global_seed
 from sb3_maesn.common.trial_policy import Memory, TrialLstmPolicy
 from sb3_maesn.envs.multi_task import MultiTaskVecEnv
@@ -77,7 +76,7 @@ def _result(trials: Sequence[Trial], n_tasks: int) -> AdaptationResult:
         np.stack(rows).reshape(n_tasks, -1, len(rows[0])).transpose(2, 0, 1)  # (B * n, K) -> (K, B, n)
         for rows in zip(*trials, strict=True)
     )
-    returns = np.stack([worst_for_diverged(*of_round) for of_round in zip(returns, ~diverged, strict=True)])
+    returns = np.stack([report_returns(*of_round) for of_round in zip(returns, ~diverged, strict=True)])
     lengths = np.where(diverged, 0.0, lengths)
     # a memory has no latent distribution, and there are no evaluation episodes
     nothing = np.zeros((*returns.shape[:2], 0))

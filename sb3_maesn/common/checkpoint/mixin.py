@@ -1,6 +1,7 @@
 """Mixin that gives an algorithm ``save_checkpoint``, ``load_checkpoint``, ``from_pretrained`` and ``push_to_hub``."""
 
 import inspect
+import io
 from collections import deque
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -12,7 +13,7 @@ import torch as th
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.type_aliases import GymEnv
 
-from sb3_maesn.common.checkpoint.archive import CheckpointError, shown
+from sb3_maesn.common.checkpoint.archive import CheckpointError, is_checkpoint, shown
 from sb3_maesn.common.checkpoint.file import Checkpoint, CheckpointConfig, read_checkpoint, write_checkpoint
 from sb3_maesn.common.checkpoint.model_state import check_sizes, count_elements, read_state, write_state
 from sb3_maesn.common.checkpoint.plain_settings import (
@@ -78,8 +79,19 @@ class CheckpointMixin(Base):
     #: Environment id of the built-in task family that the model was trained on, None for other environments.
     env_id: str | None = None
 
+    entropy: int  # seed of the iterations, random where ``seed`` is None
+
     #: Class that saved the model; SB3's files keep it with the other attributes.
     algorithm_name: str | None = None
+
+    def set_random_seed(self, seed: int | None = None) -> None:
+        """Seed all generators as SB3 does, and all further iterations, whose randomness depends on this seed alone.
+
+        :param seed: new seed; None for no change
+        """
+        super().set_random_seed(seed)
+        if seed is not None:
+            self.seed = self.entropy = seed
 
     def _check_saved_algorithm(self) -> None:
         """Note the class of a new model, and check that of a model from a file of SB3's ``save``.
@@ -177,6 +189,23 @@ class CheckpointMixin(Base):
         )
         training_arrays = self._read_training_arrays() if contents == "training" else {}
         write_checkpoint(Path(path), config, tensors | self._read_inference_arrays() | training_arrays)
+
+    @classmethod
+    def load(
+        cls: type[SelfCheckpoints], path: str | Path | io.BufferedIOBase, *args: Any, **kwargs: Any
+    ) -> SelfCheckpoints:
+        """Load a file that ``save`` wrote, see SB3's ``BaseAlgorithm.load``.
+
+        :param path: path of the file, with or without ``.zip``, or an open binary file
+        :param args: further arguments of SB3's ``load``, the first of which is the environment
+        :param kwargs: further arguments of SB3's ``load``, and constructor arguments that replace those in the file
+        :return: the model
+        :raises CheckpointError: a ValueError, if :meth:`save_checkpoint` wrote the file
+        """
+        paths = () if isinstance(path, io.BufferedIOBase) else (Path(path), Path(f"{path}.zip"))
+        if any(is_checkpoint(candidate) for candidate in paths):
+            raise CheckpointError(f"{path} is a checkpoint: load it with {cls.__name__}.load_checkpoint")
+        return super().load(path, *args, **kwargs)
 
     @classmethod
     def load_checkpoint(
