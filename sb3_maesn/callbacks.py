@@ -12,8 +12,10 @@ from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_maesn.common.adaptation.rounds import AdaptationResult
 from sb3_maesn.common.adaptation.rule import AdaptationRule
+from sb3_maesn.common.adaptation.rules import RULES
 from sb3_maesn.common.env_util import MAX_MEMBERS, as_multi_task, check_same_normalization, observation_normalizers
 from sb3_maesn.common.files import write_atomically
+from sb3_maesn.common.settings import check_at_least
 from sb3_maesn.evaluation import AdaptableModel, evaluate_adaptation
 
 
@@ -40,8 +42,9 @@ class MetaEvalCallback(BaseCallback):
     :param best_model_save_path: folder for ``best_model.zip``, None for no file
     :param seed: seed of every evaluation, the same for all so that they differ only by the model
     :param verbose: verbosity level; 1 prints the result of each evaluation
-    :raises ValueError: if ``eval_freq`` is below 1, or the environment has no tasks; at the start of training, if only
-        one of training and evaluation environment normalises observations
+    :raises ValueError: if a number is too small, the rule is unknown or the environment has no tasks; at the start of
+        training, if the model does not adapt, or only one of training and evaluation environment normalises
+        observations
     """
 
     def __init__(
@@ -58,8 +61,10 @@ class MetaEvalCallback(BaseCallback):
         verbose: int = 0,
     ):
         super().__init__(verbose)
-        if eval_freq < 1:
-            raise ValueError(f"eval_freq must be at least 1, got {eval_freq}")
+        numbers = {"eval_freq": eval_freq, "n_rounds": n_rounds, "n_episodes": n_episodes, "seed": seed}
+        check_at_least(numbers, {"eval_freq": 1, "n_rounds": 0, "n_episodes": 1, "seed": 0})
+        if isinstance(rule, str) and rule not in RULES:
+            raise ValueError(f"rule must be one of {', '.join(RULES)}, got {rule!r}")
         self.eval_env = as_multi_task(eval_env, MAX_MEMBERS if tasks is None else len(tasks) * n_episodes, tasks)
         self.tasks = self.eval_env.task_set("validation") if tasks is None else list(tasks)
         self.eval_freq = eval_freq
@@ -72,7 +77,11 @@ class MetaEvalCallback(BaseCallback):
 
     def _init_callback(self) -> None:
         """Start a new record, or continue that of an earlier run in the same folder."""
-        _sync_normalization(self.training_env, self.eval_env)  # an early error if that is impossible
+        # early errors
+        if not isinstance(self.model, AdaptableModel):
+            name = type(self.model).__name__
+            raise ValueError(f"expected a model that adapts (MAESN, MAML, LatentSpace or RL2), got {name}")
+        _sync_normalization(self.training_env, self.eval_env)
         path = self._npz_path()
         if self.model.num_timesteps == 0:
             self.history, self.best_score, self.last_iteration = {}, -np.inf, -1

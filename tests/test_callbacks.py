@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from stable_baselines3 import PPO
 from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 
@@ -210,6 +211,21 @@ def test_normalised_rewards_need_no_wrapper_in_evaluations() -> None:
     assert callback.history["timesteps"] == [ITERATION]
 
 
-def test_bad_frequency() -> None:
-    with pytest.raises(ValueError, match="eval_freq must be at least 1, got 0"):
-        evaluator(eval_freq=0)
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [
+        ({"eval_freq": 0}, "eval_freq must be at least 1, got 0"),
+        ({"n_rounds": -1}, "n_rounds must be at least 0, got -1"),
+        ({"n_episodes": 0}, "n_episodes must be at least 1, got 0"),
+        ({"seed": -1}, "seed must be at least 0, got -1"),
+        ({"rule": "x"}, "rule must be one of policy_gradient, .*, got 'x'"),
+    ],
+)
+def test_bad_input_is_refused_before_the_training(argument: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        MetaEvalCallback(raw(), UNIT_GOALS, **argument)
+
+
+def test_a_model_that_does_not_adapt_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"expected a model that adapts \(.*\), got PPO"):
+        PPO("MlpPolicy", make_vec("PointGoal-v0", 2)).learn(1, MetaEvalCallback(raw(), UNIT_GOALS))

@@ -254,6 +254,11 @@ def test_bad_input_is_refused() -> None:
     wrapped = DummyVecEnv([lambda: TransformObservation(Walk(), lambda o: {"position": o}, named)])
     with pytest.raises(ValueError, match="FlattenObservation"):
         TrialVecEnv(MultiTaskVecEnv(wrapped, 6, train_tasks=[1.0]), 2)
+    for space in (spaces.MultiBinary(2), spaces.Discrete(3, start=1)):
+        other = ThirdParty(2, 4)
+        other.action_space = space
+        with pytest.raises(ValueError, match=r"expected a Box, a MultiDiscrete, or a Discrete .* got (Multi|Discrete)"):
+            TrialVecEnv(MultiTaskVecEnv(other, 4, train_tasks=[1.0]), 2)
 
 
 def test_a_reward_that_is_not_finite_is_refused() -> None:

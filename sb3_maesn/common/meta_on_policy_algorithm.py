@@ -49,8 +49,8 @@ class MetaOnPolicyAlgorithm(AdaptableAlgorithm):
     :param n_prior_episodes: number of episodes drawn from the prior in place of each task's own pre-update episodes.
         All tasks with the same dynamics share them, and every task's latent distribution before the inner update is
         then the prior. Works with the batched environments of this package only; None turns it off
-    :param balance_episodes: whether the tasks divide the shared episodes evenly among themselves, so that the prior
-        covers all tasks; needs ``n_prior_episodes`` and the inner update ``reward_weighted``
+    :param balance_episodes: whether the tasks divide the latents of the shared episodes evenly among themselves, so
+        that the prior covers all tasks; needs ``n_prior_episodes`` and the inner update ``reward_weighted``
     :param n_inner_steps: number of inner updates; 0 trains without adaptation
     :param inner_update: estimator of the inner update: ``likelihood_ratio``, ``reparameterised`` or
         ``reward_weighted``

@@ -53,7 +53,7 @@ def make_family(env_id: str) -> TaskFamily:
     """
     if env_id not in FAMILIES:
         hint = did_you_mean(env_id, FAMILIES)
-        raise ValueError(f"unknown task family {env_id!r}{hint} Known: {', '.join(FAMILIES)}")
+        raise ValueError(f"unknown task family {env_id!r}{hint or '.'} Known: {', '.join(FAMILIES)}")
     return FAMILIES[env_id]()
 
 

@@ -61,7 +61,8 @@ class TrialVecEnv(MultiTaskVecEnv):
     :param env: environment whose episodes are not trials
     :param n_episodes: number of episodes of a trial (K)
     :param split: name of the set from which every trial's task is drawn; None to set tasks by ``set_tasks`` only
-    :raises ValueError: if ``n_episodes`` is less than 1, or the environment has trials already or Dict observations
+    :raises ValueError: if ``n_episodes`` is less than 1, or the environment has trials already, Dict observations, or
+        actions of a kind that a policy cannot choose
     """
 
     def __init__(self, env: MultiTaskVecEnv, n_episodes: int, split: str | None = "train"):
@@ -69,6 +70,11 @@ class TrialVecEnv(MultiTaskVecEnv):
             raise ValueError(f"expected trials of at least 1 episode, got n_episodes={n_episodes}")
         if has_trials(env):
             raise ValueError("expected an environment whose episodes are single, got one that has trials already")
+        actions = env.action_space
+        if isinstance(actions, spaces.MultiBinary) or (isinstance(actions, spaces.Discrete) and actions.start != 0):
+            raise ValueError(
+                f"expected a Box, a MultiDiscrete, or a Discrete action space that starts at 0, got {actions}"
+            )
         if isinstance(env.observation_space, spaces.Dict):
             raise ValueError(
                 "expected an observation space that is no Dict: wrap the environment in"

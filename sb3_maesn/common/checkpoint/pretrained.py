@@ -116,4 +116,4 @@ def find_pretrained(
         return download(name, revision, token, cache_dir, local_files_only)
     near = difflib.get_close_matches(str(name), known, n=1)
     hint = f"; did you mean {near[0]}?" if near else ""
-    raise ValueError(f"there is no pretrained model {str(name)!r}{hint} There are: {', '.join(known) or 'none'}")
+    raise ValueError(f"there is no pretrained model {str(name)!r}{hint or '.'} There are: {', '.join(known) or 'none'}")
