@@ -6,7 +6,8 @@ from typing import NamedTuple
 import torch as th
 
 BALANCE_TOLERANCE, MAX_BALANCE_ITERATIONS = 0.05, 1000  # the tolerance is in the log of an episode's total weight
-NEVER = -1e30  # log weight of an episode that is not valid
+NEVER = -1e30
+"""Log weight that a softmax turns into 0; finite, so that the softmax of such values alone is not NaN."""
 RIDGE = 1e-6  # of the mean use, added to the diagonal of the linear system of the slope
 
 

@@ -9,7 +9,7 @@ from typing import TypeAlias
 
 import torch as th
 
-from sb3_maesn.common.balancing import Prices, episode_prices
+from sb3_maesn.common.balancing import NEVER, Prices, episode_prices
 from sb3_maesn.common.distributions import ActionDistribution, DiagGaussian
 from sb3_maesn.common.objectives import are_equal, episode_std, normalise_episodes, normalise_steps
 from sb3_maesn.common.type_aliases import Adapted, EpisodeBatch, NamedParameters, Rollout, StepSizes, TaskBatch
@@ -24,8 +24,6 @@ INNER_UPDATES = ("likelihood_ratio", "reparameterised", "reward_weighted")
 """Estimators of the latents' inner update."""
 MIN_WEIGHTED_STD = 0.05
 """Smallest standard deviation of the reward-weighted target, added in quadrature."""
-NEVER = -1e30
-"""Log weight that a softmax turns into 0; finite, so that the softmax of such values alone is not NaN."""
 
 
 @dataclass(frozen=True)

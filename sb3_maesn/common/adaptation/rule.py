@@ -195,7 +195,7 @@ def worst_for_diverged(values: Array, valid: NDArray[np.bool_]) -> Array:
     :param valid: whether the episodes did not diverge (B, N)
     :return: the values, with replacements; all 0 for a task whose episodes have all diverged (B, N)
     """
-    if valid.shape != values.shape or valid.all():
+    if valid.shape != values.shape or valid.all():  # the state refuses values of another shape
         return values
     worst = np.where(valid, values, np.inf).min(axis=1, keepdims=True)  # (B, 1)
     return np.where(valid, values, np.where(np.isfinite(worst), worst, 0.0))
