@@ -10,13 +10,13 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.type_aliases import GymEnv
 from stable_baselines3.common.vec_env import VecEnv
 
+from sb3_maesn.common.adaptation.learners import check_rule
 from sb3_maesn.common.adaptation.rounds import AdaptationResult
 from sb3_maesn.common.adaptation.rule import AdaptationRule
-from sb3_maesn.common.adaptation.rules import RULES
 from sb3_maesn.common.env_util import MAX_MEMBERS, as_multi_task, check_same_normalization, observation_normalizers
 from sb3_maesn.common.files import write_atomically
 from sb3_maesn.common.settings import check_at_least
-from sb3_maesn.evaluation import AdaptableModel, evaluate_adaptation
+from sb3_maesn.evaluation import AdaptableModel, check_adaptable, evaluate_adaptation
 
 
 class MetaEvalCallback(BaseCallback):
@@ -63,8 +63,7 @@ class MetaEvalCallback(BaseCallback):
         super().__init__(verbose)
         numbers = {"eval_freq": eval_freq, "n_rounds": n_rounds, "n_episodes": n_episodes, "seed": seed}
         check_at_least(numbers, {"eval_freq": 1, "n_rounds": 0, "n_episodes": 1, "seed": 0})
-        if isinstance(rule, str) and rule not in RULES:
-            raise ValueError(f"rule must be one of {', '.join(RULES)}, got {rule!r}")
+        check_rule(rule)
         self.eval_env = as_multi_task(eval_env, MAX_MEMBERS if tasks is None else len(tasks) * n_episodes, tasks)
         self.tasks = self.eval_env.task_set("validation") if tasks is None else list(tasks)
         self.eval_freq = eval_freq
@@ -78,9 +77,7 @@ class MetaEvalCallback(BaseCallback):
     def _init_callback(self) -> None:
         """Start a new record, or continue that of an earlier run in the same folder."""
         # early errors
-        if not isinstance(self.model, AdaptableModel):
-            name = type(self.model).__name__
-            raise ValueError(f"expected a model that adapts (MAESN, MAML, LatentSpace or RL2), got {name}")
+        check_adaptable(self.model)
         _sync_normalization(self.training_env, self.eval_env)
         path = self._npz_path()
         if self.model.num_timesteps == 0:

@@ -18,6 +18,16 @@ __all__ = ["AdaptableModel", "AdaptationResult", "evaluate_adaptation"]
 AdaptableModel: TypeAlias = MetaOnPolicyAlgorithm | RL2
 
 
+def check_adaptable(model: object) -> None:
+    """Check that a model adapts.
+
+    :param model: model to check
+    :raises ValueError: if it is of another kind
+    """
+    if not isinstance(model, AdaptableModel):
+        raise ValueError(f"expected a model that adapts (MAESN, MAML, LatentSpace or RL2), got {type(model).__name__}")
+
+
 def evaluate_adaptation(
     model: AdaptableModel,
     env: GymEnv | str,
@@ -51,8 +61,7 @@ def evaluate_adaptation(
     :raises ValueError: if the rule is unknown, a number is out of range, the spaces differ from the model's, or the
         environment refuses a task
     """
-    if not isinstance(model, MetaOnPolicyAlgorithm | RL2):
-        raise ValueError(f"expected a model that adapts (MAESN, MAML, LatentSpace or RL2), got {type(model).__name__}")
+    check_adaptable(model)
     if tasks is None or len(tasks) == 0:
         raise ValueError("expected at least one task, got none")
     if isinstance(model, RL2):

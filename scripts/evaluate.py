@@ -124,8 +124,8 @@ def few_episodes(args: argparse.Namespace) -> None:
     tasks = tasks_of(args.env, args.split, args.tasks)
     models = load_models(args)
     curves = {}
-    has_latent = all(model.policy.latent_dim for _, model in models)
-    for rule in args.rules or (list(RULES) if has_latent else [OWN_RULE]):
+    have_latents = all(model.policy.latent_dim for _, model in models)
+    for rule in args.rules or (RULES if have_latents else [OWN_RULE]):
         by_model = []
         for name, model in models:
             result = evaluate_adaptation(

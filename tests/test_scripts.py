@@ -19,7 +19,7 @@ import pytest
 import torch
 import yaml
 
-from sb3_maesn import MAESN
+from sb3_maesn import MAESN, MAML
 from sb3_maesn.envs import PointGoal
 from sb3_maesn.model_files import guess_test_env
 from sb3_maesn.recipes import TrainingRun
@@ -526,6 +526,16 @@ def test_evaluate_few_episodes_reports_every_rule(model_file: str) -> None:
     assert len({row["rule"] for row in rows}) == 6
     assert all(0 <= float(row["success"]) <= 1 for row in rows)
     assert Path("out/p-few-episodes.png").is_file()
+
+
+def test_evaluate_few_episodes_takes_the_rules_that_suit_the_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    MAML("MlpPolicy", "PointGoal-v0", meta_batch_size=2, n_episodes=2, policy_kwargs={"net_arch": [4]}).save("maml")
+    flags = ["--env", "PointGoal-v0", "--tasks", "1", "--out", "out", "--name", "p"]
+    assert load("evaluate").main(["few-episodes", "maml.zip", *flags]) == 0
+    assert {row["rule"] for row in read_csv(Path("out/p-few-episodes.csv"))} == {"policy_gradient"}
 
 
 def test_evaluate_coverage_counts_all_prior_episodes(model_file: str) -> None:

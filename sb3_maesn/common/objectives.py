@@ -74,7 +74,12 @@ def are_equal(values: th.Tensor, mask: th.Tensor) -> th.Tensor:
     :param mask: mask of the episodes (B, K)
     :return: booleans (B, 1)
     """
-    return episode_std(values, mask) <= EQUAL_VALUES * (values * mask).abs().amax(dim=1, keepdim=True)
+    return _is_rounding(episode_std(values, mask), values, mask)
+
+
+def _is_rounding(std: th.Tensor, values: th.Tensor, mask: th.Tensor) -> th.Tensor:
+    """Tell for which tasks the standard deviation (B, 1) is no more than the rounding of the values (B, K)."""
+    return std <= EQUAL_VALUES * (values * mask).abs().amax(dim=1, keepdim=True)
 
 
 def normalise_episodes(advantages: th.Tensor, mask: th.Tensor, std_floor: float = 1e-8) -> th.Tensor:
@@ -87,7 +92,7 @@ def normalise_episodes(advantages: th.Tensor, mask: th.Tensor, std_floor: float 
     :return: normalised advantages, zero where the mask is zero and for a task whose advantages are all equal (B, K)
     """
     centred, std = _centred(advantages, mask)
-    return (centred / std.clamp(min=std_floor)).masked_fill(are_equal(advantages, mask), 0.0)
+    return (centred / std.clamp(min=std_floor)).masked_fill(_is_rounding(std, advantages, mask), 0.0)
 
 
 def surrogate(

@@ -229,6 +229,16 @@ def _gradient_rule(agent: Agent) -> AdaptationRule:
     return make_rule(OWN_RULE, agent.step_sizes, std_floor=agent.spec.std_floor)
 
 
+def check_rule(rule: str | AdaptationRule | None) -> None:
+    """Check the name of a rule.
+
+    :param rule: name in ``RULES``, a rule, or None for the default
+    :raises ValueError: for an unknown name
+    """
+    if isinstance(rule, str) and rule not in RULES:
+        raise ValueError(f"rule must be one of {', '.join(RULES)}, got {rule!r}")
+
+
 def make_rule(
     rule: str | AdaptationRule | None,
     step_sizes: StepSizes,
@@ -248,8 +258,7 @@ def make_rule(
     if isinstance(rule, AdaptationRule):
         return rule
     name = DEFAULT_RULE if rule is None else rule
-    if name not in RULES:
-        raise ValueError(f"rule must be one of {', '.join(RULES)}, got {name!r}")
+    check_rule(name)
     kind = RULES[name]
     if issubclass(kind, PolicyGradientRule):
         return kind(step_sizes.mean.double().numpy(), step_sizes.log_std.double().numpy(), std_floor)

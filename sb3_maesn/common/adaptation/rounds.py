@@ -10,7 +10,7 @@ import torch as th
 from numpy.typing import NDArray
 
 from sb3_maesn.common.adaptation.learners import Agent, LatentLearner, Round, TaskLearner
-from sb3_maesn.common.adaptation.rule import draw_latents
+from sb3_maesn.common.adaptation.rule import draw_latents, worst_for_diverged
 from sb3_maesn.common.adaptation.score_prior import Array
 from sb3_maesn.common.distributions import DiagGaussian
 from sb3_maesn.common.rollouts import Behaviour, collect
@@ -218,8 +218,4 @@ def report_returns(returns: Array, valid: NDArray[np.bool_]) -> Array:
     :param valid: whether the episodes did not diverge (B, K)
     :return: the returns, with replacements (B, K)
     """
-    if valid.all():
-        return returns
-    worst = np.where(valid, returns, np.inf).min(axis=1, keepdims=True)  # (B, 1)
-    worst_of_round = worst.min() if valid.any() else np.nan
-    return np.where(valid, returns, np.where(np.isfinite(worst), worst, worst_of_round))
+    return worst_for_diverged(returns, valid, otherwise=returns[valid].min() if valid.any() else np.nan)

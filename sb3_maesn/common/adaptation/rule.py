@@ -10,6 +10,7 @@ policy that adaptation would return at that point.
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -145,18 +146,17 @@ class AdaptationRule(ABC):
         :return: state after the round
         :raises ValueError: if shapes disagree, a value is not finite, or the round has no episode
         """
-        new_valid = np.ones(np.shape(returns)) if valid is None else valid.astype(np.float64)
-        all_valid = _append(state.valid.astype(np.float64), new_valid, "valid") > 0.0
-        all_returns = _append(state.returns, returns, "returns")
-        all_advantages = _append(state.advantages, advantages, "advantages")
         known = replace(
             state,
             latents=_append(state.latents, latents, "latents"),
-            returns=worst_for_diverged(all_returns, all_valid),
-            advantages=worst_for_diverged(all_advantages, all_valid),
-            valid=all_valid,
+            returns=_append(state.returns, returns, "returns"),
+            advantages=_append(state.advantages, advantages, "advantages"),
+            valid=_append(state.valid, np.ones(np.shape(returns)) if valid is None else valid, "valid"),
             n_rounds=state.n_rounds + 1,
         )
+        if not known.valid.all():
+            returns, advantages = (worst_for_diverged(part, known.valid) for part in (known.returns, known.advantages))
+            known = replace(known, returns=returns, advantages=advantages)
         n_new = known.returns.shape[1] - state.returns.shape[1]
         if n_new < 1:
             raise ValueError("a round must have at least 1 episode, got 0")
@@ -188,22 +188,23 @@ def draw_latents(mean: Array, log_std: Array, n_episodes: int, rng: np.random.Ge
     return mean[:, None] + np.exp(log_std)[:, None] * noise
 
 
-def worst_for_diverged(values: Array, valid: NDArray[np.bool_]) -> Array:
+def worst_for_diverged(values: Array, valid: NDArray[np.bool_], otherwise: float = 0.0) -> Array:
     """Replace the values of episodes that diverged by the worst value of their task.
 
     :param values: values of the episodes (B, N)
     :param valid: whether the episodes did not diverge (B, N)
-    :return: the values, with replacements; all 0 for a task whose episodes have all diverged (B, N)
+    :param otherwise: value for a task whose episodes have all diverged
+    :return: the values, with replacements (B, N)
     """
-    if valid.shape != values.shape or valid.all():  # the state refuses values of another shape
+    if valid.all():
         return values
     worst = np.where(valid, values, np.inf).min(axis=1, keepdims=True)  # (B, 1)
-    return np.where(valid, values, np.where(np.isfinite(worst), worst, 0.0))
+    return np.where(valid, values, np.where(np.isfinite(worst), worst, otherwise))
 
 
-def _append(old: Array, new: Array, name: str) -> Array:
+def _append(old: NDArray[Any], new: NDArray[Any], name: str) -> NDArray[Any]:
     """Append a round's values to those of earlier rounds, along the axis of episodes."""
-    new = np.asarray(new, dtype=np.float64)
+    new = np.asarray(new, dtype=old.dtype)
     if new.ndim != old.ndim or new.shape[0] != old.shape[0] or new.shape[2:] != old.shape[2:]:
         expected = (old.shape[0], "episodes", *old.shape[2:])
         raise ValueError(f"{name} of a round must have shape {expected}, got {new.shape}")
