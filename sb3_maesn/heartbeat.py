@@ -68,14 +68,30 @@ def heartbeats(trial: optuna.Trial, every: float) -> Iterator[None]:
 
 
 def is_stale(trial: FrozenTrial, stale_after: float) -> bool:
-    """Tell whether the last heartbeat of a running trial is too long ago.
+    """Tell whether the worker of a running trial has died on this machine, or has been silent for too long.
 
     :param trial: running trial
     :param stale_after: seconds without a heartbeat after which a trial is stale
     """
+    if _died_here(str(trial.user_attrs.get("worker", ""))):
+        return True
     # The start of the trial stands in for a heartbeat: a worker may die before it writes the first one.
     begun = 0.0 if trial.datetime_start is None else trial.datetime_start.timestamp()
     return time.time() - float(trial.user_attrs.get("heartbeat", begun)) > stale_after
+
+
+def _died_here(worker: str) -> bool:
+    """Tell whether a worker was a process of this machine that is no more, as far as the system tells."""
+    host, _, pid = worker.rpartition(":")
+    if os.name != "posix" or host != socket.gethostname() or not pid.isdecimal():
+        return False
+    try:
+        os.kill(int(pid), 0)  # sends no signal
+    except ProcessLookupError:
+        return True
+    except PermissionError:  # it lives, but is another user's
+        return False
+    return False
 
 
 def fail_trials(study: optuna.Study, which: Callable[[FrozenTrial], bool]) -> list[int]:

@@ -213,7 +213,9 @@ def make_stage(env_id: str, task: Any, render_mode: str | None = None) -> gym.En
     :return: environment
     :raises ConfigError: if the environment cannot be rendered
     """
-    env = gym.make(env_id, render_mode=render_mode)
+    # an environment that cannot be rendered need not have the argument
+    rendering: dict[str, Any] = {} if render_mode is None else {"render_mode": render_mode}
+    env = gym.make(env_id, **rendering)
     try:
         if task is not None:
             env.get_wrapper_attr("set_task")(task)

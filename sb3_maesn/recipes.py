@@ -16,7 +16,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecMonitor
 from sb3_maesn.callbacks import MetaEvalCallback
 from sb3_maesn.common.adaptable_algorithm import AdaptableAlgorithm
 from sb3_maesn.common.env_util import MAX_SINGLE_MEMBERS
-from sb3_maesn.common.task_algorithm import TaskAlgorithm
+from sb3_maesn.common.task_algorithm import REFERENCE_ITERATIONS, TaskAlgorithm
 from sb3_maesn.config import ConfigError, check_rule
 from sb3_maesn.envs import FAMILIES, make_vec
 from sb3_maesn.envs.multi_task import MultiTaskVecEnv, has_tasks
@@ -35,12 +35,13 @@ class TrainingRun:
     :param config: entry of a hyperparameter file: constructor arguments and the keys of ``config.SCRIPT_KEYS``
     :param folder: existing folder of the run
     :param task: words of ``--task`` for an algorithm that learns one task; empty if there is no task to choose
-    :param overrides: part of ``config`` that also applies to a resumed model
+    :param overrides: part of ``config`` that the user asked for, which also applies to a resumed model
     :param n_timesteps: environment steps to train, in addition to those of a resumed model; None for the configured
         budget, or for the rest of it if a model is resumed
     :param trained_agent: model file to resume, None to train a new model
     :param seed: seed of a new model
     :param device: torch device
+    :param n_threads: threads that step the members of a built-in family, 0 for one per core
     :param tensorboard_log: folder for TensorBoard, None for no such logs
     :param eval_freq: environment steps between evaluations, 0 for every ten iterations, -1 for no evaluations
     :param eval_tasks: number of validation tasks in an evaluation
@@ -60,6 +61,7 @@ class TrainingRun:
     trained_agent: str | None = None
     seed: int | None = None
     device: str = "cpu"
+    n_threads: int = 0
     tensorboard_log: str | None = None
     eval_freq: int = 0
     eval_tasks: int = 20
@@ -126,12 +128,14 @@ class Recipe(ABC):
         """
         return env_id
 
-    def finish(self, run: TrainingRun, model: Any) -> None:  # noqa: B027  # an empty default
+    def finish(self, run: TrainingRun, model: Any) -> bool:
         """Complete a model after training; most recipes have nothing to do.
 
         :param run: settings of the run
         :param model: trained model
+        :return: whether the model has changed
         """
+        return False
 
     def timesteps_per_iteration(self, model: Any) -> int:
         """Count the environment steps of one iteration.
@@ -141,13 +145,14 @@ class Recipe(ABC):
         """
         return int(model.timesteps_per_iteration if isinstance(model, TaskAlgorithm) else model.n_steps * model.n_envs)
 
-    def default_timesteps(self) -> int | None:
-        """Choose the number of environment steps to train if neither a flag nor the configuration gives one.
+    def default_timesteps(self, model: Any) -> int:
+        """Choose the number of environment steps to train in all if neither a flag nor the configuration gives one.
 
-        :return: environment steps, None for the default of ``learn``
+        :param model: model of this algorithm
+        :return: environment steps
         :raises ConfigError: if the algorithm has no default
         """
-        return None
+        return REFERENCE_ITERATIONS * self.timesteps_per_iteration(model)
 
 
 class MetaLearning(Recipe):
@@ -178,7 +183,7 @@ class MetaLearning(Recipe):
             raise ConfigError(
                 f"--task chooses the one task of a single-task algorithm; {run.algo} learns from all tasks"
             )
-        return make_tasks_env(run.env_id, n_envs, monitor_file)
+        return make_tasks_env(run.env_id, n_envs, monitor_file, run.n_threads)
 
     def make_evaluation(self, run: TrainingRun, model: Any) -> BaseCallback:
         """Make a callback that adapts to the first validation tasks, with sparse reward if the family has it."""
@@ -190,16 +195,18 @@ class MetaLearning(Recipe):
         """Choose the sparse variant of the family."""
         return sparse_variant(env_id)
 
-    def finish(self, run: TrainingRun, model: Any) -> None:
+    def finish(self, run: TrainingRun, model: Any) -> bool:
         """Learn the score prior of a model with a latent, if the tasks share episodes, which makes it quick."""
         if not isinstance(model, AdaptableAlgorithm) or model.policy.latent_dim == 0:
-            return
-        with closing(make_tasks_env(self.test_env_id(run.env_id), N_LATENTS)) as env:
+            return False
+        with closing(make_tasks_env(self.test_env_id(run.env_id), N_LATENTS, None, run.n_threads)) as env:
             if env.shares_episodes:
                 model.learn_score_prior(env, N_LATENTS)
+            return env.shares_episodes
 
     def _adaptation(self, run: TrainingRun, model: Any, **settings: Any) -> MetaEvalCallback:
-        eval_env = make_tasks_env(self.test_env_id(run.env_id), run.eval_tasks * run.eval_episodes)
+        n_members = run.eval_tasks * run.eval_episodes
+        eval_env = make_tasks_env(self.test_env_id(run.env_id), n_members, None, run.n_threads)
         tasks = eval_env.task_set("validation")[: run.eval_tasks]
         if len(tasks) < run.eval_tasks and run.verbose:
             print(f"{run.env_id} has {len(tasks)} validation tasks: evaluations use all of them, not {run.eval_tasks}")
@@ -229,7 +236,7 @@ class TrialLearning(MetaLearning):
 
     def n_members_resumed(self, model: Any, run: TrainingRun) -> int:
         """Keep the number of members, since it determines the size of the batch."""
-        return int(model.n_envs)
+        return kept_members(model, run)
 
     def make_evaluation(self, run: TrainingRun, model: Any) -> BaseCallback:
         """Make a callback that runs trials of the first validation tasks, with the reward of training."""
@@ -256,11 +263,11 @@ class SingleTask(Recipe):
 
     def n_members_resumed(self, model: Any, run: TrainingRun) -> int:
         """Keep the number of members, since it determines the size of the batch."""
-        return int(model.n_envs)
+        return kept_members(model, run)
 
     def make_env(self, run: TrainingRun, n_envs: int, monitor_file: Path | None = None) -> VecEnv:
         """Make an environment whose members all have the one task."""
-        venv = make_members(run.env_id, n_envs, monitor_file)
+        venv = make_members(run.env_id, n_envs, monitor_file, run.n_threads)
         with closed_on_error(venv):
             if not has_tasks(venv):
                 if run.task:
@@ -287,39 +294,47 @@ class SingleTask(Recipe):
             verbose=run.verbose,
         )
 
-    def default_timesteps(self) -> int | None:
+    def default_timesteps(self, model: Any) -> int:
         """Refuse to train, since single-task algorithms have no default.
 
+        :param model: model of this algorithm
         :raises ConfigError: always
         """
         raise ConfigError("neither the configuration nor -n says how many steps to train")
 
 
-def make_members(env_id: str, n_envs: int, monitor_file: Path | None = None) -> VecEnv:
+def make_members(env_id: str, n_envs: int, monitor_file: Path | None = None, n_threads: int = 0) -> VecEnv:
     """Make a monitored VecEnv: the batched one for a built-in family, a DummyVecEnv for other environments.
 
     :param env_id: environment id
     :param n_envs: number of members
     :param monitor_file: monitor file to write, without its ending ``.monitor.csv``; None for none
+    :param n_threads: threads that step the members of a built-in family, 0 for one per core
     :return: environment that records the returns of its episodes
     :raises ConfigError: if the environment id is unknown
     """
     check_env_id(env_id)
-    venv: VecEnv = make_vec(env_id, n_envs) if env_id in FAMILIES else DummyVecEnv([partial(gym.make, env_id)] * n_envs)
+    venv: VecEnv
+    if env_id in FAMILIES:
+        venv = make_vec(env_id, n_envs, n_threads)
+    else:
+        venv = DummyVecEnv([partial(gym.make, env_id)] * n_envs)
     seen = ("is_success",) if env_id in FAMILIES else ()  # rl-zoo's plots read this column
     return VecMonitor(venv, None if monitor_file is None else str(monitor_file), seen)
 
 
-def make_tasks_env(env_id: str, n_envs: int, monitor_file: Path | None = None) -> MultiTaskVecEnv:
+def make_tasks_env(env_id: str, n_envs: int, monitor_file: Path | None = None, n_threads: int = 0) -> MultiTaskVecEnv:
     """Make a monitored environment with tasks.
 
     :param env_id: environment id
     :param n_envs: number of members, at most ``MAX_SINGLE_MEMBERS`` of which are made outside the built-in families
     :param monitor_file: monitor file to write, without its ending ``.monitor.csv``; None for none
+    :param n_threads: threads that step the members of a built-in family, 0 for one per core
     :return: environment
     :raises ConfigError: if the environment id is unknown, or the environment has no tasks
     """
-    venv = make_members(env_id, n_envs if env_id in FAMILIES else min(n_envs, MAX_SINGLE_MEMBERS), monitor_file)
+    n_envs = n_envs if env_id in FAMILIES else min(n_envs, MAX_SINGLE_MEMBERS)
+    venv = make_members(env_id, n_envs, monitor_file, n_threads)
     with closed_on_error(venv):
         if not has_tasks(venv):
             raise ConfigError(
@@ -327,6 +342,23 @@ def make_tasks_env(env_id: str, n_envs: int, monitor_file: Path | None = None) -
                 " `set_task(task)`, or take reinforce, trpo or vime"
             )
         return MultiTaskVecEnv(venv)
+
+
+def kept_members(model: Any, run: TrainingRun) -> int:
+    """Return the number of members of a resumed model whose batch is of that size.
+
+    :param model: resumed model
+    :param run: settings of the run
+    :return: number of members
+    :raises ConfigError: if the user asks for another number
+    """
+    asked = run.overrides.get("n_envs", model.n_envs)
+    if asked != model.n_envs:
+        raise ConfigError(
+            f"a resumed model of {run.algo} keeps its number of members, which its batches depend on: expected"
+            f" n_envs:{model.n_envs} or none, got {asked}"
+        )
+    return int(model.n_envs)
 
 
 @contextmanager

@@ -146,8 +146,25 @@ class Run:
         :return: value, None if it was not recorded
         """
         path = self.folder / file_name(self.env_id) / file
-        content = yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else None
+        try:
+            content = yaml.load(path.read_text(encoding="utf-8"), _SettingsLoader) if path.is_file() else None
+        except yaml.YAMLError:  # not plain, such as the settings of another library
+            return None
         return content.get(key) if isinstance(content, dict) else None
+
+
+class _SettingsLoader(yaml.SafeLoader):
+    """Loader of plain YAML, and of the one Python object in rl-zoo's settings files, an OrderedDict of them all."""
+
+
+def _as_dict(loader: yaml.SafeLoader, node: yaml.Node) -> dict[Any, Any]:
+    """Read an OrderedDict, which YAML represents by the arguments of its constructor: a list of pairs."""
+    assert isinstance(node, yaml.SequenceNode)
+    arguments = loader.construct_sequence(node, deep=True)
+    return dict(arguments[0]) if arguments else {}
+
+
+_SettingsLoader.add_constructor("tag:yaml.org,2002:python/object/apply:collections.OrderedDict", _as_dict)
 
 
 def list_runs(log_folder: str | Path) -> list[Run]:

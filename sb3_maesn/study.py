@@ -15,6 +15,7 @@ from pathlib import Path
 from threading import TIMEOUT_MAX
 from typing import Any
 
+import numpy as np
 import optuna
 import torch as th
 from optuna.pruners import BasePruner, MedianPruner, NopPruner, SuccessiveHalvingPruner
@@ -104,7 +105,7 @@ def open_study(request: StudyRequest, worker: int = 0) -> optuna.Study:
     """Open a study, or create it if there is none of that name.
 
     :param request: study and how to run it
-    :param worker: number of the worker, which is added to the seed of the sampler
+    :param worker: number of the worker; every worker has its own sampler
     :return: study
     :raises ConfigError: if the sampler or the pruner is unknown, or the study has trials of another plan
     """
@@ -113,7 +114,7 @@ def open_study(request: StudyRequest, worker: int = 0) -> optuna.Study:
             raise ConfigError(f"unknown {kind} {name!r}{did_you_mean(name, known)}; there are: {', '.join(known)}")
     study = optuna.create_study(
         storage=open_storage(request.storage),
-        sampler=SAMPLERS[request.sampler](None if request.seed is None else request.seed + worker),
+        sampler=SAMPLERS[request.sampler](None),
         pruner=PRUNERS[request.pruner](),
         study_name=request.name,
         direction="maximize",
@@ -125,7 +126,14 @@ def open_study(request: StudyRequest, worker: int = 0) -> optuna.Study:
         _discard_waiting(study)
         study.set_user_attr(PLAN, request.plan.as_json())
     check_same_plan(study, request.plan)
+    if request.seed is not None:
+        study.sampler = SAMPLERS[request.sampler](_sampler_seed(request.seed, worker, len(study.trials)))
     return study
+
+
+def _sampler_seed(seed: int, worker: int, n_trials: int) -> int:
+    """Derive the seed of a sampler; a study that goes on needs another one, lest it draw its first trials again."""
+    return int(np.random.SeedSequence([seed, worker, n_trials]).generate_state(1)[0])
 
 
 def _keeps_its_plan(study: optuna.Study, request: StudyRequest) -> bool:

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from contextlib import closing
 from functools import partial
+from numbers import Real
 from typing import Any
 
 import gymnasium as gym
@@ -50,7 +51,7 @@ def parse_task(words: Sequence[str], env: MultiTaskVecEnv, split: str = "train")
     """Turn the words of ``--task`` into a task.
 
     :param words: one integer (an index into a set of tasks), ``validation:3`` (an index into the set of that name), or
-        the task's own values
+        the task's own values, such as ``2.0`` where a task is a number
     :param env: environment with tasks
     :param split: set of tasks that an index without the name of a set refers to
     :return: task, as ``set_task`` takes it
@@ -60,9 +61,14 @@ def parse_task(words: Sequence[str], env: MultiTaskVecEnv, split: str = "train")
     if len(words) == 1 and index.lstrip("-").isdecimal():
         return env.task(name or split, int(index))
     try:
-        return [float(word) for word in words]
+        values = [float(word) for word in words]
     except ValueError as error:
         raise ConfigError(f"--task takes an index or a task's values, got {' '.join(words)!r}") from error
+    if not isinstance(env.task("train", 0), Real):
+        return values
+    if len(values) > 1:
+        raise ConfigError(f"a task of this environment is a single number, got {' '.join(words)!r}")
+    return values[0]
 
 
 def find_task(words: Sequence[str], env_id: str, split: str) -> Any:

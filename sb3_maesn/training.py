@@ -15,7 +15,7 @@ from sb3_maesn.common.checkpoint.archive import is_checkpoint
 from sb3_maesn.common.checkpoint.file import read_checkpoint
 from sb3_maesn.common.checkpoint.mixin import CheckpointMixin
 from sb3_maesn.common.suggestions import did_you_mean
-from sb3_maesn.config import ConfigError, constructor_arguments
+from sb3_maesn.config import SCRIPT_KEYS, ConfigError, constructor_arguments, load_yaml
 from sb3_maesn.latent_space import LatentSpace
 from sb3_maesn.maesn import MAESN
 from sb3_maesn.maml import MAML
@@ -83,6 +83,24 @@ def build_model(run: TrainingRun) -> OnPolicyAlgorithm:
     return model
 
 
+def settings_of(run: TrainingRun, model: OnPolicyAlgorithm) -> dict[str, Any]:
+    """Collect the hyperparameters of a run for the record.
+
+    :param run: settings of the run
+    :param model: model that :func:`build_model` returned
+    :return: plain values by key: the configuration of a new model, and a resumed model's own hyperparameters
+    """
+    if run.trained_agent is None:
+        return dict(run.config)
+    known = {key: value for key, value in run.config.items() if key in SCRIPT_KEYS}
+    if "n_envs" in known:
+        known["n_envs"] = model.n_envs
+    if isinstance(model, CheckpointMixin):
+        return {**known, **model.plain_settings()}
+    path = find_model_file(run.trained_agent).parent / file_name(run.env_id) / "config.yml"
+    return {**known, **(load_yaml(path) if path.is_file() else {}), **run.overrides}
+
+
 def load_to_resume(run: TrainingRun, path: Path, device: th.device, changes: Mapping[str, Any]) -> OnPolicyAlgorithm:
     """Load a model to continue its training, and print what a checkpoint lacks for that.
 
@@ -133,7 +151,7 @@ def check_device(device: str) -> th.device:
         raise ConfigError(f"unknown device {device!r}") from error
 
 
-def train(run: TrainingRun, model: OnPolicyAlgorithm, n_timesteps: int | None) -> Path:
+def train(run: TrainingRun, model: OnPolicyAlgorithm, n_timesteps: int) -> Path:
     """Train a model and save it.
 
     :param run: settings of the run
@@ -141,18 +159,27 @@ def train(run: TrainingRun, model: OnPolicyAlgorithm, n_timesteps: int | None) -
     :param n_timesteps: environment steps to train, as :func:`steps_to_train` returns them
     :return: path of the saved model, ``{folder}/{env_id}.zip``
     """
-    learn: Any = model.learn  # a meta-learner's also takes None, for the budget of the paper
-    learn(
+    model.learn(
         n_timesteps,
         callback=make_callbacks(run, model),
         tb_log_name=run.algo,
         reset_num_timesteps=run.trained_agent is None,
         progress_bar=run.progress_bar,
     )
-    find_recipe(run.algo).finish(run, model)
     path = run.folder / f"{file_name(run.env_id)}.zip"
     model.save(path)
     return path
+
+
+def finish(run: TrainingRun, model: OnPolicyAlgorithm, path: Path) -> None:
+    """Complete a trained model with what its recipe finds out after training, and save it again.
+
+    :param run: settings of the run
+    :param model: model that :func:`train` has saved
+    :param path: path of the saved model
+    """
+    if find_recipe(run.algo).finish(run, model):
+        model.save(path)
 
 
 def close(model: OnPolicyAlgorithm) -> None:
@@ -165,25 +192,22 @@ def close(model: OnPolicyAlgorithm) -> None:
     model.logger.close()
 
 
-def steps_to_train(run: TrainingRun, model: OnPolicyAlgorithm) -> int | None:
+def steps_to_train(run: TrainingRun, model: OnPolicyAlgorithm) -> int:
     """Compute the number of environment steps to train in this run.
 
     :param run: settings of the run
     :param model: new or resumed model
-    :return: environment steps, None for the default of ``learn``
+    :return: environment steps
     :raises ConfigError: if a resumed model has already trained its budget, or there is no budget
     """
     if run.n_timesteps is not None:
         return run.n_timesteps
-    budget = run.config.get("n_timesteps")
-    if budget is None:
-        return find_recipe(run.algo).default_timesteps()
-    if run.trained_agent is None:
-        return int(budget)
-    left = int(budget) - model.num_timesteps
+    configured = run.config.get("n_timesteps")
+    budget = find_recipe(run.algo).default_timesteps(model) if configured is None else int(configured)
+    left = budget - model.num_timesteps
     if left <= 0:
         raise ConfigError(
-            f"{run.trained_agent} has trained {model.num_timesteps} of {int(budget)} steps: say with -n how many more"
+            f"{run.trained_agent} has trained {model.num_timesteps} of {budget} steps: say with -n how many more"
         )
     return left
 

@@ -2,15 +2,17 @@
 
 import json
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
+from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 
 from sb3_maesn.benchmarking import EvaluationPlan, Outcome, measure
@@ -192,19 +194,67 @@ def objective(plan: TuningPlan, trial: optuna.Trial) -> float:
     scores: list[float] = []
     for seed in range(plan.n_seeds):
         with _agent(plan, config, seed) as agent:
-            for steps in plan.stages(seed):
-                with _pruned_by_errors("training"):
-                    _train_to(agent.model, steps)
-                with _pruned_by_errors("evaluation"):
-                    score = _score(measure(agent, plan.test), plan.metric)
-                trained = seed * plan.n_timesteps + steps
-                trial.report(float(np.median([*scores, score])), trained)
-                is_last = trained == plan.n_seeds * plan.n_timesteps
-                if not np.isfinite(score) or (not is_last and trial.should_prune()):
-                    raise optuna.TrialPruned(f"after {trained} steps")
-        scores.append(score)
+            *between, last = plan.stages(seed)
+            judge = partial(_judge, plan, trial, agent, seed, scores)
+            with _pruned_by_errors("training"):
+                _train(agent.model, plan.n_timesteps, between, judge)
+            scores.append(judge(last))
     trial.set_user_attr("scores", scores)
     return float(np.median(scores))
+
+
+def _judge(
+    plan: TuningPlan, trial: optuna.Trial, agent: TrainedAgent, seed: int, scores: Sequence[float], steps: int
+) -> float:
+    """Evaluate an agent, and report to the pruner.
+
+    :param plan: plan of the trial
+    :param trial: trial
+    :param agent: agent
+    :param seed: seed of the agent
+    :param scores: scores of the seeds before this one
+    :param steps: environment steps that the agent shall have trained
+    :return: score of the agent
+    :raises optuna.TrialPruned: if the pruner stops the trial, or the evaluation fails numerically
+    """
+    with _pruned_by_errors("evaluation"):
+        score = _score(measure(agent, plan.test), plan.metric)
+    trained = seed * plan.n_timesteps + steps
+    trial.report(float(np.median([*scores, score])), trained)
+    is_last = trained == plan.n_seeds * plan.n_timesteps
+    if not np.isfinite(score) or (not is_last and trial.should_prune()):
+        raise optuna.TrialPruned(f"after {trained} steps")
+    return score
+
+
+def _train(model: OnPolicyAlgorithm, n_timesteps: int, stages: Sequence[int], reached: Callable[[int], Any]) -> None:
+    """Train at one go, since schedules end where a training ends, and stop over at some numbers of environment steps.
+
+    :param model: model
+    :param n_timesteps: environment steps to train
+    :param stages: environment steps to stop over at, in ascending order
+    :param reached: function to call with each of them
+    """
+    model.learn(n_timesteps, callback=_BetweenIterations(stages, reached))
+
+
+class _BetweenIterations(BaseCallback):
+    """Callback that calls a function between iterations, as soon as given numbers of environment steps are reached.
+
+    :param stages: environment steps, in ascending order
+    :param reached: function to call with each of them
+    """
+
+    def __init__(self, stages: Sequence[int], reached: Callable[[int], Any]) -> None:
+        super().__init__()
+        self._stages, self._reached = list(stages), reached
+
+    def _on_rollout_start(self) -> None:
+        while self._stages and self.model.num_timesteps >= self._stages[0]:
+            self._reached(self._stages.pop(0))
+
+    def _on_step(self) -> bool:
+        return True
 
 
 @contextmanager
@@ -217,13 +267,6 @@ def _agent(plan: TuningPlan, config: Entry, seed: int) -> Iterator[TrainedAgent]
             yield agent
         finally:
             close(agent.model)
-
-
-def _train_to(model: OnPolicyAlgorithm, steps: int) -> None:
-    """Train until the model has done at least a number of environment steps in total."""
-    left = steps - model.num_timesteps
-    if left > 0:
-        model.learn(left, reset_num_timesteps=model.num_timesteps == 0)
 
 
 @contextmanager

@@ -26,12 +26,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def benchmark(args: argparse.Namespace) -> None:
-    """Evaluate the agents one by one; an agent that cannot be loaded is reported and left out.
+    """Evaluate the agents one by one; an agent that cannot be loaded or played is reported and left out.
 
     :param args: parsed arguments
     """
     from sb3_maesn.benchmarking import EvaluationPlan, benchmark_row
-    from sb3_maesn.cli import USER_ERRORS
     from sb3_maesn.config import ConfigError
     from sb3_maesn.curves import markdown_table
     from sb3_maesn.results import provenance, write_table
@@ -44,8 +43,8 @@ def benchmark(args: argparse.Namespace) -> None:
         print(f"{i}/{len(choices)} {choice.algo} on {choice.env_id}", flush=True)
         try:
             rows.append(benchmark_row(load_agent(choice), plan))
-        except USER_ERRORS as error:
-            print(f"left out: {error}", file=sys.stderr)
+        except Exception as error:  # of whatever kind: an agent or an environment of the user's own may raise any
+            print(f"left out: {type(error).__name__}: {error}", file=sys.stderr)
     if not rows:
         raise ConfigError(f"there are no agents in {args.log_dir}")
     folder = Path(args.benchmark_dir)

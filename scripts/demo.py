@@ -80,7 +80,7 @@ def meta_train(args: argparse.Namespace) -> Any:
         verbose=0,
     )
     model = training.build_model(run)
-    training.train(run, model, args.n_timesteps)
+    training.finish(run, model, training.train(run, model, args.n_timesteps))
     training.close(model)
     evaluations = load_evaluations(out / "evaluations.npz")
     title = f"{args.env}: adaptation to 20 validation tasks while meta-training"

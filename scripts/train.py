@@ -48,12 +48,17 @@ def make_parser() -> argparse.ArgumentParser:
         "--num-threads",
         type=int,
         default=-1,
-        help="threads of torch and of the meta step, -1 for one per core",
+        help="threads of physics, of torch and of the meta step, -1 for one per core",
     )
     add("-P", "--progress", action="store_true", help="show a progress bar")
     add("-i", "--trained-agent", default="", help="model to go on with, where it stopped: file, or name")
     add("-params", "--hyperparams", nargs="+", default=[], metavar="KEY:VALUE", help="overrides; the values are YAML")
-    add("-conf", "--conf-file", default="", help="file of hyperparameters (zoo_configs/<algo>.yml if empty)")
+    add(
+        "-conf",
+        "--conf-file",
+        default="",
+        help="file of hyperparameters (zoo_configs/<algo>.yml if empty); with -i the agent keeps its own unless given",
+    )
     return parser
 
 
@@ -87,13 +92,14 @@ def run(args: argparse.Namespace, command: Sequence[str]) -> int:
         find_model_file(args.trained_agent)
     overrides = files.parse_overrides(args.hyperparams)
     entry = files.load_entry(args.conf_file or _flags.default_file(args.algo), args.env)
+    if args.conf_file:
+        overrides = {**entry, **overrides}
     config = files.script_values({**entry, **overrides})
     files.constructor_arguments(config, algorithm)
     if args.num_threads > 0:
         torch.set_num_threads(args.num_threads)
     folder = run_folder.create_run_folder(args.log_folder, args.algo, args.env)
     seed = choose_seed(args.seed)
-    run_folder.write_settings(folder, args.env, config, {**vars(args), "seed": seed, "env_kwargs": None}, command)
     request = recipes.TrainingRun(
         algo=args.algo,
         env_id=args.env,
@@ -105,6 +111,7 @@ def run(args: argparse.Namespace, command: Sequence[str]) -> int:
         trained_agent=args.trained_agent or None,
         seed=seed,
         device=args.device,
+        n_threads=max(args.num_threads, 0),
         tensorboard_log=args.tensorboard_log or None,
         eval_freq=args.eval_freq,
         eval_tasks=args.eval_tasks,
@@ -113,30 +120,39 @@ def run(args: argparse.Namespace, command: Sequence[str]) -> int:
         progress_bar=args.progress,
         verbose=args.verbose,
     )
-    return train(request, args)
+    return train(request, args, command)
 
 
-def train(request: Any, args: argparse.Namespace) -> int:
+def train(request: Any, args: argparse.Namespace, command: Sequence[str]) -> int:
     """Train; on Ctrl-C print the command that resumes the run.
 
     :param request: settings of the run, a ``recipes.TrainingRun``
     :param args: parsed arguments
+    :param command: words of the command, for the record
     :return: exit code, 130 if interrupted
     """
     from sb3_maesn import training
+    from sb3_maesn.run_folder import write_settings
 
     print(f"Writing to {request.folder}")
+    model: Any = None
     try:
         model = training.build_model(request)
-    except Exception:
+        n_timesteps, begun = training.steps_to_train(request, model), model.num_timesteps
+        record = {**vars(args), "seed": request.seed, "env_kwargs": None, "steps_before": begun}
+        write_settings(request.folder, args.env, training.settings_of(request, model), record, command)
+    except BaseException:
+        if model is not None:
+            training.close(model)
         shutil.rmtree(request.folder)  # the folder is new: a run that cannot start leaves no files
         raise
+    path = None
     try:
-        n_timesteps = training.steps_to_train(request, model)
-        goal = model.num_timesteps + (n_timesteps or 0)
         path = training.train(request, model, n_timesteps)
+        training.finish(request, model, path)
     except KeyboardInterrupt:
-        print("\n" + resume_advice(request.folder, args, goal))
+        done = f"Interrupted after training; {path} lacks what is learned after it, such as a score prior."
+        print("\n" + (resume_advice(request.folder, args, begun + n_timesteps) if path is None else done))
         return 130
     finally:
         training.close(model)

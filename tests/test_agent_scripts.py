@@ -2,15 +2,16 @@
 
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import gymnasium as gym
 import numpy as np
 import pytest
 from sb3_contrib import TRPO
 
-from sb3_maesn import MAESN, video
+from sb3_maesn import MAESN, benchmarking, video
 from sb3_maesn.envs import rendering
 from sb3_maesn.run_folder import create_run_folder, write_settings
 from tests.test_playing import tiny_rl2
@@ -219,6 +220,67 @@ def test_benchmark_is_a_table_of_all_agents(logs: Path) -> None:
     ]
     assert json.loads(Path("logs/benchmark/benchmark.json").read_text())["split"] == "test"
     assert "| maesn | PointGoal-v0 |" in Path("logs/benchmark/benchmark.md").read_text()
+
+
+class Thermostat(gym.Env[np.ndarray, np.ndarray]):
+    """A task is a single number, success is not reported, and nothing can be rendered."""
+
+    observation_space = gym.spaces.Box(-10.0, 10.0, (1,), np.float32)
+    action_space = gym.spaces.Box(-1.0, 1.0, (1,), np.float32)
+    target = 0.0
+
+    def sample_tasks(self, n: int) -> list[float]:
+        return list(self.np_random.uniform(-2.0, 2.0, n))
+
+    def set_task(self, task: float) -> None:
+        self.target = float(task)
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[np.ndarray, dict[str, Any]]:
+        super().reset(seed=seed)
+        self.room = np.zeros(1, np.float32)
+        return self.room, {}
+
+    def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+        self.room = np.clip(self.room + 0.5 * action, -10.0, 10.0).astype(np.float32)
+        return self.room, -abs(float(self.room[0]) - self.target), False, False, {}
+
+
+@pytest.fixture
+def thermostat(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """Runs of two algorithms on an environment of the user's own; yields its id."""
+    monkeypatch.chdir(tmp_path)
+    gym.register("Thermostat-v0", Thermostat, max_episode_steps=5)
+    few = ["--env", "Thermostat-v0", "--eval-freq", "-1", "--verbose", "0", "-n", "20", "--hyperparams", "n_episodes:2"]
+    assert load("train").main([*few, "meta_batch_size:2", "n_prior_episodes:null", "balance_episodes:false"]) == 0
+    assert load("train").main(["--algo", "reinforce", "--task", "1.5", *few]) == 0
+    yield "Thermostat-v0"
+    gym.registry.pop("Thermostat-v0")
+
+
+def test_an_environment_of_ones_own_is_adapted_to_and_played(
+    thermostat: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert load("enjoy").main(["--env", thermostat, "--no-render", "-n", "5", "--task", "1.5", *QUICK]) == 0
+    assert "Thermostat-v0, task 1.5" in capsys.readouterr().out
+    model = f"logs/maesn/{thermostat}_1/{thermostat}.zip"
+    assert load("adapt").main([model, "--env", thermostat, "--task", "-0.5", *QUICK]) == 0
+    with pytest.raises(SystemExit):
+        load("adapt").main([model, "--env", thermostat, "--task", "1.5", "2.5", *QUICK])
+    assert "a task of this environment is a single number, got '1.5 2.5'" in capsys.readouterr().err
+    assert load("benchmark").main(["--no-pretrained", "--n-tasks", "2", *QUICK]) == 0
+    assert [row["algo"] for row in read_csv(Path("logs/benchmark/benchmark.csv"))] == ["maesn", "reinforce"]
+
+
+def test_an_agent_that_cannot_be_measured_is_left_out_of_the_benchmark(
+    thermostat: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(*_: Any) -> None:
+        raise TypeError("out of order")
+
+    monkeypatch.setattr(benchmarking, "prepare", fail)
+    assert load("benchmark").main(["--no-pretrained", "--n-tasks", "2", *QUICK]) == 0
+    assert "left out: TypeError" in capsys.readouterr().err
+    assert [row["algo"] for row in read_csv(Path("logs/benchmark/benchmark.csv"))] == ["maesn"]
 
 
 @pytest.mark.parametrize(

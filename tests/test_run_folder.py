@@ -1,5 +1,6 @@
 """Folders of training runs."""
 
+from collections import OrderedDict
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -7,6 +8,7 @@ import pytest
 import yaml
 
 from sb3_maesn.run_folder import (
+    Run,
     create_run_folder,
     find_model,
     find_run,
@@ -69,6 +71,19 @@ def test_runs_are_listed_in_order_of_their_numbers(logs: Path) -> None:
     assert (runs[0].setting("config.yml", "gamma"), runs[0].setting("config.yml", "n_envs")) == (0.9, None)
     with pytest.raises(ValueError, match="no log folder"):
         list_runs(logs / "nowhere")
+
+
+def test_settings_of_the_zoo_itself_are_read_and_no_other_objects(tmp_path: Path) -> None:
+    folder = create_run_folder(tmp_path, "maesn", "PointGoal-v0")
+    run, path = Run("maesn", "PointGoal-v0", folder), folder / "PointGoal-v0" / "args.yml"
+    pairs = [("env", "PointGoal-v0"), ("hyperparams", OrderedDict(gamma=0.5))]
+    path.write_text(yaml.dump(OrderedDict(pairs)))  # as rl-zoo does
+    assert "!!python" in path.read_text()
+    assert (run.setting("args.yml", "env"), run.setting("args.yml", "hyperparams")) == ("PointGoal-v0", {"gamma": 0.5})
+    assert [found.folder for found in list_runs(tmp_path)] == [folder]
+    path.write_text(f"env: !!python/object/apply:os.mkdir [{tmp_path / 'made'}]")
+    assert run.setting("args.yml", "env") is None
+    assert not (tmp_path / "made").exists()
 
 
 def test_the_latest_run_is_found_unless_another_is_named(logs: Path) -> None:

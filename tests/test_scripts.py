@@ -19,11 +19,12 @@ import pytest
 import torch
 import yaml
 
-from sb3_maesn import MAESN, MAML
+from sb3_maesn import MAESN, MAML, recipes
+from sb3_maesn.config import constructor_arguments
 from sb3_maesn.envs import PointGoal
 from sb3_maesn.model_files import guess_test_env
 from sb3_maesn.recipes import TrainingRun
-from sb3_maesn.training import find_recipe
+from sb3_maesn.training import find_recipe, steps_to_train
 from tests.tiny import tiny
 
 SCRIPTS = Path(__file__).resolve().parent.parent / "scripts"
@@ -457,12 +458,82 @@ def test_verbose_2_keeps_the_traceback(tmp_path: Path, monkeypatch: pytest.Monke
         load("train").main(["--env", "PointGaol-v0", "--verbose", "2"])
 
 
+def test_a_resumed_run_records_the_settings_of_the_model(train: Callable[..., Path]) -> None:
+    first = train("-n", str(ITERATION), "--seed", "0")
+    Path("conf.yml").write_text("default: {gamma: 0.5, n_envs: 6, eval_rule: kernel}")
+    kept = train("-n", str(ITERATION), "-i", str(first / "PointGoal-v0.zip"))
+    given = train("-n", str(ITERATION), "-i", str(first / "PointGoal-v0.zip"), "--conf-file", "conf.yml")
+    for folder, gamma in ((kept, 0.99), (given, 0.5)):
+        config = yaml.safe_load((folder / "PointGoal-v0" / "config.yml").read_text())
+        model = MAESN.load(folder / "PointGoal-v0.zip")
+        assert (model.gamma, config["gamma"], config["n_episodes"], config["meta_batch_size"]) == (gamma, gamma, 4, 3)
+        assert constructor_arguments(config, MAESN)["target_kl"] == pytest.approx(model.target_kl)
+        assert yaml.safe_load((folder / "PointGoal-v0" / "args.yml").read_text())["steps_before"] == ITERATION
+    assert (config["n_envs"], config["eval_rule"]) == (6, "kernel")
+
+
+def test_a_model_whose_batch_is_its_members_keeps_their_number(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    command = "--algo rl2 --env PointGoal-v0 --eval-freq -1 --verbose 0 -n 160"
+    flags = [*command.split(), "--hyperparams"]
+    assert load("train").main([*flags, "n_envs:4", "meta_batch_size:4", "n_episodes:2"]) == 0
+    resume = ["-i", "logs/rl2/PointGoal-v0_1/PointGoal-v0.zip"]
+    with pytest.raises(SystemExit):
+        load("train").main([*flags, "n_envs:7", *resume])
+    assert "expected n_envs:4 or none, got 7" in capsys.readouterr().err
+    assert not Path("logs/rl2/PointGoal-v0_2").exists()
+
+
+def test_interrupted_after_training_the_model_is_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+
+    def interrupt(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(MAESN, "learn_score_prior", interrupt)
+    flags = ["--env", "PointGoal-v0", "--eval-freq", "-1", "--save-freq", "-1", "--verbose", "0", "-n", str(ITERATION)]
+    assert load("train").main([*flags, "--hyperparams", *TINY]) == 130
+    path = Path("logs/maesn/PointGoal-v0_1/PointGoal-v0.zip")
+    assert f"Interrupted after training; {path} lacks" in capsys.readouterr().out
+    assert MAESN.load(path).num_timesteps == ITERATION
+
+
+def test_threads_are_those_of_physics_too(train: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+    whole = recipes.make_vec
+
+    def make_vec(env_id: str, n_envs: int, n_threads: int = 0) -> Any:
+        asked.append(n_threads)
+        return whole(env_id, n_envs, n_threads)
+
+    monkeypatch.setattr(recipes, "make_vec", make_vec)
+    before = torch.get_num_threads()
+    try:
+        train(
+            "-n", str(ITERATION), "--num-threads", "1", "--eval-freq", "1", "--eval-tasks", "2", "--eval-episodes", "2"
+        )
+    finally:
+        torch.set_num_threads(before)
+    assert asked == [1, 1, 1]  # to train, to evaluate, and for the score prior
+
+
 def test_a_spent_budget_asks_for_more_steps(train: Callable[..., Path], capsys: pytest.CaptureFixture[str]) -> None:
     folder = train("-n", str(ITERATION))
     Path("conf.yml").write_text(f"default: {{n_timesteps: {ITERATION}}}")
     with pytest.raises(SystemExit):
         train("-i", str(folder / "PointGoal-v0.zip"), "--conf-file", "conf.yml")
     assert "say with -n how many more" in capsys.readouterr().err
+    assert not Path("logs/maesn/PointGoal-v0_2").exists()  # or it would count as the latest run
+
+
+def test_without_a_configured_budget_a_resumed_run_ends_where_the_whole_one_does(train: Callable[..., Path]) -> None:
+    run = TrainingRun("maesn", "PointGoal-v0", {}, Path(), trained_agent="before")
+    model = MAESN.load(train("-n", str(ITERATION)) / "PointGoal-v0.zip", env=tiny().env)
+    assert steps_to_train(run, model) == 300 * ITERATION - ITERATION
 
 
 def test_adapt_prints_and_writes_the_rounds(model_file: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -21,7 +22,7 @@ from sb3_maesn import benchmarking, tuning
 from sb3_maesn import study as studies
 from sb3_maesn.benchmarking import EvaluationPlan, Outcome
 from sb3_maesn.config import ConfigError, constructor_arguments
-from sb3_maesn.heartbeat import fail_trials, heartbeats, is_stale
+from sb3_maesn.heartbeat import fail_trials, heartbeats, is_stale, worker_name
 from sb3_maesn.maesn import MAESN
 from sb3_maesn.search_spaces import SEARCH_SPACES
 from sb3_maesn.study import StudyRequest, open_study, run_study
@@ -75,9 +76,15 @@ def scripted(monkeypatch: pytest.MonkeyPatch) -> dict[int, list[float]]:
         value = np.array([[scores[seed][turns[seed] % len(scores[seed])]]])
         return Outcome(value, value, value)
 
-    monkeypatch.setattr(tuning, "_train_to", lambda model, steps: None)
+    monkeypatch.setattr(tuning, "_train", stop_over_only)
     monkeypatch.setattr(tuning, "measure", measure)
     return scores
+
+
+def stop_over_only(model: Any, n_timesteps: int, stages: Sequence[int], reached: Callable[[int], Any]) -> None:
+    """Stand in for training."""
+    for steps in stages:
+        reached(steps)
 
 
 def test_value_is_the_median_of_the_seeds_at_the_end(tmp_path: Path, scripted: dict[int, list[float]]) -> None:
@@ -132,11 +139,47 @@ def test_numbers_that_are_not_finite_prune(tmp_path: Path, scripted: dict[int, l
 def test_an_evaluation_whose_numbers_are_not_finite_prunes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(tuning, "_train_to", lambda model, steps: None)
+    monkeypatch.setattr(tuning, "_train", stop_over_only)
     monkeypatch.setitem(SEARCH_SPACES, "maml", lambda trial: {"policy_step_size_init": 1e30})
     study = run_study(request(tmp_path, plan=replace(PLAN, algo="maml"), n_trials=1, verbose=1))
     assert study.trials[0].state == TrialState.PRUNED
     assert "trial 0: pruned (evaluation failed: PointGoalSparse-v0: actions must be finite" in capsys.readouterr().out
+
+
+def test_schedules_span_the_whole_training_of_every_seed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    evaluated: list[tuple[int, float]] = []
+
+    def measure(agent: Any, plan: EvaluationPlan) -> Outcome:
+        evaluated.append((agent.model.num_timesteps, agent.model._current_progress_remaining))
+        return Outcome(np.zeros((1, 1)), np.ones((1, 1)), np.zeros((1, 1)))
+
+    monkeypatch.setattr(tuning, "measure", measure)
+    sizes = {"meta_batch_size": 5, "n_episodes": 5}  # 1000 steps an iteration
+    plan = replace(PLAN, config={**PLAN.config, **sizes}, fixed=sizes, n_timesteps=4000, n_seeds=2)
+    run_study(request(tmp_path, plan=plan, n_trials=1))
+    assert evaluated == [(2000, 0.5), (4000, 0.0), (4000, 0.0)]
+
+
+def test_a_study_that_goes_on_draws_new_trials(tmp_path: Path, scripted: dict[int, list[float]]) -> None:
+    scripted[0] = [0.5]
+    for n_trials in (2, 4):
+        study = run_study(request(tmp_path, sampler="random", n_trials=n_trials))
+    whole = run_study(request(tmp_path, name="whole", sampler="random", n_trials=2))
+    drawn = [tuple(sorted(trial.params.items())) for trial in study.trials]
+    assert len(set(drawn)) == 4
+    assert [tuple(sorted(trial.params.items())) for trial in whole.trials] == drawn[:2]  # the seed still counts
+
+
+@pytest.mark.skipif(os.name != "posix", reason="only POSIX tells whether a process lives")
+def test_a_worker_that_died_on_this_machine_is_noticed_at_once(tmp_path: Path) -> None:
+    with subprocess.Popen([sys.executable, "-c", ""]) as process:
+        process.wait()
+    study = open_study(request(tmp_path))
+    dead, alive, elsewhere = study.ask(), study.ask(), study.ask()
+    for trial, worker in ((dead, worker_name(process.pid)), (alive, worker_name(os.getpid())), (elsewhere, "away:1")):
+        trial.set_user_attr("worker", worker)
+        trial.set_user_attr("heartbeat", time.time())
+    assert fail_trials(study, lambda trial: is_stale(trial, 50)) == [dead.number]
 
 
 def test_a_study_goes_on_where_it_stopped_and_reports(tmp_path: Path) -> None:

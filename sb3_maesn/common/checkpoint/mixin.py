@@ -301,6 +301,15 @@ class CheckpointMixin(Base):
 
         return push_to_hub(self, repo_id, **kwargs)
 
+    def plain_settings(self) -> dict[str, Any]:
+        """Describe policy and hyperparameters as plain values, in the notation of hyperparameter files.
+
+        :return: arguments of the constructor by name
+        :raises ValueError: if a setting has no plain form
+        """
+        named = {"policy": self._policy_alias(), "policy_kwargs": encode_policy_kwargs(self.policy_kwargs)}
+        return {**named, **self._plain_hyperparameters()}
+
     # Writing: the parts of the configuration
 
     def _policy_alias(self) -> str:
