@@ -249,7 +249,7 @@ class Thermostat(gym.Env[np.ndarray, np.ndarray]):
 def thermostat(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """Runs of two algorithms on an environment of the user's own; yields its id."""
     monkeypatch.chdir(tmp_path)
-    gym.register("Thermostat-v0", Thermostat, max_episode_steps=5)
+    gym.register("Thermostat-v0", f"{__name__}:Thermostat", max_episode_steps=5)
     few = ["--env", "Thermostat-v0", "--eval-freq", "-1", "--verbose", "0", "-n", "20", "--hyperparams", "n_episodes:2"]
     assert load("train").main([*few, "meta_batch_size:2", "n_prior_episodes:null", "balance_episodes:false"]) == 0
     assert load("train").main(["--algo", "reinforce", "--task", "1.5", *few]) == 0

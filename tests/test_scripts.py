@@ -19,7 +19,7 @@ import pytest
 import torch
 import yaml
 
-from sb3_maesn import MAESN, MAML, recipes
+from sb3_maesn import MAESN, MAML, envs, recipes
 from sb3_maesn.config import constructor_arguments
 from sb3_maesn.envs import PointGoal
 from sb3_maesn.model_files import guess_test_env
@@ -504,7 +504,7 @@ def test_interrupted_after_training_the_model_is_there(
 
 def test_threads_are_those_of_physics_too(train: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[int] = []
-    whole = recipes.make_vec
+    whole = envs.make_vec
 
     def make_vec(env_id: str, n_envs: int, n_threads: int = 0) -> Any:
         asked.append(n_threads)
