@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, TypeAlias
 import numpy as np
 
 from sb3_maesn.config import ConfigError
-from sb3_maesn.run_folder import find_runs
+from sb3_maesn.run_folder import find_runs, parent_of, recorded_argument
 
 Array: TypeAlias = np.ndarray
 
@@ -85,7 +85,7 @@ def training_curve(
     columns, name = read_monitor(folder), Y_AXES[y_axis][1]
     if name not in columns:
         return None
-    steps = np.cumsum(columns["l"])
+    steps = np.cumsum(columns["l"]) + (recorded_argument(Path(folder), "steps_before") or 0)
     kept = steps <= max_steps
     if kept.sum() < window:
         return None
@@ -99,39 +99,65 @@ def merge_evaluations(
 ) -> Evaluations | None:
     """Average the evaluations of several runs.
 
-    If the runs were evaluated at different steps, those of the run with the fewest evaluations are used, as far as all
-    runs have evaluations before and after them, and the values of the others are interpolated.
+    A run that went on with the model of another is joined to it. If the runs were evaluated at different steps, those
+    of the run with the fewest evaluations are used, as far as all runs have evaluations before and after them, and the
+    values of the others are interpolated.
 
     :param folders: folders of runs; those without ``evaluations.npz`` are skipped
     :param key: array to average, one of ``KEYS``
     :param max_steps: environment steps after which evaluations are ignored
     :param min_steps: environment steps that a run must have reached in order to count
-    :return: averages, None if no run has such evaluations or the runs have no steps in common
-    :raises ConfigError: if the key is unknown
+    :return: averages, None if no run has such evaluations
+    :raises ConfigError: if the key is unknown, or the runs have no steps in common
     """
     if key not in KEYS:
         raise ConfigError(f"the key must be one of {', '.join(KEYS)}, got {key!r}")
-    runs = []
-    for folder in folders:
-        path = Path(folder) / "evaluations.npz"
-        if not path.is_file():
-            continue
-        with np.load(path, allow_pickle=False) as arrays:
-            if key not in arrays.files:
-                continue
-            timesteps, values = arrays["timesteps"], np.asarray(arrays[key], dtype=float)
-        if len(timesteps) and timesteps[-1] >= min_steps and timesteps[0] <= max_steps:
-            kept = timesteps <= max_steps
-            runs.append((timesteps[kept], values.reshape(len(timesteps), -1).mean(axis=1)[kept]))
+    runs = {
+        folder: (timesteps[timesteps <= max_steps], means[timesteps <= max_steps])
+        for folder, (timesteps, means) in _whole_runs([Path(folder) for folder in folders], key).items()
+        if timesteps[-1] >= min_steps and timesteps[0] <= max_steps
+    }
     if not runs:
         return None
-    grid = min((timesteps for timesteps, _ in runs), key=len)
-    first, last = max(timesteps[0] for timesteps, _ in runs), min(timesteps[-1] for timesteps, _ in runs)
+    grid = min((timesteps for timesteps, _ in runs.values()), key=len)
+    first = max(timesteps[0] for timesteps, _ in runs.values())
+    last = min(timesteps[-1] for timesteps, _ in runs.values())
     grid = grid[(grid >= first) & (grid <= last)]
     if not len(grid):
-        return None
-    by_run = np.stack([np.interp(grid, timesteps, means) for timesteps, means in runs])  # (n_runs, E)
+        spans = ", ".join(f"{folder} from {steps[0]} to {steps[-1]}" for folder, (steps, _) in runs.items())
+        raise ConfigError(f"the evaluations have no steps in common: {spans}; -min leaves short runs out")
+    by_run = np.stack([np.interp(grid, timesteps, means) for timesteps, means in runs.values()])  # (n_runs, E)
     return Evaluations(grid, by_run.mean(axis=0), _standard_error(by_run), by_run[:, -1])
+
+
+def _whole_runs(folders: Sequence[Path], key: str) -> dict[Path, tuple[Array, Array]]:
+    """Read the evaluations of runs, each joined to those of the run that it went on with, which is then left out.
+
+    :param folders: folders of runs, a resumed one after the one that it went on with
+    :param key: array to average over episodes, one of ``KEYS``
+    :return: environment steps and means by folder (both (E,))
+    """
+    read = {folder: evaluations for folder in folders if (evaluations := _read_evaluations(folder, key)) is not None}
+    parents = {folder: parent_of(folder, list(read)) for folder in read}
+    for folder, parent in parents.items():
+        if parent is not None:
+            (steps, means), (earlier_steps, earlier_means) = read[folder], read[parent]
+            before = earlier_steps <= (recorded_argument(folder, "steps_before") or steps[0])
+            joined_steps = np.concatenate([earlier_steps[before], steps])
+            read[folder] = joined_steps, np.concatenate([earlier_means[before], means])
+    return {folder: evaluations for folder, evaluations in read.items() if folder not in parents.values()}
+
+
+def _read_evaluations(folder: Path, key: str) -> tuple[Array, Array] | None:
+    """Read the steps and the means over episodes of a run's evaluations (both (E,)), None if there are none."""
+    path = folder / "evaluations.npz"
+    if not path.is_file():
+        return None
+    with np.load(path, allow_pickle=False) as arrays:
+        if key not in arrays.files or not len(arrays["timesteps"]):
+            return None
+        timesteps, values = arrays["timesteps"], np.asarray(arrays[key], dtype=float)
+    return timesteps, values.reshape(len(timesteps), -1).mean(axis=1)
 
 
 def gather(
@@ -146,7 +172,7 @@ def gather(
     :param max_steps: environment steps after which evaluations are ignored
     :param min_steps: environment steps that a run must have reached in order to count
     :return: averages by ``{algo}-{label}``, without algorithms that have no evaluations
-    :raises ConfigError: if the key is unknown
+    :raises ConfigError: if the key is unknown, or the runs of an algorithm have no steps in common
     """
     found = {
         f"{algo}-{label}": merge_evaluations(find_runs(root, algo, [env_id]), key, max_steps, min_steps)

@@ -153,6 +153,31 @@ class Run:
         return content.get(key) if isinstance(content, dict) else None
 
 
+def recorded_argument(folder: Path, key: str) -> Any:
+    """Look up an argument of the command line of a run.
+
+    :param folder: folder of the run
+    :param key: name of the argument
+    :return: value, None if it was not recorded
+    """
+    paths = sorted(folder.glob("*/args.yml"))
+    return Run(folder.parent.name, paths[0].parent.name, folder).setting("args.yml", key) if paths else None
+
+
+def parent_of(folder: Path, candidates: Sequence[Path]) -> Path | None:
+    """Find the run whose model a resumed run went on with.
+
+    :param folder: folder of the run
+    :param candidates: folders of runs
+    :return: the one among the candidates, None if it is not there, or the run began with a new model
+    """
+    agent = recorded_argument(folder, "trained_agent")
+    if not agent:
+        return None
+    names = Path(agent).parts[-3:-1]  # algorithm and run: the path may be relative to another directory
+    return next((path for path in candidates if path != folder and path.parts[-2:] == names), None)
+
+
 class _SettingsLoader(yaml.SafeLoader):
     """Loader of plain YAML, and of the one Python object in rl-zoo's settings files, an OrderedDict of them all."""
 

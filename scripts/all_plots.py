@@ -38,9 +38,12 @@ def plot(args: argparse.Namespace) -> None:
     from sb3_maesn.config import ConfigError
     from sb3_maesn.results import provenance, write_table
 
-    labels = args.labels or [Path(folder).name for folder in args.exp_folders]
+    names = [Path(folder).resolve().name for folder in args.exp_folders]
+    labels = args.labels or (names if len(set(names)) == len(names) else args.exp_folders)
     if len(labels) != len(args.exp_folders):
         raise ConfigError(f"expected one label for each of {len(args.exp_folders)} folders, got {len(labels)}")
+    if len(set(labels)) < len(labels):
+        raise ConfigError(f"expected labels that differ, got {', '.join(labels)}")
     roots = dict(zip(labels, args.exp_folders, strict=True))
     rows = []
     for env_id in args.env:

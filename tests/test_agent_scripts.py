@@ -1,6 +1,7 @@
 """The scripts that use trained agents: what they print and write, and how they refuse bad input."""
 
 import json
+import shutil
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -197,6 +198,14 @@ def test_plots_of_training_are_drawn(logs: Path, capsys: pytest.CaptureFixture[s
     assert Path(f"p/{POINT}.png").is_file()
 
 
+def test_roots_of_the_same_name_are_told_apart(logs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shutil.copytree("logs", "other/logs")
+    assert load("all_plots").main(["-e", POINT, "-f", "logs", "other/logs"]) == 0
+    printed = capsys.readouterr().out
+    assert "| maesn-logs | 2 |" in printed
+    assert "| maesn-other/logs | 2 |" in printed
+
+
 def test_plot_adaptation_measures_and_draws_its_own_tables_again(logs: Path) -> None:
     script = load("plot_adaptation")
     assert script.main(["-e", POINT, "--n-tasks", "2", "-o", "p/a.png", *QUICK]) == 0
@@ -305,6 +314,7 @@ def test_an_agent_that_cannot_be_measured_is_left_out_of_the_benchmark(
         ("plot_train", ["-e", POINT, "-w", "0"], "--episode-window must be at least 1, got 0"),
         ("all_plots", ["-e", "AntGoal-v0"], "no evaluations"),
         ("all_plots", ["-e", POINT, "-k", "success"], "must be one of results, successes, ep_lengths, got 'success'"),
+        ("all_plots", ["-f", "a", "b", "-l", "c", "c"], "labels that differ, got c, c"),
         ("all_plots", ["-l", "a", "b"], "one label for each of 1 folders, got 2"),
         ("plot_adaptation", ["nowhere.csv"], "nowhere.csv"),
         ("plot_adaptation", ["logs/maesn/PointGoal-v0_1/PointGoal-v0/args.yml"], "no table of adaptation"),

@@ -7,6 +7,7 @@ import pytest
 
 from sb3_maesn.config import ConfigError
 from sb3_maesn.curves import last_row, markdown_table, merge_evaluations, read_monitor, training_curve
+from sb3_maesn.run_folder import write_settings
 
 
 def monitor(folder: Path, name: str, rows: list[str], columns: str = "r,l,t,is_success") -> None:
@@ -15,7 +16,7 @@ def monitor(folder: Path, name: str, rows: list[str], columns: str = "r,l,t,is_s
 
 
 def evaluations(folder: Path, timesteps: list[int], results: list[list[float]]) -> Path:
-    folder.mkdir()
+    folder.mkdir(exist_ok=True)
     np.savez(folder / "evaluations.npz", timesteps=np.array(timesteps), results=np.array(results))
     return folder
 
@@ -63,7 +64,42 @@ def test_evaluations_of_runs_are_averaged_where_the_coarsest_was_evaluated(tmp_p
     both = merge_evaluations([coarse, later])
     assert both is not None
     np.testing.assert_allclose(both.timesteps, [35])  # at 15 the second run had not been evaluated
-    assert merge_evaluations([evaluations(tmp_path / "short", [5], [[1, 1]]), fine]) is None
+    with pytest.raises(ConfigError, match="short from 5 to 5, .*fine from 10 to 40"):
+        merge_evaluations([evaluations(tmp_path / "short", [5], [[1, 1]]), fine])
+
+
+def resumed(folder: Path, agent: str, steps_before: int | None = None) -> Path:
+    """Note in a run's folder that it went on with the model of another."""
+    args = {"env": "Env-v0", "trained_agent": agent} | ({} if steps_before is None else {"steps_before": steps_before})
+    write_settings(folder, "Env-v0", {}, args, ["train"])
+    return folder
+
+
+@pytest.mark.parametrize("steps_before", [20, None])  # older runs did not record it
+def test_a_resumed_run_is_joined_to_the_one_that_it_went_on_with(tmp_path: Path, steps_before: int | None) -> None:
+    names = [tmp_path / "maesn" / f"Env-v0_{n}" for n in range(1, 5)]
+    for name in names:
+        (name / "Env-v0").mkdir(parents=True)
+    first = evaluations(names[0], [10, 20], [[1.0], [2.0]])
+    other = evaluations(names[1], [10, 20, 30, 40], [[2.0], [2.0], [2.0], [2.0]])
+    second = evaluations(resumed(names[2], "logs/maesn/Env-v0_1/Env-v0.zip", steps_before), [30], [[3.0]])
+    third = evaluations(resumed(names[3], "logs/maesn/Env-v0_3/rl_model_30_steps.zip", 30), [40], [[4.0]])
+    merged = merge_evaluations([first, other, second, third])
+    assert merged is not None
+    assert merged.timesteps.tolist() == [10, 20, 30, 40]
+    assert merged.mean.tolist() == [1.5, 2.0, 2.5, 3.0]
+    assert merged.last.tolist() == [2.0, 4.0]
+    resumed(names[2], "maesn-Env-v0")  # a model that was published: its evaluations are not here
+    with pytest.raises(ConfigError, match=r"no steps in common: .*Env-v0_1 from 10 to 20, .*Env-v0_3 from 30 to 30"):
+        merge_evaluations([first, second])
+
+
+def test_the_curve_of_a_resumed_run_begins_where_the_other_ended(tmp_path: Path) -> None:
+    (tmp_path / "Env-v0").mkdir()
+    monitor(resumed(tmp_path, "logs/maesn/Env-v0_1/Env-v0.zip", 100), "0", ["1,5,1,True", "2,5,2,True"])
+    curve = training_curve(tmp_path, window=1)
+    assert curve is not None
+    assert curve[0].tolist() == [105, 110]
 
 
 def test_a_key_that_is_none_is_refused() -> None:
