@@ -1,7 +1,7 @@
 """Loading of models of any algorithm, and export of trained models as pretrained models of the package."""
 
-import csv
 import json
+import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,9 +13,11 @@ from sb3_maesn.common.checkpoint.file import read_checkpoint
 from sb3_maesn.common.checkpoint.mixin import CheckpointMixin
 from sb3_maesn.common.checkpoint.plain_json import dump_json
 from sb3_maesn.common.checkpoint.pretrained import FOLDER, RESULTS
+from sb3_maesn.common.files import write_atomically
 from sb3_maesn.common.meta_on_policy_algorithm import MetaOnPolicyAlgorithm
 from sb3_maesn.config import ConfigError
 from sb3_maesn.model_files import find_model_file
+from sb3_maesn.results import known_columns, read_adaptation_table
 from sb3_maesn.training import ALGOS, find_recipe
 
 __all__ = [
@@ -111,8 +113,8 @@ def export_pretrained(
     :param env_id: task family that the model was trained on; None if the model knows it
     :param folder: folder of all pretrained models
     :return: folder of the model
-    :raises ValueError: if the model is larger than ``MAX_BYTES``, or its task family or the origin of the rows is
-        missing
+    :raises ValueError: if the model is larger than ``MAX_BYTES``, or its task family, its success or the origin of the
+        rows is missing; a model of that name then stays as it is
     """
     missing = {"env", "tasks", "rule"} - set(about)
     if missing or len(rounds) < 2:
@@ -120,28 +122,34 @@ def export_pretrained(
     model.env_id = env_id or model.env_id
     if model.env_id is None:
         raise ValueError("expected the task family that the model was trained on: its file does not say it")
+    unknown = set(rounds[0]) - set(known_columns(rounds)[0])
+    if unknown:
+        raise ValueError(f"expected an environment that reports success, got no values of {', '.join(sorted(unknown))}")
     target = folder / name
-    model.save_checkpoint(target, contents="agent")
-    (target / RESULTS).write_bytes(dump_json({**about, "rounds": list(rounds)}))
-    size = sum(path.stat().st_size for path in target.iterdir())
+    results = dump_json({**about, "rounds": list(rounds)})
+    with tempfile.TemporaryDirectory() as draft:
+        model.save_checkpoint(draft, contents="agent")
+        size = len(results) + sum(path.stat().st_size for path in Path(draft).iterdir())
     if size > MAX_BYTES:
         raise ValueError(f"expected at most {MAX_BYTES} bytes in {target}, got {size}")
+    model.save_checkpoint(target, contents="agent")
+    write_atomically(target / RESULTS, lambda file: file.write(results))
     return target
 
 
 def read_rounds(table: Path, rule: str, model: str | None = None) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """Read the rows of one model and rule from a table that ``scripts/evaluate.py learning`` wrote.
+    """Read the rows of one model and rule from a table of adaptation rounds.
 
-    :param table: CSV file, with the JSON file of the same name beside it
+    :param table: CSV file that ``scripts/evaluate.py learning`` or ``scripts/plot_adaptation.py`` wrote, with the JSON
+        file of the same name beside it
     :param rule: adaptation rule
     :param model: name of the model in the table, None for the first
     :return: rows by round, and their origin
-    :raises ConfigError: if a file cannot be read, or the table has no such rows
+    :raises ValueError: if a file cannot be read, is no such table, or has no such rows
     """
     about = table.with_suffix(".json")
     try:
-        with table.open(newline="", encoding="utf-8") as file:
-            rows = list(csv.DictReader(file))
+        rows = read_adaptation_table(table)
         made = json.loads(about.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"cannot read {error.filename}: {error.strerror}") from error
@@ -150,11 +158,9 @@ def read_rounds(table: Path, rule: str, model: str | None = None) -> tuple[list[
     own = [row for row in rows if row.get("model", "") == chosen and row.get("rule") == rule]
     if not own:
         raise ConfigError(f"{table} has no rows of rule {rule!r} and model {chosen!r}; its models: {', '.join(models)}")
-    rounds = [{key: _number(text) for key, text in row.items() if key not in ("model", "rule")} for row in own]
-    return rounds, {
-        "rule": rule,
-        **{key: made[key] for key in ("env", "split", "tasks", "seed", "command", "versions")},
-    }
+    rounds = [{key: _number(text) for key, text in row.items() if key not in ("model", "rule", "env")} for row in own]
+    about_all = {key: made[key] for key in ("env", "split", "tasks", "seed", "command", "versions")}
+    return rounds, {"rule": rule, **about_all, "env": own[0].get("env", made["env"])}
 
 
 def _number(text: str) -> int | float:

@@ -20,7 +20,7 @@ from sb3_maesn.common.checkpoint.mixin import CheckpointMixin
 from sb3_maesn.common.checkpoint.plain_json import dump_json
 from sb3_maesn.common.checkpoint.pretrained import find_pretrained, list_pretrained, read_results
 from sb3_maesn.model_card import CURVE, CardFacts, make_card
-from sb3_maesn.results import Row
+from sb3_maesn.results import Row, known_columns
 from sb3_maesn.run_folder import file_name, training_command
 from sb3_maesn.training import ALGOS
 
@@ -47,7 +47,8 @@ class Publication:
     :param model: model to publish
     :param env_id: environment that the model was trained on; empty if the model knows it
     :param rounds: rows of ``results.adaptation_rows`` on test tasks; empty if the model was not evaluated
-    :param tested: origin of the rows: ``env``, ``tasks`` and ``rule``; ``split`` and ``command`` if known
+    :param tested: origin of the rows: ``env``, ``tasks`` and ``rule``; ``split``, ``command`` and the number of
+        ``episodes`` of each task that were measured in a round, if known
     :param command: command that trained the model, empty if unknown
     :param files: further files by name, such as a ``replay.mp4``, a GIF or raw curves; they replace generated files of
         the same name
@@ -178,7 +179,7 @@ def publication_files(publication: Publication) -> dict[str, bytes | Path]:
         seed=publication.model.seed,
         command=publication.command,
         versions=config.versions,
-        rounds=publication.rounds,
+        rounds=known_columns(publication.rounds),
         tested=publication.tested,
         files=sorted(files),
         licence=publication.licence,
@@ -186,11 +187,12 @@ def publication_files(publication: Publication) -> dict[str, bytes | Path]:
     return {"README.md": str(make_card(facts)).encode(), **files}
 
 
-def pretrained_publication(name: str, organisation: str) -> Publication:
+def pretrained_publication(name: str, organisation: str, licence: str = "mit") -> Publication:
     """Prepare a pretrained model of the package for publication.
 
     :param name: key of ``list_pretrained()``
     :param organisation: user or organisation of the Hub
+    :param licence: licence in the abbreviation of the Hub
     :return: model with its results
     """
     folder, about = find_pretrained(name), list_pretrained()[name]
@@ -198,7 +200,7 @@ def pretrained_publication(name: str, organisation: str) -> Publication:
     model = ALGORITHMS[about.algorithm].load_checkpoint(folder)
     tested = {key: value for key, value in results.items() if key != "rounds"}
     repo_id, command = f"{organisation}/{name}", str(results.get("training_command", ""))
-    return Publication(repo_id, model, rounds=results["rounds"], tested=tested, command=command)
+    return Publication(repo_id, model, rounds=results["rounds"], tested=tested, command=command, licence=licence)
 
 
 def run_files(folder: Path, env_id: str) -> tuple[dict[str, bytes | Path], str]:
@@ -212,6 +214,9 @@ def run_files(folder: Path, env_id: str) -> tuple[dict[str, bytes | Path], str]:
     found: dict[str, bytes | Path] = {name: settings / name for name in SETTINGS_FILES}
     found |= {name: folder / name for name in RUN_FILES}
     found |= {path.name: path for path in (*folder.glob("replay.mp4"), *folder.glob("*.gif"))}
+    films = sorted(folder.glob("videos/*.mp4"), key=lambda path: path.stat().st_mtime)
+    if films:  # as record_video.py writes them; the Hub plays replay.mp4
+        found = {"replay.mp4": films[-1], **found}
     return {name: path for name, path in found.items() if Path(str(path)).is_file()}, training_command(folder, env_id)
 
 
@@ -249,15 +254,16 @@ def _results(publication: Publication) -> dict[str, bytes | Path]:
     """Make rl-zoo's summary of results, the table of adaptation rounds and, with matplotlib, its figure."""
     if not publication.rounds:
         return {}
-    rounds, last = publication.rounds, publication.rounds[-1]
-    n_tasks = int(publication.tested["tasks"])
+    rounds = known_columns(publication.rounds)
+    last, n_tasks = rounds[-1], int(publication.tested["tasks"])
+    n_episodes = publication.tested.get("episodes", int(last["episodes"]) // max(len(rounds) - 1, 1))
     summary = {
         "mean_reward": last["mean_return"],
         "std_reward": round(last["return_interval"] / 1.96 * n_tasks**0.5, 2),  # over the means of the tasks
         "is_deterministic": False,
-        "n_eval_episodes": n_tasks * int(last["episodes"]) // max(len(rounds) - 1, 1),
+        "n_eval_episodes": n_tasks * n_episodes,
         **publication.tested,
-        "rounds": [dict(row) for row in rounds],
+        "rounds": rounds,
     }
     table = io.StringIO()
     writer = csv.DictWriter(table, fieldnames=list(last), lineterminator="\n")

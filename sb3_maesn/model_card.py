@@ -26,7 +26,8 @@ class CardFacts:
     :param seed: seed of the training
     :param command: command that trained the model, empty if unknown
     :param versions: versions of the packages that wrote the model, by package
-    :param rounds: rows of ``results.adaptation_rows``; empty if the model was not evaluated
+    :param rounds: rows of ``results.adaptation_rows``, without success if it is unknown; empty if the model was not
+        evaluated
     :param tested: origin of the rows: ``env``, ``tasks`` and ``rule``; ``split`` and ``command`` if known
     :param files: names of all other files of the repository
     :param licence: licence in the abbreviation of the Hub
@@ -89,8 +90,7 @@ def _eval_results(facts: CardFacts) -> list[EvalResult]:
     last = facts.rounds[-1]
     metrics = {
         "mean_reward": f"{last['mean_return']:.2f} +/- {last['return_interval']:.2f}",
-        "success_rate": last["success"],
-        "solved_tasks": last["solved"],
+        **({"success_rate": last["success"], "solved_tasks": last["solved"]} if "success" in last else {}),
     }
     return [
         EvalResult(
@@ -173,23 +173,33 @@ def _results(facts: CardFacts) -> str:
     if not facts.rounds:
         how = ": `sb3_maesn.evaluation.evaluate_adaptation` measures how it adapts" if facts.adapts else ""
         return f"## Results\n\nNot evaluated{how}."
+    knows_success = "success" in facts.rounds[-1]
     rows = "\n".join(
-        f"| {row['round']} | {row['episodes']} | {row['mean_return']:.1f} ± {row['return_interval']:.1f}"
-        f" | {100 * row['success']:.1f} % ± {100 * row['success_interval']:.1f} | {100 * row['solved']:.0f} % |"
+        f"| {row['round']} | {row['episodes']} | {row['mean_return']:.1f} ± {row['return_interval']:.1f} |"
+        + (
+            f" {100 * row['success']:.1f} % ± {100 * row['success_interval']:.1f} | {100 * row['solved']:.0f} % |"
+            if knows_success
+            else ""
+        )
         for row in facts.rounds
     )
+    columns = ["round", "episodes so far", "mean return"]
+    solved = ""
+    if knows_success:
+        columns += ["successful episodes", "solved tasks"]
+        solved = "; a task is solved if at least\nhalf of a round's episodes succeed"
+    header = f"| {' | '.join(columns)} |\n{'|---' * len(columns)}|"
     tested, split = facts.tested, facts.tested.get("split", "test")
     tasks = "training tasks" if split == "train" else f"{split} tasks"
     unseen = "" if split == "train" else ", which training never saw"
     rule = "its memory" if tested["rule"] == MEMORY else f"the rule `{tested['rule']}`"
     command = f"\n\n```bash\n{tested['command']}\n```" if tested.get("command") else ""
-    picture = f"\n\n![Return and success by adaptation round]({CURVE})" if CURVE in facts.files else ""
+    shown = "Return and success" if knows_success else "Return"
+    picture = f"\n\n![{shown} by adaptation round]({CURVE})" if CURVE in facts.files else ""
     return (
         f"## Results\n\nAdaptation to {tested['tasks']} {tasks} of `{facts.test_env_id}`{unseen}, by {rule}.\n"
         "Round 0 is the policy before adaptation;"
-        " ± is the half width of a 95 % interval over tasks; a task is solved if at least\nhalf of a round's episodes"
-        " succeed.\n\n| round | episodes so far | mean return | successful episodes | solved tasks |\n"
-        f"|---|---|---|---|---|\n{rows}{picture}{command}"
+        f" ± is the half width of a 95 % interval over tasks{solved}.\n\n{header}\n{rows}{picture}{command}"
     )
 
 

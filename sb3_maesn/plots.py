@@ -188,24 +188,26 @@ def plot_latent_map(
 def _draw_adaptation(
     lines: Mapping[str, Sequence[tuple[Array, Array]]], path: str | Path, title: str, reference: Mapping[str, Array]
 ) -> None:
-    """Draw return and success by adaptation round.
+    """Draw return and, if any is known, success by adaptation round.
 
     :param lines: mean and half width by round (both (n_rounds + 1,)), of the return and of the success, by name
     :param path: image file to write
     :param title: title of the figure
     :param reference: mean returns to compare with, by name, drawn as dashed lines (n_rounds + 1,)
     """
-    figure, axes = panels(2, title)
+    knows_success = any(np.isfinite(bands[1][0]).any() for bands in lines.values())
+    figure, axes = panels(2 if knows_success else 1, title)
     for i, (name, bands) in enumerate(lines.items()):
-        for ax, (mean, half_width), unit in zip(axes, bands, (1.0, 100.0), strict=True):
+        for ax, (mean, half_width), unit in zip(axes, bands, (1.0, 100.0), strict=False):
             color = PALETTE[i % len(PALETTE)]
             _line_with_band(ax, np.arange(len(mean)), unit * mean, unit * half_width, color, name)
     for name, line in reference.items():
         axes[0].plot(np.arange(len(line)), line, linestyle="--", color=INK, linewidth=1.2, label=name)
-    for ax, label in zip(axes, ("mean return", "successful episodes (%)"), strict=True):
+    for ax, label in zip(axes, ("mean return", "successful episodes (%)"), strict=False):
         ax.set(xlabel="adaptation round", ylabel=label)
         ax.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes[1].set_ylim(0, 100)
+    if knows_success:
+        axes[1].set_ylim(0, 100)
     _legend_below(figure, axes[0])
     save(figure, path)
 

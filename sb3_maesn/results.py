@@ -107,48 +107,66 @@ def rule_name(model: AdaptableModel, rule: str | None) -> str:
     return rule or (OWN_RULE if model.policy.latent_dim == 0 else DEFAULT_RULE)
 
 
-def adaptation_rows(returns: np.ndarray, success: np.ndarray) -> list[dict[str, Any]]:
+def adaptation_rows(returns: np.ndarray, success: np.ndarray, rule: str = "") -> list[dict[str, Any]]:
     """Summarise an adaptation by round.
 
     A task is solved in a round if a share of at least ``SOLVED_SHARE`` of the round's episodes succeeds.
 
     :param returns: returns of all episodes (n_rounds + 1, n_tasks, n_episodes)
-    :param success: success of all episodes, 0 or 1 (n_rounds + 1, n_tasks, n_episodes)
+    :param success: success of all episodes, 0 or 1, NaN if it is unknown (n_rounds + 1, n_tasks, n_episodes)
+    :param rule: adaptation rule; a round of ``MEMORY`` is one episode, and its further episodes are those of other
+        trials
     :return: one row per round; intervals are half widths of 95 % confidence intervals over tasks
     """
+    per_round = 1 if rule == MEMORY else returns.shape[2]
     by_task = np.asarray(success, dtype=float).mean(axis=2)  # (n_rounds + 1, n_tasks)
     mean_return, return_interval = mean_and_interval(np.asarray(returns, dtype=float).mean(axis=2))
     mean_success, success_interval = mean_and_interval(by_task)
     return [
         {
             "round": r,
-            "episodes": r * returns.shape[2],
+            "episodes": r * per_round,
             "mean_return": round(float(mean_return[r]), 2),
             "return_interval": round(float(return_interval[r]), 2),
             "success": round(float(mean_success[r]), 4),
             "success_interval": round(float(success_interval[r]), 4),
-            "solved": round(float((by_task[r] >= SOLVED_SHARE).mean()), 4),
+            "solved": round(float(np.where(np.isnan(by_task[r]), np.nan, by_task[r] >= SOLVED_SHARE).mean()), 4),
         }
         for r in range(len(by_task))
     ]
+
+
+def known_columns(rows: Sequence[Row]) -> list[dict[str, Any]]:
+    """Leave out what is unknown: the columns of the success where the environment does not report it.
+
+    :param rows: rows of :func:`adaptation_rows`
+    :return: rows with the columns that are not NaN in the last one
+    """
+    return [{key: value for key, value in row.items() if not np.isnan(rows[-1][key])} for row in rows]
 
 
 def read_adaptation_tables(paths: Sequence[str | Path]) -> dict[str, list[dict[str, str]]]:
     """Read tables of adaptation rounds.
 
     :param paths: CSV files with the columns of :func:`adaptation_rows` and the columns ``model`` and ``rule``
-    :return: rows by ``"{model}, {rule}"``
+    :return: rows by ``"{model}, {rule}"``, or ``"{model}, {rule}, {env}"`` if the tables are of different environments
     :raises ValueError: if a file is no such table, or has no rows
     """
+    rows = [row for path in paths for row in read_adaptation_table(path)]
+    named = ["model", "rule", *(["env"] if len({row.get("env") for row in rows}) > 1 else [])]
     tables: dict[str, list[dict[str, str]]] = {}
-    for path in paths:
-        for row in _read_rows(path):
-            tables.setdefault(f"{row['model']}, {row['rule']}", []).append(row)
+    for row in rows:
+        tables.setdefault(", ".join(row[key] for key in named if key in row), []).append(row)
     return tables
 
 
-def _read_rows(path: str | Path) -> list[dict[str, str]]:
-    """Read the rows of a table of adaptation rounds and check that they are complete."""
+def read_adaptation_table(path: str | Path) -> list[dict[str, str]]:
+    """Read a table of adaptation rounds.
+
+    :param path: CSV file with the columns of :func:`adaptation_rows` and the columns ``model`` and ``rule``
+    :return: rows
+    :raises ValueError: if the file is no such table, or has no rows
+    """
     try:
         with Path(path).open(newline="", encoding="utf-8") as file:
             reader = csv.DictReader(file)

@@ -92,6 +92,10 @@ def check_plan(plan: TuningPlan) -> None:
     recipe = find_recipe(plan.algo)
     for env_id in (plan.env_id, plan.test.env_id or plan.env_id):
         check_env_id(env_id)
+    if not hasattr(recipe.algorithm, "adapt") and plan.test.env_id not in ("", plan.env_id):
+        raise ConfigError(
+            f"{plan.algo} is evaluated where it learns, on {plan.env_id}: leave out --eval-env {plan.test.env_id}"
+        )
     if plan.metric not in METRICS:
         raise ConfigError(f"the metric must be one of {', '.join(METRICS)}, got {plan.metric!r}")
     config = script_values({**plan.config, **plan.fixed})

@@ -37,9 +37,12 @@ def demonstrate(args: argparse.Namespace) -> None:
 
     :param args: parsed arguments
     """
+    from sb3_maesn.cli import check_flag
     from sb3_maesn.tasks import check_env_id, sparse_variant, tasks_of
     from sb3_maesn.trajectories import plane_of
 
+    for name in ("n_timesteps", "episodes", "rounds"):
+        check_flag(args, name, 1)
     check_env_id(args.env)
     test_env = sparse_variant(args.env)
     plane_of(test_env)  # trajectories are drawn last, after minutes of training

@@ -19,6 +19,7 @@ def make_parser() -> argparse.ArgumentParser:
     add("--env", default="WheeledGoal-v0", help="environment id the agent was trained on")
     add("-orga", "--organization", "--org", required=True, help="user or organisation of the Hub")
     add("-name", "--repo-name", default="", help="repository ({algo}-{env} if empty)")
+    add("--task", nargs="+", default=[], help="task of an agent that learned one, for the record: see its args.yml")
     add("-f", "--folder", default="logs", help="root of the logs")
     add("--revision", default=None, help="branch, tag or commit")
     return parser
@@ -36,7 +37,6 @@ def fetch(args: argparse.Namespace, command: Sequence[str]) -> None:
     :param command: words of the command, for the record
     :raises ValueError: if the algorithm has no checkpoints
     """
-    from sb3_maesn.common.checkpoint.file import read_config
     from sb3_maesn.hub import download
     from sb3_maesn.run_folder import create_run_folder, file_name, write_settings
     from sb3_maesn.training import find_recipe
@@ -46,12 +46,11 @@ def fetch(args: argparse.Namespace, command: Sequence[str]) -> None:
         raise ValueError(f"{args.algo} has no checkpoints without code: load its file with SB3 if you trust its author")
     name = args.repo_name or f"{args.algo}-{file_name(args.env)}"
     checkpoint = download(f"{args.organization}/{name}", args.revision)
-    model, config = algorithm.load_checkpoint(checkpoint), read_config(checkpoint)
+    model = algorithm.load_checkpoint(checkpoint)
     folder = create_run_folder(args.folder, args.algo, args.env)
     path = folder / f"{file_name(args.env)}.zip"
     model.save(path)
-    settings = {"policy": config.policy, "policy_kwargs": config.policy_kwargs, **config.hyperparameters}
-    write_settings(folder, args.env, settings, {**vars(args), "seed": model.seed}, command)
+    write_settings(folder, args.env, model.plain_settings(), {**vars(args), "seed": model.seed}, command)
     print(f"Saved {path}")
 
 

@@ -41,34 +41,36 @@ def plot(args: argparse.Namespace) -> None:
     if args.tables:
         tables, title = read_adaptation_tables(args.tables), ""
     else:
-        tables, n_tasks = measure(args, output.with_suffix(".csv"))
-        title = f"{args.env}, {n_tasks} {args.split} tasks, {args.episodes} episodes a round"
+        tables, title = measure(args, output.with_suffix(".csv"))
     plots.plot_adaptation_tables(tables, output, title)
     print(f"Wrote {output}")
 
 
-def measure(args: argparse.Namespace, table: Path) -> tuple[Mapping[str, Sequence[Mapping[str, Any]]], int]:
+def measure(args: argparse.Namespace, table: Path) -> tuple[Mapping[str, Sequence[Mapping[str, Any]]], str]:
     """Adapt the agents to the tasks, and print and write the table.
 
     :param args: parsed arguments
     :param table: CSV file to write
-    :return: rows by name of the agent, and the number of tasks
+    :return: rows by name of the agent, with its environment if the agents are tested in different ones, and title
     """
     from sb3_maesn.benchmarking import EvaluationPlan, measure_adaptation
     from sb3_maesn.results import adaptation_rows, format_table, provenance, rule_name, write_table
     from sb3_maesn.trained import AgentChoice, load_agent
 
+    agents = [load_agent(AgentChoice(algo, args.env, args.folder, best=args.load_best)) for algo in args.algos]
+    envs = sorted({agent.test_env_id for agent in agents})  # RL2 sees the reward of its training, others the sparse one
     tables, rows, n_tasks = {}, [], 0
-    for algo in args.algos:
-        agent: Any = load_agent(AgentChoice(algo, args.env, args.folder, best=args.load_best))
+    for agent in agents:
+        model: Any = agent.model
+        rule = rule_name(model, args.rule)
         result = measure_adaptation(agent, EvaluationPlan.from_args(args))
-        tables[agent.name] = adaptation_rows(result.returns, result.success)
-        label = {"model": agent.name, "rule": rule_name(agent.model, args.rule)}
-        rows += [label | row for row in tables[agent.name]]
+        measured = adaptation_rows(result.returns, result.success, rule)
+        tables[agent.name if len(envs) == 1 else f"{agent.name}, {agent.test_env_id}"] = measured
+        rows += [{"model": agent.name, "rule": rule, "env": agent.test_env_id} | row for row in measured]
         n_tasks = result.returns.shape[1]
     print(format_table(rows))
-    write_table(table, rows, provenance(args.seed, env=args.env, split=args.split, tasks=n_tasks))
-    return tables, n_tasks
+    write_table(table, rows, provenance(args.seed, env=", ".join(envs), split=args.split, tasks=n_tasks))
+    return tables, f"{', '.join(envs)}, {n_tasks} {args.split} tasks, {args.episodes} episodes a round"
 
 
 if __name__ == "__main__":

@@ -5,11 +5,17 @@ The token is that of ``hf auth login`` or of the environment variable HF_TOKEN.
 
 import argparse
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 from pathlib import Path
 from typing import Any
 
 import _flags
+
+#: Arguments that say how an agent's results are measured, and which agent is published under which name.
+MEASURING = frozenset({"results", "row", "no_results", "split", "n_tasks", "rounds", "episodes", "rule", "seed"})
+CHOOSING = frozenset(
+    {"algo", "env", "exp_id", "load_best", "load_checkpoint", "load_last_checkpoint", "repo_name", "video"}
+)
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -28,7 +34,7 @@ def make_parser() -> argparse.ArgumentParser:
     )
     add("--row", default=None, help="the model's name in that table (the first if not given)")
     add("--no-results", action="store_true", help="publish without results")
-    add("--video", default="", help="mp4 or gif to show (that of the run's folder if empty)")
+    add("--video", default="", help="mp4 or gif to show (the run's latest film if empty)")
     add("--license", default="mit", help="licence, as the Hub abbreviates it")
     add("--private", action="store_true", help="make a new repository private")
     add("--revision", default=None, help="branch to commit to")
@@ -65,8 +71,9 @@ def publications(args: argparse.Namespace) -> Iterator[Any]:
     from sb3_maesn.trained import AgentChoice, load_agent
 
     if args.all_pretrained:
+        refuse(args, "all pretrained models are published with their own results", MEASURING | CHOOSING)
         for name in list_pretrained():
-            yield pretrained_publication(name, args.organization)
+            yield pretrained_publication(name, args.organization, args.license)
         return
     agent = load_agent(AgentChoice.from_args(args))
     model = agent.model
@@ -77,12 +84,29 @@ def publications(args: argparse.Namespace) -> Iterator[Any]:
     clip = {f"replay{Path(args.video).suffix}": video(args.video)} if args.video else {}
     files: dict[str, bytes | Path] = {}
     if agent.folder is None:
+        refuse(args, f"{agent.name} comes with results of its own", MEASURING)
         publication = pretrained_publication(agent.name, args.organization)
         rounds, tested, command = publication.rounds, publication.tested, publication.command
     else:
         files, command = run_files(agent.folder, agent.env_id)
         rounds, tested = results(agent, repo_id, args)
     yield Publication(repo_id, model, agent.env_id, rounds, tested, command, {**files, **clip}, args.license)
+
+
+def refuse(args: argparse.Namespace, reason: str, flags: Set[str]) -> None:
+    """Refuse flags that would do nothing.
+
+    :param args: parsed arguments
+    :param reason: reason why they would do nothing
+    :param flags: names of the flags' arguments
+    :raises ConfigError: if one of them has another value than its default
+    """
+    from sb3_maesn.config import ConfigError
+
+    parser = make_parser()
+    given = [f"--{name.replace('_', '-')}" for name in sorted(flags) if getattr(args, name) != parser.get_default(name)]
+    if given:
+        raise ConfigError(f"{reason}: leave out {' and '.join(given)}")
 
 
 def results(agent: Any, repo_id: str, args: argparse.Namespace) -> tuple[Sequence[Any], dict[str, Any]]:
@@ -113,8 +137,9 @@ def results(agent: Any, repo_id: str, args: argparse.Namespace) -> tuple[Sequenc
     if not args.dry_run:
         create_repository(repo_id, args.private or None)  # the measurement takes minutes
     result = measure_adaptation(agent, plan)
-    about = {"env": agent.test_env_id, "tasks": result.returns.shape[1], "rule": rule, "split": args.split}
-    return adaptation_rows(result.returns, result.success), provenance(args.seed, **about)
+    _, n_tasks, n_episodes = result.returns.shape
+    about = {"env": agent.test_env_id, "tasks": n_tasks, "episodes": n_episodes, "rule": rule, "split": args.split}
+    return adaptation_rows(result.returns, result.success, rule), provenance(args.seed, **about)
 
 
 def family(env_id: str) -> str:

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 from sb3_contrib import TRPO
 
-from sb3_maesn import MAESN, benchmarking, video
+from sb3_maesn import MAESN, benchmarking, plots, video
+from sb3_maesn.checkpoints import read_rounds
 from sb3_maesn.envs import rendering
 from sb3_maesn.run_folder import create_run_folder, write_settings
 from tests.test_playing import tiny_rl2
@@ -212,6 +213,20 @@ def test_plot_adaptation_measures_and_draws_its_own_tables_again(logs: Path) -> 
     assert [row["round"] for row in read_csv(Path("p/a.csv"))] == ["0", "1"]
     assert script.main(["p/a.csv", "-o", "p/b.png"]) == 0
     assert Path("p/b.png").stat().st_size > 5000
+
+
+def test_agents_that_see_different_rewards_are_told_apart(other_logs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    names: list[list[str]] = []
+    monkeypatch.setattr(plots, "plot_adaptation_tables", lambda tables, *_: names.append(list(tables)))
+    command = ["-a", "maesn", "rl2", "-e", POINT, "--n-tasks", "2", "-o", "p/a.png", *QUICK]
+    assert load("plot_adaptation").main(command) == 0
+    assert load("plot_adaptation").main(["p/a.csv", "-o", "p/b.png"]) == 0
+    assert [name.rpartition(", ")[2] for drawn in names for name in drawn] == ["PointGoalSparse-v0", "PointGoal-v0"] * 2
+    rows = read_csv(Path("p/a.csv"))
+    assert [row["episodes"] for row in rows] == ["0", "4", "0", "1"]  # a round of RL2 is an episode
+    assert json.loads(Path("p/a.json").read_text())["env"] == "PointGoal-v0, PointGoalSparse-v0"
+    _, about = read_rounds(Path("p/a.csv"), "posterior")
+    assert about["env"] == "PointGoalSparse-v0"
 
 
 def test_benchmark_is_a_table_of_all_agents(logs: Path) -> None:

@@ -23,6 +23,7 @@ from sb3_maesn.common.checkpoint.archive import CONFIG, TENSORS, CheckpointError
 from sb3_maesn.common.checkpoint.file import checksums
 from sb3_maesn.common.checkpoint.tensor_file import dump_tensors
 from tests.fuzz import run_many
+from tests.test_playing import tiny_rl2
 from tests.tiny import tiny
 
 
@@ -175,6 +176,26 @@ def test_loading_does_not_even_import_pickles_for_code(tmp_path: Path, saved: di
 def test_settings_that_cannot_be_are_refused_with_the_reason(
     tmp_path: Path, saved: dict[str, bytes], change: Callable[[dict[str, Any]], Any], message: str
 ) -> None:
+    with pytest.raises(CheckpointError, match=message):
+        load_checkpoint(write_signed(tmp_path / "case", saved, change))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"lstm_hidden_size": 900, "n_lstm_layers": 32}, r"weights, got layers of \[32, 900\]"),
+        ({"lstm_hidden_size": 60, "n_lstm_layers": 60_000}, "networks of at most"),
+        ({"lstm_hidden_size": 300}, "expected a smaller model"),
+    ],
+)
+def test_a_small_file_builds_no_large_recurrent_network(tmp_path: Path, settings: dict[str, int], message: str) -> None:
+    tiny_rl2().save_checkpoint(tmp_path / "model")
+    saved = {name: (tmp_path / "model" / name).read_bytes() for name in (TENSORS, CONFIG)}
+
+    def change(config: dict[str, Any]) -> None:
+        config["policy_kwargs"].update(settings)
+        config["progress"].update(n_steps=1000, n_envs=1000)
+
     with pytest.raises(CheckpointError, match=message):
         load_checkpoint(write_signed(tmp_path / "case", saved, change))
 

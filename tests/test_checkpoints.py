@@ -367,6 +367,20 @@ def test_a_table_without_the_rows_is_refused(root: Path, rule: str, model: str |
 def test_export_refuses_what_it_does_not_know(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"\['rule', 'tasks'\] missing"):
         export_pretrained(tiny(), "name", [{}, {}], {"env": POINT}, folder=tmp_path)
+    about = {"env": POINT, "tasks": 2, "rule": "kernel"}
+    unknown = [{"round": r, "success": float("nan")} for r in range(2)]
+    with pytest.raises(ValueError, match="reports success, got no values of success"):
+        export_pretrained(tiny(), "name", unknown, about, POINT, tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_model_too_large_to_ship_leaves_the_one_in_its_place(tmp_path: Path) -> None:
+    rounds = [{"round": r, "success": 1.0} for r in range(2)]
+    about = {"env": POINT, "tasks": 2, "rule": "kernel"}
+    target = export_pretrained(tiny(), "name", rounds, about, POINT, tmp_path)
+    with pytest.raises(ValueError, match="expected at most 200000 bytes"):
+        export_pretrained(tiny(policy_kwargs={"net_arch": [400, 400]}), "name", rounds, about, POINT, tmp_path)
+    np.testing.assert_array_equal(predictions(load_checkpoint(target)), predictions(tiny()))
 
 
 def test_load_names_the_function_for_a_checkpoint(tmp_path: Path) -> None:

@@ -64,7 +64,7 @@ def test_evaluations_of_runs_are_averaged_where_the_coarsest_was_evaluated(tmp_p
     both = merge_evaluations([coarse, later])
     assert both is not None
     np.testing.assert_allclose(both.timesteps, [35])  # at 15 the second run had not been evaluated
-    with pytest.raises(ConfigError, match="short from 5 to 5, .*fine from 10 to 40"):
+    with pytest.raises(ConfigError, match=r"short from 5 to 5, .*fine from 10 to 40"):
         merge_evaluations([evaluations(tmp_path / "short", [5], [[1, 1]]), fine])
 
 

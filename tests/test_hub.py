@@ -7,6 +7,7 @@ import re
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from urllib.parse import urlparse
 
@@ -25,6 +26,7 @@ from sb3_maesn.hub import _first_sentence, pretrained_publication, publication_f
 from sb3_maesn.model_card import CardFacts, make_card
 from sb3_maesn.run_folder import create_run_folder, write_settings
 from tests.hub_server import Hub, Repo, running_hub
+from tests.test_playing import tiny_rl2
 from tests.tiny import POINT, assert_same, tiny
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -361,6 +363,50 @@ def test_all_shipped_models_are_published(
         assert MAESN.from_pretrained(f"org/{name}").num_timesteps == MAESN.from_pretrained(name).num_timesteps
 
 
+def test_shipped_models_get_the_licence_that_is_asked_for(hub: Hub, run_script: Callable[..., int]) -> None:
+    flags = ["--all-pretrained", "--org", "org", "--license", "apache-2.0", "--dry-run", "look"]
+    assert run_script("push_to_hub", *flags) == 0
+    assert all("license: apache-2.0" in path.read_text() for path in Path("look").glob("*/README.md"))
+
+
+def test_a_model_of_an_environment_without_success_is_published(
+    hub: Hub, run_folder: Path, run_script: Callable[..., int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    unknown = np.full((2, 2, 3), np.nan)
+    result = SimpleNamespace(returns=np.arange(12.0).reshape(2, 2, 3), success=unknown, lengths=np.ones((2, 2, 3)))
+    monkeypatch.setattr("sb3_maesn.benchmarking.evaluate_adaptation", lambda *_: result)
+    assert run_script("push_to_hub", "--env", POINT, "-orga", "org", "--n-tasks", "2", "--dry-run", "look") == 0
+    folder = Path("look/maesn-PointGoal-v0")
+    results = json.loads((folder / "results.json").read_text())
+    assert (results["mean_reward"], results["n_eval_episodes"], "success" in results["rounds"][0]) == (8.5, 6, False)
+    card = (folder / "README.md").read_text()
+    assert "| 1 | 3 | 8.5 ± 2.9 |\n" in card
+    assert "![Return by adaptation round]" in card
+    assert not any(word in card for word in ("success_rate", "successful episodes", "solved"))
+
+
+def test_a_round_of_rl2_is_an_episode(hub: Hub, tmp_path: Path, run_script: Callable[..., int]) -> None:
+    folder = create_run_folder(tmp_path / "logs", "rl2", POINT)
+    write_settings(folder, POINT, {}, {"env": POINT}, ["python", "scripts/train.py"])
+    tiny_rl2().save(folder / f"{POINT}.zip")
+    flags = ["--algo", "rl2", "--env", POINT, "-orga", "org", "--n-tasks", "2", "--episodes", "3", "--rounds", "2"]
+    assert run_script("push_to_hub", *flags, "--dry-run", "look") == 0
+    results = json.loads(Path("look/rl2-PointGoal-v0/results.json").read_text())
+    assert [row["episodes"] for row in results["rounds"]] == [0, 1, 2]
+    assert results["n_eval_episodes"] == 2 * 3
+
+
+def test_the_latest_film_is_published(run_folder: Path) -> None:
+    assert "replay.mp4" not in run_files(run_folder, POINT)[0]
+    (run_folder / "videos").mkdir()
+    for age, name in enumerate(("new.mp4", "old.mp4")):
+        (run_folder / "videos" / name).write_bytes(b"film")
+        os.utime(run_folder / "videos" / name, (1000 - age, 1000 - age))
+    assert run_files(run_folder, POINT)[0]["replay.mp4"] == run_folder / "videos" / "new.mp4"
+    (run_folder / "replay.mp4").write_bytes(b"chosen")
+    assert run_files(run_folder, POINT)[0]["replay.mp4"] == run_folder / "replay.mp4"
+
+
 def test_a_dry_run_writes_what_would_be_published(hub: Hub, run_script: Callable[..., int]) -> None:
     assert run_script("push_to_hub", "--env", "WheeledGoal-v0", "-orga", "org", "--dry-run", "look") == 0
     assert "MAESN on WheeledGoal-v0" in Path("look/maesn-WheeledGoal-v0/README.md").read_text()
@@ -382,6 +428,17 @@ def test_a_dry_run_writes_what_would_be_published(hub: Hub, run_script: Callable
             ["--env", POINT, "--results", str(WHEELED)],
             "results on WheeledGoalSparse-v0, not of a",
         ),
+        (
+            "push_to_hub",
+            ["--env", POINT, "--results", str(WHEELED).replace("learning", "few-episodes")],
+            "is no table of adaptation rounds",
+        ),
+        (
+            "push_to_hub",
+            ["--env", "WheeledGoal-v0", "--no-results", "--rule", "kernel"],
+            "maesn-WheeledGoal-v0 comes with results of its own: leave out --no-results and --rule",
+        ),
+        ("push_to_hub", ["--all-pretrained", "--video", "a.mp4"], "own results: leave out --video"),
         ("push_to_hub", ["--env", POINT, "--n-tasks", "0"], "n_tasks must be at least 1, got 0"),
         ("push_to_hub", ["--algo", "trpo", "--env", POINT, "--no-results"], "trpo has no checkpoints without code"),
     ],

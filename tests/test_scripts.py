@@ -675,7 +675,7 @@ def test_plot_adaptation_tells_how_many_tasks_it_measured(model_file: str, monke
     monkeypatch.setattr("sb3_maesn.plots.plot_adaptation_tables", lambda tables, path, title: titles.append(title))
     flags = ["-e", "PointGoal-v0", "--n-tasks", "2", "--rounds", "1", "--episodes", "2", "-o", "new/figure"]
     assert load("plot_adaptation").main(flags) == 0
-    assert titles == ["PointGoal-v0, 2 test tasks, 2 episodes a round"]
+    assert titles == ["PointGoalSparse-v0, 2 test tasks, 2 episodes a round"]
     assert json.loads(Path("new/figure.json").read_text())["tasks"] == 2
     assert {row["rule"] for row in read_csv(Path("new/figure.csv"))} == {"posterior"}
 

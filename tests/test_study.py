@@ -170,6 +170,14 @@ def test_a_study_that_goes_on_draws_new_trials(tmp_path: Path, scripted: dict[in
     assert [tuple(sorted(trial.params.items())) for trial in whole.trials] == drawn[:2]  # the seed still counts
 
 
+def test_one_task_is_evaluated_where_it_is_learned() -> None:
+    test = replace(PLAN.test, env_id="PointGoalSparse-v0")
+    with pytest.raises(
+        ConfigError, match="reinforce is evaluated where it learns, on PointGoal-v0: leave out --eval-env"
+    ):
+        check_plan(replace(PLAN, algo="reinforce", task=["1"], test=test))
+
+
 @pytest.mark.skipif(os.name != "posix", reason="only POSIX tells whether a process lives")
 def test_a_worker_that_died_on_this_machine_is_noticed_at_once(tmp_path: Path) -> None:
     with subprocess.Popen([sys.executable, "-c", ""]) as process:

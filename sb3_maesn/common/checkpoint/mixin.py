@@ -50,7 +50,7 @@ EXCLUDED_ARGUMENTS = (
 ATTRIBUTE_NAMES = {"stats_window_size": "_stats_window_size"}
 EPISODE_KEYS = ("r", "l", "t")  # return, length and time in SB3's records of episodes
 MAX_TASKS = 2**20
-MAX_BUFFER = 2**28  # numbers in the observations of a rollout
+MAX_BUFFER = 2**28  # numbers in the observations and hidden states of a rollout
 MAX_EXTRA = 2**25  # numbers outside the policy that a model may allocate whatever the size of its file
 
 
@@ -412,7 +412,8 @@ class CheckpointMixin(Base):
         """
         n_tasks = checked_int(progress.get("n_train_tasks", 0), 0, MAX_TASKS)
         steps = checked_int(progress.get("n_steps", 1), 0) * checked_int(progress.get("n_envs", 1), 0)
-        size = int(np.prod(self.observation_space.shape or ()))
+        hidden = self.policy_kwargs.get("lstm_hidden_size", 0) * self.policy_kwargs.get("n_lstm_layers", 1)
+        size = int(np.prod(self.observation_space.shape or ())) + 4 * hidden  # both states of actor and critic
         extra = n_tasks * self.policy_kwargs.get("latent_dim", 2) + self._extra_elements()
         if steps * size > MAX_BUFFER or extra > max(n_elements, MAX_EXTRA):
             raise CheckpointError(f"expected a smaller model, got {n_tasks} tasks, {steps} steps and {extra} numbers")

@@ -104,9 +104,10 @@ def check_sizes(
     hidden = arch.values() if isinstance(arch, Mapping) else [arch or []]
     layers = [[n_in, *widths, n_out] for widths in hidden]
     sizes = [value for name, value in policy_kwargs.items() if name.endswith(("_size", "_dim"))]
-    recurrent = [[n_in, 4 * size, size] for size in sizes]  # an LSTM layer has four gates
-    for widths in (*layers, *recurrent):
-        needed = sum(a * b for a, b in pairwise(widths))
+    depth = policy_kwargs.get("n_lstm_layers", 1)
+    # an LSTM layer has four gates, each with weights of its inputs and of its own state; actor and critic have one each
+    recurrent = [([depth, size], 8 * size * (n_in + size + 2 * size * (depth - 1))) for size in sizes]
+    for widths, needed in (*((widths, sum(a * b for a, b in pairwise(widths))) for widths in layers), *recurrent):
         if needed > allowed:
             raise CheckpointError(f"expected networks of at most {allowed} weights, got layers of {shown(widths)}")
 
