@@ -5,7 +5,7 @@ from functools import partial
 
 import torch as th
 
-from sb3_maesn.common.objectives import are_equal
+from sb3_maesn.common.objectives import are_equal, steps_are_equal
 from sb3_maesn.common.parallel import Workers, one_torch_thread
 from sb3_maesn.common.type_aliases import Rollout, TaskBatch
 
@@ -129,7 +129,8 @@ def estimate_advantages(
     :param gamma: discount factor
     :param gae_lambda: lambda of the estimator; 1 gives discounted returns minus values
     :param value_function: value baseline
-    :return: rollout with its advantages and discounted returns
+    :return: rollout with its advantages and discounted returns; the advantages of a task whose episodes are equally
+        good, which would be errors of the baseline only, are zero
     """
     discounted_returns = discounted_sums(rollout.rewards, gamma)
     with th.no_grad():
@@ -138,7 +139,8 @@ def estimate_advantages(
         values = values * rollout.mask
         next_values = th.cat([values[1:], th.zeros_like(values[:1])])
         deltas = (rollout.rewards + gamma * next_values - values) * rollout.mask
-        advantages = discounted_sums(deltas, gamma * gae_lambda)
+        alike = steps_are_equal(discounted_returns, rollout.mask)
+        advantages = discounted_sums(deltas, gamma * gae_lambda).masked_fill(alike, 0.0)
         fit = explained_variance(values, discounted_returns, rollout.mask)
         equal = are_equal(discounted_returns[0], rollout.mask[0])  # their differences are errors of the baseline
         episode_advantages = (discounted_returns[0] - values[0]).masked_fill(equal, 0.0)

@@ -20,6 +20,21 @@ def task_mean(values: th.Tensor, mask: th.Tensor) -> th.Tensor:
     return ((values * mask).sum(dim=(0, 2)) / mask.sum(dim=(0, 2)).clamp(min=1.0)).mean()
 
 
+def steps_are_equal(values: th.Tensor, mask: th.Tensor) -> th.Tensor:
+    """Tell for which tasks the values of all valid episodes are the same at every step, up to rounding.
+
+    Then nothing prefers one action to another, see :func:`are_equal`. A single episode has nothing to be compared with.
+
+    :param values: values of the steps, such as returns from each step on (T, B, K)
+    :param mask: mask of the steps (T, B, K)
+    :return: booleans (1, B, 1)
+    """
+    count = mask.sum(dim=2, keepdim=True)  # (T, B, 1)
+    mean = (values * mask).sum(dim=2, keepdim=True) / count.clamp(min=1.0)
+    deviation = ((values - mean) * mask).abs().amax(dim=(0, 2), keepdim=True)  # (1, B, 1)
+    return (deviation <= EQUAL_VALUES * (values * mask).abs().amax(dim=(0, 2), keepdim=True)) & (count[:1] > 1.0)
+
+
 def normalise_steps(advantages: th.Tensor, mask: th.Tensor, eps: float = 1e-8) -> th.Tensor:
     """Normalise the advantages of the steps to mean 0 and standard deviation 1 within each task.
 

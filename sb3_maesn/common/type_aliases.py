@@ -101,8 +101,11 @@ class Rollout:
 
     @property
     def returns(self) -> th.Tensor:
-        """Undiscounted return of each episode (B, K)."""
-        return self.rewards.sum(dim=0)
+        """Undiscounted return of each episode (B, K), in float64.
+
+        In float32 torch adds up neighbouring episodes in different orders, and equal rewards give different returns.
+        """
+        return self.rewards.sum(dim=0, dtype=th.float64)
 
     @property
     def lengths(self) -> th.Tensor:
