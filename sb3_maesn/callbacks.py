@@ -13,7 +13,13 @@ from stable_baselines3.common.vec_env import VecEnv
 from sb3_maesn.common.adaptation.learners import check_rule
 from sb3_maesn.common.adaptation.rounds import AdaptationResult
 from sb3_maesn.common.adaptation.rule import AdaptationRule
-from sb3_maesn.common.env_util import MAX_MEMBERS, as_multi_task, check_same_normalization, observation_normalizers
+from sb3_maesn.common.env_util import (
+    MAX_MEMBERS,
+    as_multi_task,
+    check_same_normalization,
+    observation_normalizers,
+    reward_normalizers,
+)
 from sb3_maesn.common.files import write_atomically
 from sb3_maesn.common.settings import check_at_least
 from sb3_maesn.evaluation import AdaptableModel, check_adaptable, evaluate_adaptation
@@ -78,7 +84,7 @@ class MetaEvalCallback(BaseCallback):
         """Start a new record, or continue that of an earlier run in the same folder."""
         # early errors
         check_adaptable(self.model)
-        _sync_normalization(self.training_env, self.eval_env)
+        _sync_normalization(self.training_env, self.eval_env, getattr(self.model, "observes_rewards", False))
         path = self._npz_path()
         if self.model.num_timesteps == 0:
             self.history, self.best_score, self.last_iteration = {}, -np.inf, -1
@@ -125,7 +131,7 @@ class MetaEvalCallback(BaseCallback):
         if iteration == self.last_iteration:
             return
         self.last_iteration = iteration
-        _sync_normalization(self.training_env, self.eval_env)
+        _sync_normalization(self.training_env, self.eval_env, getattr(self.model, "observes_rewards", False))
         assert isinstance(self.model, AdaptableModel)
         result = evaluate_adaptation(
             self.model, self.eval_env, self.tasks, self.n_rounds, self.n_episodes, self.rule, self.eval_seed
@@ -173,17 +179,19 @@ class MetaEvalCallback(BaseCallback):
             write_atomically(path, lambda file: np.savez(file, **arrays))
 
 
-def _sync_normalization(env: VecEnv, eval_env: VecEnv) -> None:
-    """Copy the statistics by which an environment normalises observations to the evaluation environment.
+def _sync_normalization(env: VecEnv, eval_env: VecEnv, rewards: bool) -> None:
+    """Copy the statistics by which an environment normalises to the evaluation environment.
 
     SB3's ``sync_envs_normalization`` needs equal wrappers throughout, but the algorithms add some of their own to the
     training environment, so this function compares the VecNormalize wrappers only.
 
     :param env: training environment
     :param eval_env: evaluation environment
-    :raises ValueError: if the environments do not normalise observations equally often
+    :param rewards: whether the policy observes rewards
+    :raises ValueError: if the environments do not normalise equally often what the policy observes
     """
-    check_same_normalization(env, eval_env)
-    sources, targets = observation_normalizers(env), observation_normalizers(eval_env)
-    for source, target in zip(sources, targets, strict=True):
-        target.obs_rms, target.ret_rms = deepcopy(source.obs_rms), deepcopy(source.ret_rms)
+    check_same_normalization(env, eval_env, rewards)
+    kinds = (observation_normalizers, reward_normalizers) if rewards else (observation_normalizers,)
+    for find in kinds:
+        for source, target in zip(find(env), find(eval_env), strict=True):
+            target.obs_rms, target.ret_rms = deepcopy(source.obs_rms), deepcopy(source.ret_rms)

@@ -42,7 +42,7 @@ class REINFORCE(EpisodicAlgorithm):
     :param policy_kwargs: keyword arguments of the policy
     :param verbose: verbosity level: 0 for none, 1 for info, 2 for debug
     :param seed: seed of all randomness, None for a random one
-    :param device: torch device
+    :param device: torch device, ``"cpu"`` or ``"auto"``; both mean the CPU
     :param _init_setup_model: whether to build the networks in the constructor
     :raises ValueError: if a setting is out of range, or the environment has more than one task
     """

@@ -63,6 +63,7 @@ class RL2(TaskAlgorithm, RecurrentPPO):
     """
 
     policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {"MlpLstmPolicy": TrialLstmPolicy}
+    observes_rewards: ClassVar[bool] = True
 
     policy: TrialLstmPolicy  # a narrower type than SB3's
     rollout_buffer: RecurrentRolloutBuffer  # a narrower type than SB3's
@@ -281,7 +282,7 @@ class RL2(TaskAlgorithm, RecurrentPPO):
         """
         source = self._adaptation_source(env, task)
         adapted = self._copy()
-        with borrowed_env(source, 1, [task]) as venv:
+        with borrowed_env(source, 1, [task], norm_reward=True) as venv:
             adapted.adaptation, memory = self._run_trials(venv, [task], n_episodes, 1, deterministic, seed)
         adapted.policy.set_memory(memory)
         return adapted
@@ -307,7 +308,7 @@ class RL2(TaskAlgorithm, RecurrentPPO):
         :raises ValueError: if a number is out of range, the spaces differ from the model's, or the environment refuses
             a task
         """
-        with borrowed_env(env, len(tasks) * n_trials, tasks) as venv:
+        with borrowed_env(env, len(tasks) * n_trials, tasks, norm_reward=True) as venv:
             return self._run_trials(venv, tasks, n_episodes, n_trials, deterministic, seed)[0]
 
     def _run_trials(

@@ -1,6 +1,7 @@
 """VIME: variational information maximising exploration (Houthooft et al. 2016, arXiv:1605.09674)."""
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from itertools import pairwise
 from typing import Any, TypeVar
 
@@ -19,7 +20,8 @@ from sb3_maesn.common.checkpoint.mixin import CheckpointMixin
 from sb3_maesn.common.global_seed import entropy_of, global_seed
 from sb3_maesn.common.information_gain import Curiosity, Transitions, action_vectors, as_vectors
 from sb3_maesn.common.settings import check_at_least
-from sb3_maesn.envs.multi_task import find_horizon
+from sb3_maesn.envs.multi_task import find_multi_task
+from sb3_maesn.envs.wrappers import find_horizon
 
 SelfVIME = TypeVar("SelfVIME", bound="VIME")
 
@@ -192,9 +194,11 @@ class VIME(CheckpointMixin, TRPO):
 
     def _start_episodes(self, env: VecEnv) -> None:
         """Seed and reset the environment if its longest episode fits into an iteration."""
-        horizon = find_horizon(env)
+        tasks = find_multi_task(env)
+        horizon = find_horizon(env) if tasks is None else tasks.horizon
         if horizon is not None and horizon <= self.n_steps:
-            env.seed(self._iteration_seed(purpose=0))
+            with suppress(NotImplementedError):  # not every VecEnv can be seeded
+                env.seed(self._iteration_seed(purpose=0))
             self._last_obs = env.reset()  # type: ignore[assignment]  # SB3's attribute has a narrower type than its VecEnv
             self._last_episode_starts = np.ones(env.num_envs, dtype=bool)
 

@@ -190,6 +190,6 @@ def test_observations_too_large_for_a_linear_fit_are_refused() -> None:
     rollout = play(model.agent(), env, [1.0], np.zeros((1, 4, 2)), np.random.default_rng(0))
     large = replace(rollout, observations=rollout.observations.expand(-1, -1, -1, 1001))
     with pytest.raises(
-        ValueError, match="at most 1000 numbers for the linear baseline, got 1001: use baseline='critic'"
+        ValueError, match="at most 1000 numbers for the linear baseline, got 1001: wrap the environment"
     ):
         linear_values(large, large.rewards)

@@ -531,6 +531,19 @@ def test_logged_returns_are_those_of_the_monitor() -> None:
     assert (returns < -5.0).all()  # 20 steps about 1 away from the goal
 
 
+def test_a_resumed_run_with_normalised_observations_equals_one_that_was_never_stopped(tmp_path: Path) -> None:
+    def make() -> VecNormalize:
+        return VecNormalize(MultiTaskVecEnv(make_vec(POINT, 12)))
+
+    whole = tiny(make()).learn(2 * ITERATION)
+    first = tiny(make()).learn(ITERATION)
+    first.save(tmp_path / "model")
+    first.env.save(str(tmp_path / "statistics"))  # type: ignore[union-attr]  # a MultiTaskVecEnv around a VecNormalize
+    env = VecNormalize.load(str(tmp_path / "statistics"), MultiTaskVecEnv(make_vec(POINT, 12)))
+    second = MAESN.load(tmp_path / "model", env).learn(ITERATION, reset_num_timesteps=False)
+    assert_same(whole, second)
+
+
 def test_normalised_observations() -> None:
     for env in (VecNormalize(make_vec(POINT, 12)), VecNormalize(MultiTaskVecEnv(make_vec(POINT, 12)))):
         model = tiny(env).learn(1)

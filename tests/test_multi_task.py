@@ -160,6 +160,48 @@ def test_tasks_are_drawn_from_members_that_need_a_task_first() -> None:
     assert env.get_attr("task") == [env.task("train", 0)] * 2
 
 
+class Maze(Continuous):
+    """Draws as many numbers at a reset as its task says."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.next_task = 1.0
+
+    def sample_tasks(self, n: int) -> list[float]:
+        return self.np_random.integers(1, 50, n).astype(float).tolist()
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[np.ndarray, dict]:
+        observation, info = super().reset(seed=seed, options=options)
+        self.np_random.random(int(self.task))
+        return observation, info
+
+
+class MazeTaskFirst(Maze):
+    def __init__(self) -> None:
+        super().__init__()
+        self.next_task = np.nan
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[np.ndarray, dict]:
+        if np.isnan(self.next_task):
+            raise RuntimeError("no task was set")
+        return super().reset(seed=seed, options=options)
+
+
+@pytest.mark.parametrize("make", [Maze, MazeTaskFirst])
+def test_sets_are_the_same_although_resets_depend_on_the_task(make: type[Maze]) -> None:
+    sets = [MultiTaskVecEnv(make_vec_env(make, 2), n_tasks=8).task_set("train") for _ in range(3)]
+    assert sets[0] == sets[1] == sets[2]
+    assert len(set(sets[0])) > 3
+
+
+def test_drawing_tasks_leaves_statistics_alone() -> None:
+    normalised = VecNormalize(DummyVecEnv([Maze]))
+    before = normalised.obs_rms.count  # type: ignore[attr-defined]  # no Dict
+    MultiTaskVecEnv(normalised, n_tasks=8)
+    assert normalised.obs_rms.count == before  # type: ignore[attr-defined]  # no Dict
+    assert normalised.training
+
+
 def test_tasks_are_drawn_through_an_adapter_from_members_that_need_a_task_first() -> None:
     def adapter(venv: VecEnv, member: int, task: Any) -> None:
         venv.set_attr("next_task", -task, indices=[member])
@@ -223,7 +265,7 @@ def test_sampled_tasks_that_are_no_list_are_refused() -> None:
         def sample_tasks(self, n: int) -> Any:
             return (float(i) for i in range(n))
 
-    with pytest.raises(ValueError, match=r"expected sample_tasks\(1\) to return a list of tasks, got <generator"):
+    with pytest.raises(ValueError, match=r"expected sample_tasks\(100\) to return a list of tasks, got <generator"):
         MultiTaskVecEnv(DummyVecEnv([Lazy]))
 
 
@@ -260,6 +302,7 @@ def test_passed_sets_are_kept() -> None:
         (lambda: Walk(length=9), 9),  # an attribute
         (lambda: Monitor(Walk(length=9)), 9),  # within a wrapper
         (lambda: TimeLimit(NoHorizon(), 7), 7),
+        (lambda: TimeLimit(Walk(length=9), 7), 7),  # whichever ends the episode first
     ],
 )
 def test_the_horizon_is_found(make: Callable[[], gym.Env], horizon: int) -> None:
@@ -444,6 +487,30 @@ def test_what_was_built_for_an_id_is_closed(monkeypatch: pytest.MonkeyPatch) -> 
     with borrowed_env(mine, 2, [GOALS[0]]):
         pass
     assert closed == [own]
+
+
+def test_a_borrowed_environment_gets_its_tasks_back() -> None:
+    env = native()
+    env.env_method("set_task", [0.0, 1.0], indices=[1])
+    with borrowed_env(env, 1, None) as borrowed:
+        borrowed.set_tasks(GOALS)
+        borrowed.reset()
+    drawn: list[list[Any]] = [[], []]
+    for _ in range(2):
+        env.reset()
+        for member in (0, 1):
+            drawn[member].append(env.get_attr("task", indices=[member])[0].tolist())
+    assert drawn[0][0] != drawn[0][1]
+    assert drawn[1] == [[0.0, 1.0]] * 2
+
+
+def test_images_of_an_id_are_channel_first() -> None:
+    gym.register("Images-v0", partial(Walk, image=True))
+    try:
+        env = as_multi_task("Images-v0", 2)
+        assert env.observation_space.shape == (3, 4, 13)
+    finally:
+        gym.registry.pop("Images-v0")
 
 
 def test_a_borrowed_environment_keeps_its_normalisation() -> None:

@@ -183,3 +183,9 @@ def test_settings_out_of_range_are_refused(settings: dict[str, Any], message: st
 def test_no_environment_is_refused() -> None:
     with pytest.raises(ValueError, match="expected an environment, got None"):
         REINFORCE("MlpPolicy", None)
+
+
+def test_another_device_is_refused() -> None:
+    with pytest.raises(ValueError, match="expected device 'cpu' or 'auto', got 'meta'"):
+        tiny(device="meta")
+    assert tiny(device="auto").device == th.device("cpu")

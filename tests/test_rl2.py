@@ -11,7 +11,7 @@ from sb3_contrib.common.recurrent.policies import RecurrentActorCriticPolicy
 from sb3_contrib.common.recurrent.type_aliases import RNNStates
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.evaluation import evaluate_policy
-from stable_baselines3.common.vec_env import DummyVecEnv, VecMonitor
+from stable_baselines3.common.vec_env import DummyVecEnv, VecMonitor, VecNormalize
 
 from sb3_maesn import RL2, MultiTaskVecEnv, TrialLstmPolicy, TrialVecEnv
 from sb3_maesn.config import constructor_arguments, load_entry
@@ -19,6 +19,7 @@ from sb3_maesn.envs import FAMILIES, Bandit, make_vec
 from sb3_maesn.envs.bandit import bayes_optimal_return
 from sb3_maesn.envs.batched import BatchedTaskVecEnv
 from sb3_maesn.envs.point import PointGoal, PointPhysics
+from sb3_maesn.envs.wrappers import normalizers
 from sb3_maesn.evaluation import evaluate_adaptation
 from tests.tiny import POINT, log_of
 from tests.toy import Walk
@@ -217,6 +218,33 @@ def test_a_resumed_run_is_bit_for_bit_one_that_never_stopped(tmp_path: Path) -> 
     th.manual_seed(99)  # the global generators do not matter
     second.learn(2 * ITERATION, reset_num_timesteps=False)
     assert_same(whole, second)
+
+
+def test_a_policy_that_observes_rewards_sees_normalised_ones_when_it_adapts_too() -> None:
+    model = tiny(VecNormalize(MultiTaskVecEnv(make_vec(POINT, 4)), norm_obs=False, gamma=0.9))
+    model.learn(model.timesteps_per_iteration)
+    assert model.ep_info_buffer is not None
+    logged = [episode["r"] for episode in model.ep_info_buffer]
+    plain = tiny(MultiTaskVecEnv(make_vec(POINT, 4)))
+    plain.learn(plain.timesteps_per_iteration)
+    assert plain.ep_info_buffer is not None
+    assert logged != [episode["r"] for episode in plain.ep_info_buffer]  # other rewards, other actions
+    assert np.mean(logged) == pytest.approx(np.mean([episode["r"] for episode in plain.ep_info_buffer]), rel=0.5)
+    seen: list[float] = []
+    predict = type(model.policy).predict
+
+    def spy(policy: Any, observation: np.ndarray, *args: Any) -> Any:
+        seen.extend(np.abs(observation[:, -2]).tolist())
+        return predict(policy, observation, *args)
+
+    assert model.env is not None
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(type(model.policy), "predict", spy)
+        result = model.evaluate_trials(model.env, [np.array([0.0, 1.0])], seed=0)
+    scale = float(np.sqrt(normalizers(model.env)[0].ret_rms.var))
+    assert max(seen) == pytest.approx(np.abs(result.returns).max() / 20 / scale, rel=0.5)
+    with pytest.raises(ValueError, match="expected an environment that normalises rewards as the training"):
+        model.adapt(MultiTaskVecEnv(make_vec(POINT, 1)), task=np.array([0.0, 1.0]))
 
 
 @pytest.mark.parametrize("n_steps", [50, 150])  # within the first trials, and after them

@@ -17,7 +17,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 from sb3_maesn import VIME, MultiTaskVecEnv
 from sb3_maesn.common.information_gain import Transitions
 from sb3_maesn.envs import make_vec
-from tests.toy import Walk
+from tests.toy import ThirdParty, Walk
 
 TINY: dict[str, Any] = {
     "n_steps": 40,
@@ -151,6 +151,36 @@ def test_resumed_run_equals_one_that_was_never_stopped(tmp_path: Path) -> None:
     observation = np.zeros((1, 2))
     first, second = (model.predict(observation, deterministic=True)[0] for model in (whole, resumed))
     assert np.array_equal(first, second)
+
+
+class Short(gym.Wrapper[Any, Any, Any, Any]):
+    """Ends after 5 steps and does not say so."""
+
+    def reset(self, **kwargs: Any) -> tuple[Any, dict[str, Any]]:
+        self.t = 0
+        return self.env.reset(**kwargs)
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        self.t += 1
+        observation, reward, terminated, _, info = self.env.step(action)
+        return observation, float(reward), terminated, self.t == 5, info
+
+
+def test_a_horizon_that_only_the_wrapper_knows_makes_resumed_runs_exact(tmp_path: Path) -> None:
+    def make() -> VecEnv:
+        members = DummyVecEnv([lambda: Short(gym.make("Pendulum-v1"))] * 2)
+        return MultiTaskVecEnv(members, horizon=5, train_tasks=[0.0], task_adapter=lambda *_: None)
+
+    whole, first = tiny(make(), n_steps=12, batch_size=24).learn(72), tiny(make(), n_steps=12, batch_size=24).learn(24)
+    first.save(tmp_path / "model")
+    second = VIME.load(tmp_path / "model", make(), device="cpu").learn(48, reset_num_timesteps=False)
+    assert state(whole).keys() == state(second).keys()
+    assert all(th.equal(value, state(second)[name]) for name, value in state(whole).items())
+
+
+def test_an_environment_that_offers_reset_and_step_only() -> None:
+    for env in (ThirdParty(2, 6), MultiTaskVecEnv(ThirdParty(2, 6), horizon=6, train_tasks=[1.0])):
+        assert tiny(env, seed=None, n_steps=8, batch_size=16).learn(16).num_timesteps == 16
 
 
 def test_global_generators_are_left_alone() -> None:

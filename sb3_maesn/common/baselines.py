@@ -87,8 +87,8 @@ def linear_values(rollout: Rollout, discounted_returns: th.Tensor, ridge: float 
     size = rollout.observations[0, 0, 0].numel()
     if size > MAX_OBSERVATION_SIZE:
         raise ValueError(
-            f"expected observations of at most {MAX_OBSERVATION_SIZE} numbers for the linear baseline, got {size}:"
-            " use baseline='critic', or wrap the environment so that it observes less"
+            f"expected observations of at most {MAX_OBSERVATION_SIZE} numbers for the linear baseline, got {size}: wrap"
+            " the environment so that it observes less, or, where the algorithm has one, use baseline='critic'"
         )
     values = th.empty_like(discounted_returns)
 

@@ -8,10 +8,12 @@ from typing import Any
 import gymnasium as gym
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.type_aliases import GymEnv
-from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecEnvWrapper, VecNormalize
+from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecNormalize
 
 from sb3_maesn.envs import FAMILIES, make_vec
+from sb3_maesn.envs.batched import BatchedTaskVecEnv
 from sb3_maesn.envs.multi_task import MultiTaskVecEnv, find_multi_task, has_tasks
+from sb3_maesn.envs.wrappers import frozen_statistics, normalizers
 
 MAX_MEMBERS = 1000
 MAX_SINGLE_MEMBERS = 8  # members of a DummyVecEnv, which steps them one after another and gains nothing from more
@@ -72,21 +74,8 @@ def _make_members(env_id: str, n: int) -> VecEnv:
     # gymnasium.make imports the module of an id such as "module:Env-v0" by itself
     if env_id in FAMILIES or (":" not in env_id and env_id not in gym.registry):
         return make_vec(env_id, n)  # for an unknown id, its error names the known ones
-    return DummyVecEnv([partial(gym.make, env_id)] * min(n, MAX_SINGLE_MEMBERS))
-
-
-def normalizers(venv: VecEnv) -> list[VecNormalize]:
-    """Find every VecNormalize among the wrappers of a VecEnv.
-
-    :param venv: VecEnv, possibly wrapped
-    :return: the wrappers, the outermost first
-    """
-    found = []
-    while isinstance(venv, VecEnvWrapper):
-        if isinstance(venv, VecNormalize):
-            found.append(venv)
-        venv = venv.venv
-    return found
+    members = DummyVecEnv([partial(gym.make, env_id)] * min(n, MAX_SINGLE_MEMBERS))
+    return BaseAlgorithm._wrap_env(members, monitor_wrapper=False)  # images become channel-first
 
 
 def observation_normalizers(venv: VecEnv) -> list[VecNormalize]:
@@ -98,42 +87,63 @@ def observation_normalizers(venv: VecEnv) -> list[VecNormalize]:
     return [wrapper for wrapper in normalizers(venv) if wrapper.norm_obs]
 
 
-def check_same_normalization(training_env: VecEnv, env: VecEnv) -> None:
+def reward_normalizers(venv: VecEnv) -> list[VecNormalize]:
+    """Find every VecNormalize among the wrappers of a VecEnv that normalises rewards.
+
+    :param venv: VecEnv, possibly wrapped
+    :return: the wrappers, the outermost first
+    """
+    return [wrapper for wrapper in normalizers(venv) if wrapper.norm_reward]
+
+
+def check_same_normalization(training_env: VecEnv, env: VecEnv, rewards: bool = False) -> None:
     """Check that an environment normalises observations as often as the training environment does.
 
     :param training_env: environment that the policy was trained in
     :param env: environment that it is to act in
+    :param rewards: whether to check rewards too, which matters to a policy that observes them
     :raises ValueError: if it does not
     """
-    expected, got = len(observation_normalizers(training_env)), len(observation_normalizers(env))
-    if expected != got:
-        raise ValueError(
-            f"expected an environment that normalises observations as the training environment does, got {expected}"
-            f" VecNormalize wrappers around the training environment and {got} around the other one: pass one such as"
-            " VecNormalize(MultiTaskVecEnv(make_vec(env_id, n_envs)), training=False) with the same statistics"
-        )
+    kinds = {"observations": observation_normalizers, **({"rewards": reward_normalizers} if rewards else {})}
+    for kind, find in kinds.items():
+        expected, got = len(find(training_env)), len(find(env))
+        if expected != got:
+            raise ValueError(
+                f"expected an environment that normalises {kind} as the training environment does, got {expected}"
+                f" VecNormalize wrappers around the training environment and {got} around the other one: pass one such"
+                " as VecNormalize(MultiTaskVecEnv(make_vec(env_id, n_envs)), training=False) with the same statistics"
+            )
 
 
 @contextmanager
-def borrowed_env(env: GymEnv | str, n_envs: int, tasks: Sequence[Any] | None) -> Iterator[MultiTaskVecEnv]:
+def borrowed_env(
+    env: GymEnv | str, n_envs: int, tasks: Sequence[Any] | None, norm_reward: bool = False
+) -> Iterator[MultiTaskVecEnv]:
     """Provide a MultiTaskVecEnv for the duration of a context, and close it if it was built from an id.
 
-    Within the context, a VecNormalize among the wrappers keeps its statistics and leaves rewards unnormalised.
+    Within the context, a VecNormalize among the wrappers keeps its statistics and leaves rewards unnormalised. After
+    it, the members of a native VecEnv have the next tasks that they had before; others keep those set in the context.
 
     :param env: environment as the user passed it: an id, a Gymnasium environment or a VecEnv
     :param n_envs: number of members of an environment built from an id
     :param tasks: training tasks of an environment that is no MultiTaskVecEnv yet; None for its own tasks
+    :param norm_reward: whether rewards may be normalised, as a policy that observes them needs it
     :return: context manager that gives the environment
     :raises ValueError: if the id is unknown, or the environment has no tasks or an unknown horizon
     """
     venv = as_multi_task(env, n_envs, tasks)
-    modes = [(wrapper, wrapper.training, wrapper.norm_reward) for wrapper in normalizers(venv)]
+    native = venv.unwrapped
+    next_tasks = native.simulator.next_tasks.copy() if isinstance(native, BatchedTaskVecEnv) else None
+    rewards = reward_normalizers(venv)
     try:
-        for wrapper, _, _ in modes:
-            wrapper.training = wrapper.norm_reward = False
-        yield venv
+        for wrapper in rewards:
+            wrapper.norm_reward = norm_reward
+        with frozen_statistics(venv):
+            yield venv
     finally:
-        for wrapper, training, norm_reward in modes:
-            wrapper.training, wrapper.norm_reward = training, norm_reward
+        for wrapper in rewards:
+            wrapper.norm_reward = True
+        if isinstance(native, BatchedTaskVecEnv) and next_tasks is not None:
+            native.simulator.next_tasks[:] = next_tasks
         if isinstance(env, str):
             venv.close()

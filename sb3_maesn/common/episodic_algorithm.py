@@ -10,6 +10,7 @@ from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.type_aliases import GymEnv, Schedule
+from stable_baselines3.common.utils import get_device
 from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_maesn.common.baselines import ValueFunction, linear_values
@@ -30,6 +31,8 @@ class EpisodicAlgorithm(TaskAlgorithm):
     the seed and i alone, so a run that is saved, loaded and continued equals one that was never stopped.
 
     The parameters are those of SB3's OnPolicyAlgorithm, apart from the ones that only its own rollouts and losses use.
+
+    :raises ValueError: for a device other than the CPU or ``"auto"``
     """
 
     policy: LatentActorCriticPolicy  # a narrower type than SB3's
@@ -73,7 +76,7 @@ class EpisodicAlgorithm(TaskAlgorithm):
             policy_kwargs=policy_kwargs,
             verbose=verbose,
             seed=seed,
-            device=device,
+            device=_checked_cpu(device),
             _init_setup_model=_init_setup_model,
         )
 
@@ -159,3 +162,15 @@ class EpisodicAlgorithm(TaskAlgorithm):
         :return: whether to go on; False if the callback ended the collection
         """
         raise NotImplementedError
+
+
+def _checked_cpu(device: th.device | str) -> str:
+    """Return ``"cpu"`` if the device is the CPU or ``"auto"``.
+
+    :param device: torch device
+    :return: ``"cpu"``
+    :raises ValueError: if it is another device
+    """
+    if device != "auto" and get_device(device).type != "cpu":
+        raise ValueError(f"expected device 'cpu' or 'auto', got {str(device)!r}: episodes and networks stay on the CPU")
+    return "cpu"

@@ -10,7 +10,6 @@ import numpy as np
 import torch as th
 from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv, Schedule
-from stable_baselines3.common.utils import get_device
 
 from sb3_maesn.common.adaptable_algorithm import AdaptableAlgorithm
 from sb3_maesn.common.adaptation.rounds import AdaptationResult
@@ -189,7 +188,7 @@ class MetaOnPolicyAlgorithm(AdaptableAlgorithm):
             policy_kwargs,
             verbose,
             seed,
-            _checked_cpu(device),
+            device,
             _init_setup_model,
         )
 
@@ -405,15 +404,3 @@ class MetaOnPolicyAlgorithm(AdaptableAlgorithm):
             self.logger.record(name, value)
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
         self.logger.record("time/train_seconds", time.perf_counter() - started)
-
-
-def _checked_cpu(device: th.device | str) -> str:
-    """Return ``"cpu"`` if the device is the CPU or ``"auto"``.
-
-    :param device: torch device
-    :return: ``"cpu"``
-    :raises ValueError: if it is another device
-    """
-    if device != "auto" and get_device(device).type != "cpu":
-        raise ValueError(f"expected device 'cpu' or 'auto', got {str(device)!r}: episodes and networks stay on the CPU")
-    return "cpu"

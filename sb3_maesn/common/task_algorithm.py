@@ -22,6 +22,7 @@ from sb3_maesn.common.progress import StepsProgressBar
 from sb3_maesn.common.rollouts import StepHook
 from sb3_maesn.common.type_aliases import RolloutSummary
 from sb3_maesn.envs.multi_task import MultiTaskVecEnv
+from sb3_maesn.envs.wrappers import frozen_statistics
 
 SelfTaskAlgorithm = TypeVar("SelfTaskAlgorithm", bound="TaskAlgorithm")
 
@@ -38,6 +39,7 @@ class TaskAlgorithm(CheckpointMixin, OnPolicyAlgorithm):
 
     env: MultiTaskVecEnv | None
     n_train_tasks: int
+    observes_rewards: ClassVar[bool] = False  # whether the policy does, so that their normalisation matters to it
     _whole_timesteps: int | None  # num_timesteps after the last whole iteration, where None (in older files) means 0
     _copied_modules: ClassVar[tuple[str, ...]] = ("policy",)  # attributes of which a copy of the model gets its own
 
@@ -102,7 +104,7 @@ class TaskAlgorithm(CheckpointMixin, OnPolicyAlgorithm):
         """
         check_for_correct_spaces(env, self.observation_space, self.action_space)
         if self.env is not None:
-            check_same_normalization(self.env, env)
+            check_same_normalization(self.env, env, rewards=self.observes_rewards)
 
     # Files
 
@@ -159,6 +161,11 @@ class TaskAlgorithm(CheckpointMixin, OnPolicyAlgorithm):
             self.ep_info_buffer.append({"r": episode_return, "l": length, "t": now})
         self.ep_success_buffer.extend(summary.success.tolist())
         self._episode_num += summary.n_episodes
+
+    def _setup_learn(self, *args: Any, **kwargs: Any) -> tuple[int, BaseCallback]:
+        assert self.env is not None
+        with frozen_statistics(self.env):  # SB3's reset at the start, which a resumed training has once more
+            return super()._setup_learn(*args, **kwargs)
 
     def _init_callback(self, callback: MaybeCallback, progress_bar: bool = False) -> BaseCallback:
         if not progress_bar:

@@ -1,6 +1,7 @@
 """The wrapper that gives the members of any VecEnv tasks."""
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -11,6 +12,7 @@ from sb3_maesn.envs.batched import BatchedTaskVecEnv
 from sb3_maesn.envs.mujoco_physics import MujocoPhysics
 from sb3_maesn.envs.relabel import can_relabel
 from sb3_maesn.envs.task_family import SPLITS, TaskFamily
+from sb3_maesn.envs.wrappers import find_horizon, frozen_statistics
 
 TaskAdapter: TypeAlias = Callable[[VecEnv, int, Any], None]
 """Function (venv, member index, task) -> None that sets a member's next task, for members without ``set_task``."""
@@ -33,8 +35,8 @@ class MultiTaskVecEnv(VecEnvWrapper):
       ``env_method("set_task", task, indices=[i])``.
 
     :param venv: VecEnv to wrap
-    :param horizon: maximum number of steps of an episode; None to ask the members (attribute ``horizon``, or
-        ``max_episode_steps`` of their Gymnasium spec)
+    :param horizon: maximum number of steps of an episode; None to ask the members (attribute ``horizon`` or
+        ``max_episode_steps`` of their Gymnasium spec, whichever is less)
     :param train_tasks: tasks for meta-training, of any type that the members' ``set_task`` takes
     :param validation_tasks: tasks for tuning and model selection
     :param test_tasks: tasks for reporting
@@ -87,11 +89,15 @@ class MultiTaskVecEnv(VecEnvWrapper):
                 "this environment has no tasks: expected members with `sample_tasks(n)` and `set_task(task)`,"
                 " or train_tasks (and task_adapter) passed to MultiTaskVecEnv"
             )
-        # seeding takes a reset, before which some members need a task
-        any_task = _call_sample_tasks(self.venv, 1)[0]
-        for member in range(self.num_envs):
-            self._set_task(member, any_task)
-        return tuple(_sample_tasks(self.venv, n_tasks, seed, i) for i in range(len(SPLITS)))
+        with frozen_statistics(self.venv):  # the resets are not part of any training
+            try:
+                _seed_and_reset(self.venv, seed)
+            except Exception:  # of whatever kind: some members need a task before their first reset
+                _seed_generator(self.venv, seed)
+                any_task = _call_sample_tasks(self.venv, 1)[0]
+                for member in range(self.num_envs):
+                    self._set_task(member, any_task)
+            return tuple(_sample_tasks(self.venv, n_tasks, seed, i) for i in range(len(SPLITS)))
 
     def around(self, venv: VecEnv) -> "MultiTaskVecEnv":
         """Wrap another VecEnv with the same horizon, task sets and task adapter.
@@ -340,22 +346,6 @@ def _horizon(venv: VecEnv) -> int:
     return horizon
 
 
-def find_horizon(venv: VecEnv) -> int | None:
-    """Find the maximum number of steps of an episode.
-
-    :param venv: VecEnv whose first member is asked
-    :return: the horizon, None if the member does not tell
-    """
-    for name in ("horizon", "_max_episode_steps"):
-        if venv.has_attr(name) and (value := venv.get_attr(name, indices=[0])[0]) is not None:
-            return int(value)
-    if venv.has_attr("spec"):
-        spec = venv.get_attr("spec", indices=[0])[0]
-        if spec is not None and spec.max_episode_steps is not None:
-            return int(spec.max_episode_steps)
-    return None
-
-
 def _sample_tasks(venv: VecEnv, n_tasks: int, task_seed: int, split: int) -> Sequence[Any]:
     """Sample the tasks of a set from the first member, with a generator that this set alone uses.
 
@@ -365,10 +355,20 @@ def _sample_tasks(venv: VecEnv, n_tasks: int, task_seed: int, split: int) -> Seq
     :param split: position of the set in ``SPLITS``
     :return: tasks
     """
-    seed = int(np.random.SeedSequence([task_seed, split]).generate_state(1)[0]) & 0x7FFFFFFF
-    venv.seed(seed)
-    venv.reset()  # SB3 passes a seed to its members at the next reset
+    _seed_and_reset(venv, int(np.random.SeedSequence([task_seed, split]).generate_state(1)[0]) & 0x7FFFFFFF)
     return _call_sample_tasks(venv, n_tasks)
+
+
+def _seed_and_reset(venv: VecEnv, seed: int) -> None:
+    """Seed the members, to which SB3 passes a seed at the next reset, and reset them."""
+    venv.seed(seed)
+    venv.reset()
+
+
+def _seed_generator(venv: VecEnv, seed: int) -> None:
+    """Seed the generator of the first member without a reset, if it is Gymnasium's."""
+    with suppress(Exception):  # of whatever kind: a third party's member need not have one, or not let it be set
+        venv.set_attr("np_random", np.random.default_rng(seed), indices=[0])
 
 
 def _call_sample_tasks(venv: VecEnv, n_tasks: int) -> Sequence[Any]:

@@ -11,12 +11,13 @@ from stable_baselines3.common.vec_env.base_vec_env import VecEnvStepReturn
 
 from sb3_maesn.envs.multi_task import MultiTaskVecEnv
 from sb3_maesn.envs.task_family import SPLITS
+from sb3_maesn.envs.wrappers import normalizers
 
 
 class Trial(NamedTuple):
     """The episodes of a trial that ended, in order, as reported in ``info["trial"]``.
 
-    :param returns: undiscounted returns (K,)
+    :param returns: undiscounted returns, before a VecNormalize (K,)
     :param lengths: numbers of steps (K,)
     :param success: 1 or 0, NaN where the environment does not report success (K,)
     :param diverged: whether the simulation diverged, bool (K,); such an episode's return includes the penalty that
@@ -143,8 +144,12 @@ class TrialVecEnv(MultiTaskVecEnv):
         _check_finite(rewards)
         last = np.stack([rewards, ended], axis=1).astype(np.float32)
         transitions = np.concatenate([encode(self._actions, self.action_space), last], axis=1)
+        before = rewards
         rewards = self._penalise(rewards, diverged)
-        over = self._note_step(rewards, ended, diverged, infos)
+        # returns are those of the members, like a monitor's
+        normalizing = [wrapper for wrapper in normalizers(self.single) if wrapper.norm_reward]
+        earned = rewards if not normalizing else normalizing[-1].get_original_reward() + (rewards - before)
+        over = self._note_step(earned, ended, diverged, infos)
         for member in np.flatnonzero(over).tolist():
             infos[member] = self._end_trial(member, infos[member], transitions[member])
         transitions[over] = 0.0
