@@ -103,18 +103,21 @@ class MetaEvalCallback(BaseCallback):
                 f"{path} has evaluations of {shapes[0]} episodes in {shapes[1]} rounds, expected {expected[0]} in"
                 f" {expected[1]}: choose another log_path"
             )
-        outcomes = zip(self.history["success_by_round"], self.history["returns_by_round"], strict=True)
-        self.best_score = max((self._score(*outcome) for outcome in outcomes), default=-np.inf)
+        self.best_score = max(self._scores(), default=-np.inf)
         if self.history["timesteps"] and self.history["timesteps"][-1] == self.model.num_timesteps:
             self.last_iteration = self.model._n_updates  # evaluated before the interruption
 
     def _npz_path(self) -> Path | None:
         return None if self.log_path is None else self.log_path / "evaluations.npz"
 
-    @staticmethod
-    def _score(success: np.ndarray, returns: np.ndarray) -> float:
-        """Score the last round by its success rate, or by its mean return if success is not reported."""
-        return float(returns[-1] if np.isnan(success[-1]) else success[-1])
+    def _scores(self) -> list[float]:
+        """Score all evaluations by the success rate of the last round, or by its mean return if success is unknown."""
+        success, returns = (
+            [row[-1] for row in self.history.get(f"{key}_by_round", ())] for key in ("success", "returns")
+        )
+        if np.isnan(success).all():
+            return [float(value) for value in returns]
+        return [-np.inf if np.isnan(value) else float(value) for value in success]
 
     def _on_step(self) -> bool:
         return True
@@ -138,7 +141,8 @@ class MetaEvalCallback(BaseCallback):
         )
         self._log(result)
         self._append_to_record(result)
-        score = self._score(result.success_rate, result.mean_return)
+        *earlier, score = self._scores()
+        self.best_score = max(earlier, default=-np.inf)
         if score > self.best_score:
             self.best_score = score
             if self.best_model_save_path is not None:

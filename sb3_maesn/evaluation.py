@@ -65,10 +65,10 @@ def evaluate_adaptation(
     if tasks is None or len(tasks) == 0:
         raise ValueError("expected at least one task, got none")
     if isinstance(model, RL2):
-        if rule is not None or n_eval_episodes > 0:
+        if rule is not None or n_eval_episodes > 0 or eval_rounds is not None:
             raise ValueError(
-                "RL2 adapts by its memory: expected no rule and n_eval_episodes=0, got"
-                f" rule={rule!r} and n_eval_episodes={n_eval_episodes}"
+                "RL2 adapts by its memory: expected no rule, no eval_rounds and n_eval_episodes=0, got"
+                f" rule={rule!r}, eval_rounds={eval_rounds!r} and n_eval_episodes={n_eval_episodes}"
             )
         return model.evaluate_trials(env, tasks, n_rounds + 1, n_episodes, seed=seed)
     agent, rng = model.agent(), generator_of(seed)

@@ -126,6 +126,11 @@ class MAML(MetaOnPolicyAlgorithm):
                 "low_variance_curvature, exploration_coef and inner_kl_coef go with an inner update,"
                 " got n_inner_steps=0"
             )
+        if self.low_variance_curvature and self.first_order:
+            raise ValueError(
+                "low_variance_curvature is about the derivative of the inner update, which first_order ignores:"
+                " expected one of them, got both"
+            )
         if self.meta_step not in META_STEPS:
             raise ValueError(f"meta_step must be one of {', '.join(META_STEPS)}, got {self.meta_step!r}")
 

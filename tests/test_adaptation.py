@@ -128,7 +128,9 @@ def test_a_round_too_small_for_a_baseline_is_judged_by_its_returns() -> None:
     assert (advantages > returns).all()  # discounted
 
 
-@pytest.mark.parametrize(("eval_rounds", "with_episodes"), [(None, [0, 1, 2]), ([], []), ({0, 2}, [0, 2])])
+@pytest.mark.parametrize(
+    ("eval_rounds", "with_episodes"), [(None, [0, 1, 2]), ([], []), ({0, 2}, [0, 2]), (np.arange(2), [0, 1])]
+)
 def test_fresh_episodes_in_some_rounds(eval_rounds: Any, with_episodes: list[int]) -> None:
     model = make_model()
     assert model.env is not None
@@ -198,6 +200,9 @@ def test_an_episode_that_diverged_is_no_better_than_those_of_earlier_rounds() ->
         valid = np.array([[True, False], [True, False]])
     assert state.returns.tolist() == [[-9.0, -9.0, -1.0, -9.0], [-3.0, -3.0, -3.0, -3.0]]
     assert state.advantages.tolist() == [[-10.0, -10.0, -2.0, -10.0], [-4.0, -4.0, -4.0, -4.0]]
+    nothing = np.full((2, 2), np.nan)  # of episodes that diverged, which does not count
+    after = rule.update(state, np.zeros((2, 2, 2)), nothing, nothing, rng, np.zeros((2, 2), dtype=bool))
+    assert after.returns[:, 4:].tolist() == [[-9.0] * 2, [-3.0] * 2]
 
 
 def test_diverged_episodes_are_compared_with_those_that_the_rule_sees() -> None:
@@ -255,10 +260,34 @@ def test_summaries() -> None:
     assert result.solved_rate.tolist() == [0.5, 0.5]
 
 
+def test_success_that_is_known_of_some_episodes_only() -> None:
+    nan = np.nan
+    result = result_of([[[0, 1, nan, 1], [nan] * 4], [[nan] * 4, [nan] * 4]], np.zeros((2, 2, 4)))
+    np.testing.assert_array_equal(result.success_rate, [2 / 3, nan])
+    assert result.solved.tolist() == [[True, False], [False, False]]
+    np.testing.assert_array_equal(result.solved_rate, [1.0, nan])
+
+
+class Silent(ThirdParty):
+    """An episode of member 1 diverges and does not say whether it succeeded."""
+
+    def end_info(self, member: int) -> dict[str, Any]:
+        return {"diverged": True} if member == 1 else {"is_success": True}
+
+
+def test_an_episode_that_diverged_without_a_word_failed() -> None:
+    env = MultiTaskVecEnv(Silent(4, 5), horizon=5, train_tasks=[1.0] * 3)
+    result, _ = adapt_to_tasks(
+        make_model(env).agent(), env, [1.0], LatentLearner(Spy()), 0, 4, np.random.default_rng(0)
+    )
+    assert result.success[0, 0].tolist() == [1.0, 0.0, 1.0, 1.0]
+
+
 def test_a_saved_result_comes_back(tmp_path: Path) -> None:
     result = result_of(np.full((2, 1, 3), np.nan), np.arange(6).reshape(2, 1, 3))
-    result.save(tmp_path / "result.npz")
-    loaded = AdaptationResult.load(tmp_path / "result.npz")
+    result.save(tmp_path / "result")
+    assert [path.name for path in tmp_path.iterdir()] == ["result.npz"]
+    loaded = AdaptationResult.load(tmp_path / "result")
     assert (loaded.returns == result.returns).all()
     assert np.isnan(loaded.success).all()
     assert vars(loaded).keys() == vars(result).keys()

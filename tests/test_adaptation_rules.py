@@ -221,6 +221,7 @@ def test_bad_input_is_refused(name: str) -> None:
         (lambda: KernelRule(width=-1.0), "width must be between"),
         (lambda: PosteriorRule(std=0.0), "std must be between"),
         (lambda: PosteriorRule(length_scales=(0.5, -1.0)), "length_scales must be between"),
+        (lambda: PosteriorRule(length_scales=()), "expected at least one of length_scales, got none"),
         (lambda: PolicyGradientRule([1.0], [1.0], std_floor=-1.0), "std_floor must be between"),
     ],
 )

@@ -16,6 +16,7 @@ from sb3_maesn.common.baselines import (
     explained_variance,
     linear_features,
     linear_values,
+    mean_values,
 )
 from sb3_maesn.common.critic import critic_values, fit_critic
 from sb3_maesn.common.distributions import DiagGaussian
@@ -86,6 +87,29 @@ def test_an_episode_is_judged_as_a_whole_whatever_the_lambda_of_its_steps(gae_la
     for task, episode in np.ndindex(TASKS, EPISODES):
         expected = sum(0.5 * 0.9**t * rollout.rewards[t, task, episode] for t in range(STEPS))
         assert got.episodes.advantages[task, episode] == pytest.approx(float(expected))
+
+
+def test_episodes_that_are_equally_good_give_no_advantages() -> None:
+    """What a fit makes of them are its errors, which normalisation would blow up."""
+    rollout = make_rollout(th.float32)
+    rewards = th.full_like(rollout.rewards, -0.3) * rollout.mask
+    rewards[:, 1] = th.linspace(-1.0, 0.5, STEPS).unsqueeze(1) * rollout.mask[:, 1]  # equal episodes of unequal steps
+    batch = estimate_advantages(replace(rollout, rewards=rewards), 0.99, 1.0)
+    assert batch.advantages[:, 0].abs().max() > 0.0  # an episode of this task is short
+    assert (batch.advantages[:, 1] == 0.0).all()
+    one = replace(rollout.at_tasks(slice(1, 2)).first_episodes(1), rewards=rewards[:, 1:, :1])
+    assert estimate_advantages(one, 0.99, 1.0, no_values).advantages.abs().max() > 0.0  # nothing to compare with
+
+
+def test_values_of_small_rounds_are_means_over_episodes() -> None:
+    rollout = make_rollout()
+    returns = discounted_sums(rollout.rewards, 0.9)
+    values = mean_values(rollout, returns)
+    known = rollout.mask[3, 0] > 0
+    assert values[3, 0, 0].item() == pytest.approx(returns[3, 0][known].mean().item())
+    assert (values[rollout.mask == 0] == 0.0).all()
+    one = rollout.first_episodes(1)
+    assert (mean_values(one, returns[:, :, :1]) == 0.0).all()
 
 
 def test_linear_features() -> None:

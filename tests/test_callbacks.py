@@ -99,6 +99,12 @@ def test_the_best_model_is_kept_by_success(tmp_path: Path, monkeypatch: pytest.M
     assert best_steps(tmp_path) == 2 * ITERATION
 
 
+def test_an_evaluation_of_unknown_success_is_not_the_best(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    scripted(monkeypatch, [(40.0, np.nan), (30.0, 0.5), (90.0, np.nan), (35.0, 0.75)])
+    tiny().learn(4 * ITERATION, evaluator(eval_freq=1, best_model_save_path=tmp_path))
+    assert best_steps(tmp_path) == 4 * ITERATION
+
+
 def test_the_best_model_is_kept_by_return_where_success_is_unknown(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -102,6 +102,18 @@ def test_rounds_of_one_episode_move_the_latent_too() -> None:
     assert all(np.abs(result.mean[r] - result.mean[r - 1]).max() > 1e-3 for r in (2, 3, 4))
 
 
+@pytest.mark.parametrize("n_episodes", [2, 3, 4])
+def test_small_rounds_learn_from_their_returns_and_not_from_the_errors_of_a_baseline(n_episodes: int) -> None:
+    model, tasks = maesn(adapt_policy=True), make_env().task_set("test")[:2]
+    assert model.env is not None
+    latents = np.random.default_rng(0).standard_normal((2, n_episodes, 2))
+    batch = model.agent().judge(play(model.agent(), model.env, tasks, latents, np.random.default_rng(1)))
+    for advantages in (batch.episode_advantages, batch.advantages[0]):
+        for own, returns in zip(advantages.tolist(), batch.discounted_returns[0].tolist(), strict=True):
+            assert np.argsort(own).tolist() == np.argsort(returns).tolist()
+            assert np.ptp(own) == pytest.approx(np.ptp(returns), rel=1e-4)
+
+
 def test_the_gradient_rules_have_the_std_floor_of_training() -> None:
     for name in ("policy_gradient", "natural_gradient"):
         learner = make_learner(name, maesn(inner_std_floor=3.0).agent())
@@ -125,6 +137,10 @@ def test_other_rules() -> None:
     assert type(make_rule(None, STEPS)) is RULES[DEFAULT_RULE]
     with pytest.raises(ValueError, match=r"rule must be one of policy_gradient, .*, got 'newton'"):
         make_rule("newton", STEPS)
+    with pytest.raises(ValueError, match=r"expected a rule, got the class KernelRule: pass KernelRule\(\)"):
+        make_rule(KernelRule, STEPS)  # type: ignore[arg-type]  # as users do
+    with pytest.raises(ValueError, match=r"or an AdaptationRule, got 3"):
+        make_rule(3, STEPS)  # type: ignore[arg-type]  # no rule at all
 
 
 def test_step_scale() -> None:

@@ -286,6 +286,7 @@ def test_tensorboard_has_the_algorithms_name(tmp_path: Path) -> None:
         (partial(tiny, inner_std_floor=0.1), "no latent, which inner_std_floor is about"),
         (partial(tiny, n_epochs=1.5), r"n_epochs must be a whole number, got 1\.5"),
         (partial(tiny, exploration_coef=None), "exploration_coef must be a number, got None"),
+        (partial(tiny, first_order=True, low_variance_curvature=True), "expected one of them, got both"),
         (partial(tiny, policy_step_size_init=0.0), r"policy_step_size_init must be positive, got 0\.0"),
         (partial(tiny, meta_step="sgd"), "meta_step must be one of trpo, ppo, got 'sgd'"),
         (partial(tiny, exploration_coef=-1.0), r"exploration_coef must be at least 0, got -1\.0"),

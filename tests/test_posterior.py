@@ -36,6 +36,13 @@ def test_hit_scores_see_hits_and_not_noise() -> None:
     assert np.delete(scores, 3, axis=1).max() < 0.15
 
 
+def test_rounding_is_no_hit() -> None:
+    latents = np.random.default_rng(0).standard_normal((1, 20, 2))
+    returns = np.full((1, 20), -381.486176)
+    returns[0, :3] += 3e-5  # as sums of the same float32 rewards differ
+    assert hit_scores(latents, returns)[1] == 0.0
+
+
 def test_many_episodes_at_a_hit_do_not_become_the_floor() -> None:
     rng = np.random.default_rng(1)
     latents = np.concatenate([rng.standard_normal((10, 8, 2)), 1.5 + 0.05 * rng.standard_normal((10, 40, 2))], axis=1)

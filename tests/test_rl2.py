@@ -201,7 +201,7 @@ def test_evaluate_adaptation_speaks_of_rounds() -> None:
     same = model.evaluate_trials(walks(4), [-1.0, 1.0], n_episodes=3, n_trials=2, seed=3)
     np.testing.assert_array_equal(result.returns, same.returns)
     assert result.mean.shape == (3, 2, 0)
-    wrong: list[dict[str, Any]] = [{"rule": "kernel"}, {"n_eval_episodes": 5}]
+    wrong: list[dict[str, Any]] = [{"rule": "kernel"}, {"n_eval_episodes": 5}, {"eval_rounds": [1]}]
     for settings in wrong:
         with pytest.raises(ValueError, match="RL2 adapts by its memory"):
             evaluate_adaptation(model, walks(), [1.0], **settings)

@@ -17,6 +17,8 @@ from sb3_maesn.common.adaptation.score_prior import ScorePrior, learn_score_prio
 from sb3_maesn.common.type_aliases import Rollout
 from sb3_maesn.envs import make_vec
 from sb3_maesn.envs.multi_task import MultiTaskVecEnv
+from sb3_maesn.evaluation import evaluate_adaptation
+from sb3_maesn.tasks import tasks_of
 from tests.test_adaptation_rules import HalfCircle, run
 from tests.tiny import POINT, tiny
 
@@ -119,6 +121,12 @@ def test_what_is_no_prior_is_refused(change: dict[str, Any], message: str) -> No
         ScorePrior(**{**good, **change})
 
 
+def test_a_prior_of_other_latents_is_refused() -> None:
+    rule = PosteriorRule(prior=prior_of_half_circle())
+    with pytest.raises(ValueError, match="score prior of latents of 5 dimensions, got one of 2"):
+        rule.start(np.zeros((1, 5)), np.zeros((1, 5)))
+
+
 def test_one_task_is_too_few() -> None:
     with pytest.raises(ValueError, match=r"expected scores of at least 2 tasks, \(J, 4\), got \(1, 4\)"):
         learn_score_prior(FAR_APART, random_scores(1), 1.0)
@@ -182,6 +190,16 @@ def test_a_model_learns_it_keeps_it_and_uses_it(tmp_path: Path) -> None:
         assert kept.excess == pytest.approx(prior.excess)
     assert model.adapt(SPARSE, task=[0.0, 1.0], n_rounds=1, n_episodes=3).score_prior is None
     assert model.score_prior is prior
+
+
+def test_a_model_that_solves_nothing_does_not_take_noise_for_hits() -> None:
+    model = MAESN("LatentMlpPolicy", "WheeledGoal-v0", meta_batch_size=2, n_episodes=2, seed=0)
+    model.learn_score_prior("WheeledGoalSparse-v0", n_latents=64, n_tasks=20)
+    tasks = tasks_of("WheeledGoalSparse-v0", "validation", 10)
+    result = evaluate_adaptation(model, "WheeledGoalSparse-v0", tasks, n_rounds=0, n_episodes=10)
+    assert result.success.sum() == 0.0
+    _, evidence = hit_scores(result.latents[0], result.returns[0], model.score_prior)
+    assert (evidence >= 0.5).sum() <= 2
 
 
 def test_an_adapted_model_learns_about_the_latents_that_it_draws(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -105,6 +105,20 @@ def linear_values(rollout: Rollout, discounted_returns: th.Tensor, ridge: float 
     return values
 
 
+def mean_values(rollout: Rollout, discounted_returns: th.Tensor) -> th.Tensor:
+    """Compute values by the mean of the discounted returns from each step on over a task's episodes.
+
+    :param rollout: episodes
+    :param discounted_returns: discounted return from each step on (T, B, K)
+    :return: values (T, B, K), zero where the mask is zero, and for a single episode, which has nothing to be compared
+        with
+    """
+    if rollout.mask.shape[2] == 1:
+        return th.zeros_like(discounted_returns)
+    count = rollout.mask.sum(dim=2, keepdim=True).clamp(min=1.0)  # (T, B, 1)
+    return (discounted_returns * rollout.mask).sum(dim=2, keepdim=True) / count * rollout.mask
+
+
 def explained_variance(values: th.Tensor, returns: th.Tensor, mask: th.Tensor) -> float:
     """Compute 1 - Var(returns - values) / Var(returns) over the valid steps.
 

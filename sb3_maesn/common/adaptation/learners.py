@@ -10,7 +10,7 @@ import torch as th
 from sb3_maesn.common.adaptation.rule import AdaptationRule, AdaptationState, draw_latents
 from sb3_maesn.common.adaptation.rules import RULES, PolicyGradientRule, PosteriorRule, step_scale
 from sb3_maesn.common.adaptation.score_prior import Array, ScorePrior
-from sb3_maesn.common.baselines import ValueFunction, estimate_advantages, linear_values
+from sb3_maesn.common.baselines import ValueFunction, estimate_advantages, linear_values, mean_values
 from sb3_maesn.common.distributions import DiagGaussian
 from sb3_maesn.common.inner_update import ActorFunction, InnerUpdate, inner_update
 from sb3_maesn.common.policies import LatentActorCriticPolicy
@@ -58,17 +58,21 @@ class Agent(NamedTuple):
     def judge(self, rollout: Rollout) -> TaskBatch:
         """Estimate the advantages of a rollout as in meta-training.
 
+        In a round that is too small to fit the baseline, which would explain all differences between its episodes, the
+        baseline is the mean over the episodes of the return from each step on, or 0 for a single episode.
+
         :param rollout: episodes
         :return: the rollout with its advantages
         """
-        return estimate_advantages(rollout, self.gamma, self.gae_lambda, self.value_function)
+        few = rollout.rewards.shape[2] < self.min_baseline_episodes
+        return estimate_advantages(rollout, self.gamma, self.gae_lambda, mean_values if few else self.value_function)
 
     def episode_advantages(self, batch: TaskBatch) -> Array:
         """Compute the advantages of whole episodes, as an update of the latent distributions needs them.
 
         :param batch: what :meth:`judge` returned
-        :return: discounted returns beyond the baseline, or the plain discounted returns of a round that is too small to
-            fit a baseline, which would explain all differences between its episodes (B, K)
+        :return: discounted returns beyond the baseline, or, so that small rounds can be compared with each other, the
+            plain discounted returns of a round that is too small to fit it (B, K)
         """
         few = batch.advantages.shape[2] < self.min_baseline_episodes
         advantages: Array = (batch.discounted_returns[0] if few else batch.episode_advantages).double().numpy()
@@ -233,10 +237,14 @@ def check_rule(rule: str | AdaptationRule | None) -> None:
     """Check the name of a rule.
 
     :param rule: name in ``RULES``, a rule, or None for the default
-    :raises ValueError: for an unknown name
+    :raises ValueError: for an unknown name, or what is neither a name nor a rule
     """
     if isinstance(rule, str) and rule not in RULES:
         raise ValueError(f"rule must be one of {', '.join(RULES)}, got {rule!r}")
+    if isinstance(rule, type):
+        raise ValueError(f"expected a rule, got the class {rule.__name__}: pass {rule.__name__}()")
+    if rule is not None and not isinstance(rule, str | AdaptationRule):
+        raise ValueError(f"rule must be one of {', '.join(RULES)}, or an AdaptationRule, got {rule!r}")
 
 
 def make_rule(
@@ -257,8 +265,8 @@ def make_rule(
     """
     if isinstance(rule, AdaptationRule):
         return rule
+    check_rule(rule)
     name = DEFAULT_RULE if rule is None else rule
-    check_rule(name)
     kind = RULES[name]
     if issubclass(kind, PolicyGradientRule):
         return kind(step_sizes.mean.double().numpy(), step_sizes.log_std.double().numpy(), std_floor)

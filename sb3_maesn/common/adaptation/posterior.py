@@ -14,6 +14,7 @@ import numpy as np
 import torch as th
 
 from sb3_maesn.common.adaptation.score_prior import Array, Points, ScorePrior
+from sb3_maesn.common.objectives import EQUAL_VALUES
 
 # Share of a task's returns below its floor, where a score prior tells how far hits stand above the floor.
 LOW_RETURNS = 0.25
@@ -33,7 +34,7 @@ def typical_scale(latent_dim: int) -> float:
 
 
 def prior_radius(latent_dim: int) -> float:
-    """Compute the radius of the ball that holds about 95 % of N(0, I), within 1 % for any L.
+    """Compute the radius of the ball that holds about 95 % of N(0, I), within 1.5 % for any L.
 
     :param latent_dim: number of latent dimensions (L)
     :return: the radius in prior stds
@@ -149,14 +150,32 @@ def hit_scores(latents: Array, returns: Array, prior: ScorePrior | None = None) 
         scores = excess_over_floor(latents, returns)
         scores /= np.maximum(scores.max(axis=1, keepdims=True), prior.excess)
         return scores, scores.max(axis=1)
-    n_episodes, weights = returns.shape[1], _inverse_density(latents)
-    floor = weighted_quantile(returns, weights, 0.5)
-    spread = weighted_quantile(np.abs(returns - floor), weights, 0.5)
+    floor, solid = floor_and_solid_hit(latents, returns)
     excess = np.maximum(returns - floor, 0.0)
-    scale = np.maximum(excess.max(axis=1, keepdims=True), SOLID_HIT * spread)
-    rounding = 1e-12 * np.abs(returns).max(axis=1, keepdims=True)
-    scores = excess / np.where(scale > rounding, scale, np.inf) * min(1.0, (n_episodes - 1) / 4.0)
+    scale = np.maximum(excess.max(axis=1, keepdims=True), solid)
+    scores = excess / np.where(scale > rounding_of(returns), scale, np.inf) * min(1.0, (returns.shape[1] - 1) / 4.0)
     return scores, scores.max(axis=1)
+
+
+def floor_and_solid_hit(latents: Array, returns: Array) -> tuple[Array, Array]:
+    """Compute the floor of each task, a weighted median, and the excess from which a return is no mere nuisance.
+
+    :param latents: whitened latents (B, N, L)
+    :param returns: returns (B, N)
+    :return: floors and ``SOLID_HIT`` spreads of the floors, in units of return (both (B, 1))
+    """
+    weights = _inverse_density(latents)
+    floor = weighted_quantile(returns, weights, 0.5)
+    return floor, SOLID_HIT * weighted_quantile(np.abs(returns - floor), weights, 0.5)
+
+
+def rounding_of(returns: Array) -> Array:
+    """Compute the difference of returns up to which they differ by rounding only.
+
+    :param returns: returns (B, N)
+    :return: differences in units of return (B, 1)
+    """
+    return np.asarray(EQUAL_VALUES * np.abs(returns).max(axis=1, keepdims=True))
 
 
 def excess_over_floor(latents: Array, returns: Array) -> Array:

@@ -13,6 +13,7 @@ from sb3_maesn.common.adaptation.learners import Agent, LatentLearner, Round, Ta
 from sb3_maesn.common.adaptation.rule import draw_latents, worst_for_diverged
 from sb3_maesn.common.adaptation.score_prior import Array
 from sb3_maesn.common.distributions import DiagGaussian
+from sb3_maesn.common.files import write_atomically
 from sb3_maesn.common.rollouts import Behaviour, collect
 from sb3_maesn.common.type_aliases import Adapted, NamedParameters, Rollout
 from sb3_maesn.envs.multi_task import MultiTaskVecEnv
@@ -50,7 +51,7 @@ class AdaptationResult:
     @property
     def success_rate(self) -> Array:
         """Share of successful episodes in each round (R,)."""
-        return np.asarray(self.success.mean(axis=(1, 2)), dtype=np.float64)
+        return _known_mean(self.success, (1, 2))
 
     @property
     def mean_return(self) -> Array:
@@ -60,12 +61,13 @@ class AdaptationResult:
     @property
     def solved(self) -> NDArray[np.bool_]:
         """Whether at least half of a round's episodes succeed (R, n_tasks)."""
-        return np.asarray(self.success.mean(axis=2) >= SOLVED_SHARE)
+        return np.asarray(_known_mean(self.success, (2,)) >= SOLVED_SHARE)
 
     @property
     def solved_rate(self) -> Array:
-        """Share of tasks solved in each round (R,)."""
-        return np.asarray(self.solved.mean(axis=1), dtype=np.float64)
+        """Share of tasks solved in each round, NaN where success is unknown (R,)."""
+        unknown = np.isnan(self.success).all(axis=2)  # (R, n_tasks)
+        return _known_mean(np.where(unknown, np.nan, self.solved), (1,))
 
     @classmethod
     def join(cls, parts: Sequence["AdaptationResult"]) -> "AdaptationResult":
@@ -80,19 +82,25 @@ class AdaptationResult:
     def save(self, path: str | Path) -> None:
         """Write all arrays to an ``.npz`` file.
 
-        :param path: path of the file
+        :param path: path of the file, with or without ``.npz``
         """
-        np.savez_compressed(path, **{field.name: getattr(self, field.name) for field in fields(self)})
+        arrays = {field.name: getattr(self, field.name) for field in fields(self)}
+        write_atomically(_npz(path), lambda file: np.savez_compressed(file, **arrays))
 
     @classmethod
     def load(cls, path: str | Path) -> "AdaptationResult":
         """Read a history that :meth:`save` wrote.
 
-        :param path: path of the file
+        :param path: path of the file, with or without ``.npz``
         :return: the history
         """
-        with np.load(path, allow_pickle=False) as arrays:
+        with np.load(_npz(path), allow_pickle=False) as arrays:
             return cls(**{field.name: arrays[field.name] for field in fields(cls)})
+
+
+def _npz(path: str | Path) -> Path:
+    """Add the ending ``.npz`` to a path without it, as NumPy does."""
+    return Path(path) if str(path).endswith(".npz") else Path(f"{path}.npz")
 
 
 def play(
@@ -151,7 +159,7 @@ def adapt_to_tasks(
     """
     _check_numbers(agent, learner, len(tasks), n_rounds, n_episodes, n_eval_episodes)
     played_rounds = range(n_rounds + int(last_round))
-    unknown = set(eval_rounds or ()) - set(played_rounds)
+    unknown = (set() if eval_rounds is None else set(eval_rounds)) - set(played_rounds)
     if unknown:
         raise ValueError(f"eval_rounds must be among the rounds {list(played_rounds)}, got {sorted(unknown)}")
     state = learner.start(agent, len(tasks))
@@ -165,7 +173,7 @@ def adapt_to_tasks(
         rollout = play(agent, env, tasks, np.concatenate([latents, fresh], axis=1), rng, adapted.theta)
         rounds.append(_one_round(rollout, n_episodes, n_eval_episodes, mean, log_std))
         if r < n_rounds:
-            returns = rollout.returns.double().numpy()[:, :n_episodes]
+            returns = rollout.returns.numpy()[:, :n_episodes]
             seen = Round(rollout.first_episodes(n_episodes), latents, returns)
             state = learner.update(state, agent, seen, rng)
     return AdaptationResult.join(rounds), learner.adapted(state)
@@ -195,20 +203,40 @@ def _one_round(
     rollout: Rollout, n_episodes: int, n_eval_episodes: int, mean: Array, log_std: Array
 ) -> AdaptationResult:
     """Build the history of a single round, of which the learner sees the first ``n_episodes`` episodes of each task."""
-    returns, valid = rollout.returns.double().numpy(), rollout.valid
+    returns, valid = rollout.returns.numpy(), rollout.valid
+    success = report_success(rollout.success, valid)
     missing = np.full((len(returns), n_eval_episodes), np.nan)
     evaluated = returns.shape[1] > n_episodes
     arrays = (
         report_returns(returns[:, :n_episodes], valid[:, :n_episodes]),
-        rollout.success[:, :n_episodes],
+        success[:, :n_episodes],
         rollout.lengths.double().numpy()[:, :n_episodes],
         rollout.latents.double().numpy()[:, :n_episodes],
         mean,
         log_std,
         report_returns(returns[:, n_episodes:], valid[:, n_episodes:]) if evaluated else missing,
-        rollout.success[:, n_episodes:] if evaluated else missing,
+        success[:, n_episodes:] if evaluated else missing,
     )
     return AdaptationResult(*(array[None] for array in arrays))
+
+
+def report_success(success: Array, valid: NDArray[np.bool_]) -> Array:
+    """Count an episode that diverged as a failure if only the others report success.
+
+    :param success: success of a round's episodes, NaN where it is not reported (B, K)
+    :param valid: whether the episodes did not diverge (B, K)
+    :return: success (B, K)
+    """
+    reported = bool((~np.isnan(success)).any())
+    return np.where(reported & ~valid & np.isnan(success), 0.0, success)
+
+
+def _known_mean(values: Array, axes: tuple[int, ...]) -> Array:
+    """Average over axes without the values that are NaN; NaN where all are."""
+    known = ~np.isnan(values)
+    total = np.where(known, values, 0.0).sum(axis=axes)
+    count = known.sum(axis=axes)
+    return np.asarray(np.where(count > 0, total / np.maximum(count, 1), np.nan), dtype=np.float64)
 
 
 def report_returns(returns: Array, valid: NDArray[np.bool_]) -> Array:

@@ -146,6 +146,8 @@ class AdaptationRule(ABC):
         :return: state after the round
         :raises ValueError: if shapes disagree, a value is not finite, or the round has no episode
         """
+        if valid is not None and np.shape(valid) == np.shape(returns) == np.shape(advantages):
+            returns, advantages = (np.where(valid, part, 0.0) for part in (returns, advantages))
         known = replace(
             state,
             latents=_append(state.latents, latents, "latents"),

@@ -298,6 +298,8 @@ class PosteriorRule(AdaptationRule):
         check_range("n_explore", n_explore, 1, np.inf)
         check_range("std", std, 1e-3, 1.0)
         check_range("n_candidates", n_candidates, 2, np.inf)
+        if len(length_scales) < 1:
+            raise ValueError("expected at least one of length_scales, got none")
         stds = {"score_std": score_std, "noise_std": noise_std, "unlike_std": unlike_std}
         for name, value in {"length_scales": min(length_scales), **stds}.items():
             check_range(name, value, 1e-3, np.inf)
@@ -311,6 +313,16 @@ class PosteriorRule(AdaptationRule):
         self.score_std = score_std if prior is None else unlike_std
         self.noise_std = noise_std
         self.prior = prior
+
+    def start(self, prior_mean: Array, prior_log_std: Array) -> AdaptationState:
+        """Check the size of ``prior``'s latents and build the state, see ``AdaptationRule.start``."""
+        state = super().start(prior_mean, prior_log_std)
+        if self.prior is not None and self.prior.latents.shape[1] != state.mean.shape[1]:
+            raise ValueError(
+                f"expected a score prior of latents of {state.mean.shape[1]} dimensions, got one of"
+                f" {self.prior.latents.shape[1]}"
+            )
+        return state
 
     def propose(self, state: AdaptationState, n_episodes: int, rng: np.random.Generator) -> Array:
         """Choose the latents of the next round's episodes as the class describes, see ``AdaptationRule.propose``."""

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from sb3_maesn.common.adaptation.learners import Agent
-from sb3_maesn.common.adaptation.posterior import excess_over_floor, prior_points
+from sb3_maesn.common.adaptation.posterior import excess_over_floor, floor_and_solid_hit, prior_points, rounding_of
 from sb3_maesn.common.adaptation.rounds import play
 from sb3_maesn.common.adaptation.rule import worst_for_diverged
 from sb3_maesn.common.adaptation.score_prior import Array, ScorePrior, learn_score_prior
@@ -24,7 +24,8 @@ def score_prior_of(
     """Play the same latents in all tasks, and estimate the mean and the covariance of their scores.
 
     A score is the excess over the task's floor, divided by the larger of the task's best excess and the median of that
-    over tasks. In a native environment, tasks of the same dynamics share their episodes.
+    over tasks, which is at least the median of what would be a solid hit. In a native environment, tasks of the same
+    dynamics share their episodes.
 
     :param agent: agent that plays
     :param env: environment with the reward of adaptation
@@ -40,7 +41,9 @@ def score_prior_of(
     # one task at a time to save memory
     excess = np.stack([excess_over_floor(latents[None], row[None])[0] for row in returns])  # (J, N)
     best = excess.max(axis=1, keepdims=True)
-    typical = max(float(np.median(best)), 1e-12)
+    # where few tasks are solved, the best excess is mere nuisance
+    solid = np.concatenate([floor_and_solid_hit(latents[None], row[None])[1] for row in returns])  # (J, 1)
+    typical = max(float(np.median(part)) for part in (best, solid, rounding_of(returns), 1e-12))
     return learn_score_prior(latents, excess / np.maximum(best, typical), typical)
 
 
@@ -66,7 +69,7 @@ def _returns(
 def _as_each_task(env: MultiTaskVecEnv, rollout: Rollout, i: int, tasks: Sequence[Any]) -> Array:
     """Compute what the episodes of the rollout's i-th task return in each of the tasks of its group (n, N)."""
     if len(tasks) == 1:
-        return worst_for_diverged(rollout.returns.double().numpy(), rollout.valid)[i]
+        return worst_for_diverged(rollout.returns.numpy(), rollout.valid)[i]
     steps = (rollout.observations, rollout.actions, rollout.mask)
     observations, actions, mask = (part[:, i].double().numpy() for part in steps)
     returns = relabelled_returns(env.family, observations, actions, mask, np.stack(tasks), gamma=1.0)

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from sb3_maesn.common.adaptation.rounds import AdaptationResult, report_returns
+from sb3_maesn.common.adaptation.rounds import AdaptationResult, report_returns, report_success
 from sb3_maesn.common.global_seed import global_seed
 from sb3_maesn.common.trial_policy import Memory, TrialLstmPolicy
 from sb3_maesn.envs.multi_task import MultiTaskVecEnv
@@ -77,6 +77,7 @@ def _result(trials: Sequence[Trial], n_tasks: int) -> AdaptationResult:
         for rows in zip(*trials, strict=True)
     )
     returns = np.stack([report_returns(*of_round) for of_round in zip(returns, ~diverged, strict=True)])
+    success = np.stack([report_success(*of_round) for of_round in zip(success, ~diverged, strict=True)])
     lengths = np.where(diverged, 0.0, lengths)
     # a memory has no latent distribution, and there are no evaluation episodes
     nothing = np.zeros((*returns.shape[:2], 0))
