@@ -45,7 +45,7 @@ class RL2(TaskAlgorithm, RecurrentPPO):
     in the log as ``rollout/n_diverged``.
 
     An iteration runs ``meta_batch_size`` trials, each on a newly drawn training task. A run that is saved, loaded and
-    continued equals one that was never stopped.
+    continued equals one that was never stopped, on as many torch threads; their number changes results by rounding.
 
     :param policy: policy class, or its alias ``"MlpLstmPolicy"``; a class must derive from TrialLstmPolicy
     :param env: environment id of this package, Gymnasium environment with tasks, or VecEnv of such environments
