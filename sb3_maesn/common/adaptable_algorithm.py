@@ -160,8 +160,8 @@ class AdaptableAlgorithm(EpisodicAlgorithm):
         The first phase adapts what meta-training adapts: the latent distribution by ``rule``, or theta by the inner
         update in MAML. The second phase improves theta by ``n_policy_rounds`` trust-region policy-gradient steps.
 
-        :param env: environment with the task, as an id, a Gymnasium environment or a VecEnv, whose members keep the task
-            unless it is a native one; the model's own environment if None
+        :param env: environment with the task, as an id, a Gymnasium environment or a VecEnv, whose members keep the
+            task unless it is a native one; the model's own environment if None
         :param task: task to adapt to, any value that the environment's ``set_task`` accepts
         :param n_rounds: number of adaptation rounds in the first phase
         :param n_episodes: number of episodes in each round of both phases
