@@ -84,7 +84,8 @@ class MetaEvalCallback(BaseCallback):
         """Start a new record, or continue that of an earlier run in the same folder."""
         # early errors
         check_adaptable(self.model)
-        _sync_normalization(self.training_env, self.eval_env, getattr(self.model, "observes_rewards", False))
+        assert isinstance(self.model, AdaptableModel)
+        _sync_normalization(self.training_env, self.eval_env, self.model.observes_rewards)
         path = self._npz_path()
         if self.model.num_timesteps == 0:
             self.history, self.best_score, self.last_iteration = {}, -np.inf, -1
@@ -134,8 +135,8 @@ class MetaEvalCallback(BaseCallback):
         if iteration == self.last_iteration:
             return
         self.last_iteration = iteration
-        _sync_normalization(self.training_env, self.eval_env, getattr(self.model, "observes_rewards", False))
         assert isinstance(self.model, AdaptableModel)
+        _sync_normalization(self.training_env, self.eval_env, self.model.observes_rewards)
         result = evaluate_adaptation(
             self.model, self.eval_env, self.tasks, self.n_rounds, self.n_episodes, self.rule, self.eval_seed
         )

@@ -9,7 +9,7 @@ import os
 import socket
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from threading import Event, Thread
 
 import optuna
@@ -86,11 +86,10 @@ def _died_here(worker: str) -> bool:
     if os.name != "posix" or host != socket.gethostname() or not pid.isdecimal():
         return False
     try:
-        os.kill(int(pid), 0)  # sends no signal
+        with suppress(PermissionError):  # it lives, but is another user's
+            os.kill(int(pid), 0)  # sends no signal
     except ProcessLookupError:
         return True
-    except PermissionError:  # it lives, but is another user's
-        return False
     return False
 
 

@@ -167,7 +167,7 @@ def publication_files(publication: Publication) -> dict[str, bytes | Path]:
     :return: contents or paths by name in the repository
     """
     files, config = _model_files(publication)
-    files |= _settings(publication, config) | _results(publication) | dict(publication.files)
+    files |= _settings(publication) | _results(publication) | dict(publication.files)
     facts = CardFacts(
         repo_id=publication.repo_id,
         algorithm=config.algorithm,
@@ -241,10 +241,9 @@ def _model_files(publication: Publication) -> tuple[dict[str, bytes | Path], Che
     return {f"{publication.algo}-{file_name(publication.trained_on)}.zip": packed.getvalue(), **files}, config
 
 
-def _settings(publication: Publication, config: CheckpointConfig) -> dict[str, bytes | Path]:
+def _settings(publication: Publication) -> dict[str, bytes | Path]:
     """Make rl-zoo's three settings files, for a model without a run folder."""
-    entry = {"policy": config.policy, "policy_kwargs": config.policy_kwargs, **config.hyperparameters}
-    entry["n_timesteps"] = publication.model.num_timesteps
+    entry = {**publication.model.plain_settings(), "n_timesteps": publication.model.num_timesteps}
     args = {"algo": publication.algo, "env": publication.trained_on, "seed": publication.model.seed}
     contents = {"config.yml": entry, "args.yml": args, "env_kwargs.yml": {}}
     return {name: yaml.safe_dump(content, sort_keys=False).encode() for name, content in contents.items()}

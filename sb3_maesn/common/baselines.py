@@ -5,7 +5,7 @@ from functools import partial
 
 import torch as th
 
-from sb3_maesn.common.objectives import are_equal, steps_are_equal
+from sb3_maesn.common.objectives import are_equal, episode_mean, steps_are_equal
 from sb3_maesn.common.parallel import Workers, one_torch_thread
 from sb3_maesn.common.type_aliases import Rollout, TaskBatch
 
@@ -115,8 +115,7 @@ def mean_values(rollout: Rollout, discounted_returns: th.Tensor) -> th.Tensor:
     """
     if rollout.mask.shape[2] == 1:
         return th.zeros_like(discounted_returns)
-    count = rollout.mask.sum(dim=2, keepdim=True).clamp(min=1.0)  # (T, B, 1)
-    return (discounted_returns * rollout.mask).sum(dim=2, keepdim=True) / count * rollout.mask
+    return episode_mean(discounted_returns, rollout.mask) * rollout.mask
 
 
 def explained_variance(values: th.Tensor, returns: th.Tensor, mask: th.Tensor) -> float:

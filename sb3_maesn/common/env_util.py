@@ -132,18 +132,28 @@ def borrowed_env(
     :raises ValueError: if the id is unknown, or the environment has no tasks or an unknown horizon
     """
     venv = as_multi_task(env, n_envs, tasks)
-    native = venv.unwrapped
-    next_tasks = native.simulator.next_tasks.copy() if isinstance(native, BatchedTaskVecEnv) else None
     rewards = reward_normalizers(venv)
     try:
         for wrapper in rewards:
             wrapper.norm_reward = norm_reward
-        with frozen_statistics(venv):
+        with frozen_statistics(venv), _kept_tasks(venv):
             yield venv
     finally:
         for wrapper in rewards:
             wrapper.norm_reward = True
-        if isinstance(native, BatchedTaskVecEnv) and next_tasks is not None:
-            native.simulator.next_tasks[:] = next_tasks
         if isinstance(env, str):
             venv.close()
+
+
+@contextmanager
+def _kept_tasks(venv: VecEnv) -> Iterator[None]:
+    """Give the members of a native VecEnv their next tasks back after the body; others do not tell theirs."""
+    native = venv.unwrapped
+    if not isinstance(native, BatchedTaskVecEnv):
+        yield
+        return
+    before = native.simulator.next_tasks.copy()
+    try:
+        yield
+    finally:
+        native.simulator.next_tasks[:] = before

@@ -20,6 +20,16 @@ def task_mean(values: th.Tensor, mask: th.Tensor) -> th.Tensor:
     return ((values * mask).sum(dim=(0, 2)) / mask.sum(dim=(0, 2)).clamp(min=1.0)).mean()
 
 
+def episode_mean(values: th.Tensor, mask: th.Tensor) -> th.Tensor:
+    """Compute the mean over a task's episodes at each step.
+
+    :param values: values of the steps (T, B, K)
+    :param mask: mask of the steps (T, B, K)
+    :return: means, zero where no episode is valid (T, B, 1)
+    """
+    return (values * mask).sum(dim=2, keepdim=True) / mask.sum(dim=2, keepdim=True).clamp(min=1.0)
+
+
 def steps_are_equal(values: th.Tensor, mask: th.Tensor) -> th.Tensor:
     """Tell for which tasks the values of all valid episodes are the same at every step, up to rounding.
 
@@ -29,10 +39,10 @@ def steps_are_equal(values: th.Tensor, mask: th.Tensor) -> th.Tensor:
     :param mask: mask of the steps (T, B, K)
     :return: booleans (1, B, 1)
     """
-    count = mask.sum(dim=2, keepdim=True)  # (T, B, 1)
-    mean = (values * mask).sum(dim=2, keepdim=True) / count.clamp(min=1.0)
-    deviation = ((values - mean) * mask).abs().amax(dim=(0, 2), keepdim=True)  # (1, B, 1)
-    return (deviation <= EQUAL_VALUES * (values * mask).abs().amax(dim=(0, 2), keepdim=True)) & (count[:1] > 1.0)
+    deviation, scale = (
+        (part * mask).abs().amax(dim=(0, 2), keepdim=True) for part in (values - episode_mean(values, mask), values)
+    )  # (1, B, 1)
+    return (deviation <= EQUAL_VALUES * scale) & (mask[:1].sum(dim=2, keepdim=True) > 1.0)
 
 
 def normalise_steps(advantages: th.Tensor, mask: th.Tensor, eps: float = 1e-8) -> th.Tensor:

@@ -84,6 +84,7 @@ class TrialVecEnv(MultiTaskVecEnv):
         train, validation, test = (env._task_sets[name] for name in SPLITS)
         super().__init__(env, n_episodes * env.horizon, train, validation, test, task_adapter=env.task_adapter)
         self.single = env
+        self._normalizers = normalizers(env)
         self.n_episodes = n_episodes
         self._trial_tasks = None if split is None else self.task_set(split)
         self._rng = np.random.default_rng()
@@ -147,7 +148,7 @@ class TrialVecEnv(MultiTaskVecEnv):
         before = rewards
         rewards = self._penalise(rewards, diverged)
         # returns are those of the members, like a monitor's
-        normalizing = [wrapper for wrapper in normalizers(self.single) if wrapper.norm_reward]
+        normalizing = [wrapper for wrapper in self._normalizers if wrapper.norm_reward]
         earned = rewards if not normalizing else normalizing[-1].get_original_reward() + (rewards - before)
         over = self._note_step(earned, ended, diverged, infos)
         for member in np.flatnonzero(over).tolist():

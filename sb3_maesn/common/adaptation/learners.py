@@ -64,8 +64,8 @@ class Agent(NamedTuple):
         :param rollout: episodes
         :return: the rollout with its advantages
         """
-        few = rollout.rewards.shape[2] < self.min_baseline_episodes
-        return estimate_advantages(rollout, self.gamma, self.gae_lambda, mean_values if few else self.value_function)
+        value_function = mean_values if self._is_small(rollout) else self.value_function
+        return estimate_advantages(rollout, self.gamma, self.gae_lambda, value_function)
 
     def episode_advantages(self, batch: TaskBatch) -> Array:
         """Compute the advantages of whole episodes, as an update of the latent distributions needs them.
@@ -74,9 +74,13 @@ class Agent(NamedTuple):
         :return: discounted returns beyond the baseline, or, so that small rounds can be compared with each other, the
             plain discounted returns of a round that is too small to fit it (B, K)
         """
-        few = batch.advantages.shape[2] < self.min_baseline_episodes
-        advantages: Array = (batch.discounted_returns[0] if few else batch.episode_advantages).double().numpy()
+        small = self._is_small(batch.rollout)
+        advantages: Array = (batch.discounted_returns[0] if small else batch.episode_advantages).double().numpy()
         return advantages
+
+    def _is_small(self, rollout: Rollout) -> bool:
+        """Tell whether a round has too few episodes to fit the baseline to them."""
+        return rollout.rewards.shape[2] < self.min_baseline_episodes
 
 
 class Round(NamedTuple):
